@@ -1,0 +1,25 @@
+"""sckit: what masked pretraining on single-cell counts really gives, beside cheap baselines and a replicate ceiling."""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_API = {
+    "prepare": "sckit.store",
+    "open_store": "sckit.store",
+    "pretrain": "sckit.train",
+    "load_model": "sckit.train",
+    "evaluate": "sckit.evaluate",
+    "embed": "sckit.evaluate",
+}
+
+__all__ = ["__version__", "embed", "evaluate", "load_model", "open_store", "prepare", "pretrain"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the function on first use, so that `import sckit` and `sckit --help` stay fast."""
+    if name in _API:
+        return getattr(import_module(_API[name]), name)
+    message = f"module 'sckit' has no attribute {name!r}"
+    raise AttributeError(message)

@@ -1,0 +1,19 @@
+"""The errors a user can cause. The command line prints their one sentence and exits with `exit_code`."""
+
+
+class SckitError(Exception):
+    """Base class: what is wrong, what was found, what was wanted, what to do; one sentence."""
+
+    exit_code = 1
+
+
+class DataError(SckitError):
+    """The data are not what they should be: not counts, truncated, empty, nothing in common."""
+
+    exit_code = 1
+
+
+class ConfigError(SckitError):
+    """An option is outside its range or contradicts another one."""
+
+    exit_code = 2
