@@ -1,0 +1,188 @@
+"""Attention within packed cells: checks, choice of the engine, and one registered operator with its gradient.
+
+Every query of a cell sees the first `keys` tokens of its cell and itself. `keys` equal to the length is full attention;
+`keys` equal to the number of visible tokens makes the hidden ones queries only.
+"""
+
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sckit.kernels.attention_plan import TILE, AttentionPlan, build_plan, check_cells, plan_attention
+from sckit.kernels.attention_reference import attention_reference
+
+__all__ = ["AttentionPlan", "attention", "choose_engine", "plan_attention"]
+
+ENGINES = ("auto", "reference", "numba", "triton")
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: Tensor | None = None,
+    keys: Tensor | None = None,
+    *,
+    engine: str = "auto",
+    plan: AttentionPlan | None = None,
+) -> Tensor:
+    """Attend within cells: softmax(q k' / sqrt(D)) v over the first keys[c] tokens of the cell and the query itself.
+
+    Shapes: q, k, v and the result [T, H, D] of one dtype; offsets [C + 1] int32 or int64, cell c being the tokens
+    offsets[c]:offsets[c + 1]; keys [C] integers, None for the length of each cell. `plan`, made once a batch by
+    `plan_attention(offsets, keys)`, takes the place of both and spares every layer the sorting. Differentiable in q, k
+    and v.
+
+    q, k and v may be strided views, such as the slices of one [T, 3, H, D] projection: only the last dimension has to
+    be contiguous, and is made so by a copy where it is not.
+
+    engine: "reference" (plain torch, any float dtype), "numba" (CPU, float32), "triton" (GPU; float16, bfloat16 or
+    float32 in, float32 sums), or "auto", which is `choose_engine` for the tensors' device and dtype.
+    Raises ValueError for wrong shapes, offsets or keys, and for an engine that cannot run these tensors.
+    """
+    _check_tensors(q, k, v)
+    if (offsets is None) == (plan is None):
+        message = "attention needs either offsets (and perhaps keys) or plan=plan_attention(offsets, keys)."
+        raise ValueError(message)
+    if engine == "auto":
+        engine, _ = choose_engine(q.device, q.dtype)
+    _check_engine(engine, q)
+    if plan is None:
+        plan = AttentionPlan(*torch.ops.sckit.attention_plan(offsets, keys, q.shape[0]))
+    if plan.query_tiles.shape[0] != q.shape[0] // TILE + plan.cells.shape[0]:
+        message = f"the plan is not of this batch of {q.shape[0]} tokens."
+        raise ValueError(message)
+    plan = plan.to(q.device)
+    if engine == "reference":
+        return attention_reference(q, k, v, plan.cells)
+    return torch.ops.sckit.attention_forward(q, k, v, *plan, engine)[0]
+
+
+def choose_engine(device: torch.device | str, dtype: torch.dtype) -> tuple[str, str]:
+    """Return the engine that "auto" takes for tensors of this device and dtype, and the reason in words."""
+    kind = torch.device(device).type
+    if kind == "cpu" and dtype == torch.float32 and find_spec("sckit.kernels.attention_numba"):
+        return "numba", "CPU, float32: compiled vector tiles"
+    if kind == "cpu":
+        return "reference", f"CPU, {dtype}: the compiled engine takes float32 only"
+    if dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        return "reference", f"{kind}, {dtype}: the Triton engine takes float16, bfloat16 and float32"
+    if kind != "cuda" or find_spec("triton") is None:
+        return "reference", f"{kind}: no Triton for this device here"
+    return "triton", f"{'HIP' if torch.version.hip else 'CUDA'} device, {dtype} with float32 sums"
+
+
+def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
+    if q.ndim != 3 or k.shape != q.shape or v.shape != q.shape:
+        message = f"q, k and v must share one shape [T, H, D], got {[tuple(part.shape) for part in (q, k, v)]}."
+        raise ValueError(message)
+    if not q.dtype.is_floating_point or k.dtype != q.dtype or v.dtype != q.dtype:
+        message = f"q, k and v must share one floating dtype, got {q.dtype}, {k.dtype} and {v.dtype}."
+        raise ValueError(message)
+    if k.device != q.device or v.device != q.device:
+        message = f"q, k and v must lie on one device, got {q.device}, {k.device} and {v.device}."
+        raise ValueError(message)
+
+
+def _check_engine(engine: str, q: Tensor) -> None:
+    if engine not in ENGINES:
+        message = f"engine must be one of {', '.join(ENGINES)}, got {engine!r}."
+        raise ValueError(message)
+    if engine == "numba" and (q.device.type != "cpu" or q.dtype != torch.float32):
+        message = f"engine 'numba' takes CPU tensors of float32, got {q.dtype} on {q.device}; use engine='auto'."
+        raise ValueError(message)
+    if engine == "triton" and q.device.type == "cpu" and not _kernels("triton").interpreted():
+        message = (
+            "engine 'triton' needs GPU tensors, or TRITON_INTERPRET=1 set before the first import of Triton kernels."
+        )
+        raise ValueError(message)
+    if engine == "triton" and q.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        message = f"engine 'triton' takes float16, bfloat16 or float32, got {q.dtype}; use engine='reference'."
+        raise ValueError(message)
+    if engine != "reference" and (q.shape[-1] % 8 or not 8 <= q.shape[-1] <= 128):
+        message = f"engine {engine!r} takes head widths that are multiples of 8 up to 128, got {q.shape[-1]}."
+        raise ValueError(message)
+
+
+def _kernels(engine: str) -> ModuleType:
+    """Import an engine when it is first used: compilers are slow to load and not everywhere installed."""
+    return import_module(f"sckit.kernels.attention_{engine}")
+
+
+# One operator each for plan, forward and backward, so that torch.compile sees three opaque calls of known shapes.
+torch.library.define(
+    "sckit::attention_plan", "(Tensor offsets, Tensor? keys, SymInt tokens) -> (Tensor, Tensor, Tensor)"
+)
+torch.library.define(
+    "sckit::attention_forward",
+    "(Tensor q, Tensor k, Tensor v, Tensor cells, Tensor query_tiles, Tensor key_tiles, str engine)"
+    " -> (Tensor, Tensor)",
+)
+torch.library.define(
+    "sckit::attention_backward",
+    "(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor cells, Tensor query_tiles,"
+    " Tensor key_tiles, str engine) -> (Tensor, Tensor, Tensor)",
+)
+
+
+@torch.library.impl("sckit::attention_plan", "CompositeExplicitAutograd")
+def _plan(offsets: Tensor, keys: Tensor | None, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+    check_cells(offsets, keys)
+    if int(offsets[-1]) != tokens:
+        message = f"offsets must end with the number of tokens, {tokens}, got {int(offsets[-1])}."
+        raise ValueError(message)
+    return build_plan(offsets, keys, tokens)
+
+
+@torch.library.register_fake("sckit::attention_plan")
+def _plan_fake(offsets: Tensor, _keys: Tensor | None, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+    cells = offsets.shape[0] - 1
+    tiles = tokens // TILE + cells
+    empty = partial(offsets.new_empty, dtype=torch.int32)
+    return empty((cells, 3)), empty((tiles, 4)), empty((tiles, 4))
+
+
+@torch.library.impl("sckit::attention_forward", "CompositeExplicitAutograd")
+def _forward(q: Tensor, k: Tensor, v: Tensor, *plan_and_engine: Any) -> tuple[Tensor, Tensor]:
+    *plan, engine = plan_and_engine
+    return _kernels(engine).attention_forward(*(_rows(part) for part in (q, k, v)), AttentionPlan(*plan))
+
+
+@torch.library.register_fake("sckit::attention_forward")
+def _forward_fake(q: Tensor, _k: Tensor, _v: Tensor, *_plan_and_engine: Any) -> tuple[Tensor, Tensor]:
+    return q.new_empty(q.shape), q.new_empty(q.shape[1], q.shape[0], dtype=torch.float32)
+
+
+@torch.library.impl("sckit::attention_backward", "CompositeExplicitAutograd")
+def _backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    out, lse, *plan, engine = rest
+    tensors = [_rows(part) for part in (grad, q, k, v)]
+    return _kernels(engine).attention_backward(*tensors, out, lse, AttentionPlan(*plan))
+
+
+@torch.library.register_fake("sckit::attention_backward")
+def _backward_fake(_grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _rows(part: Tensor) -> Tensor:
+    """Return the tensor with a contiguous last dimension, which is all that the engines ask for."""
+    return part if part.stride(-1) == 1 else part.contiguous()
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, engine = inputs
+    ctx.save_for_backward(*tensors[:3], *output, *tensors[3:])
+    ctx.engine = engine
+
+
+def _gradient(ctx: Any, grad: Tensor, _grad_lse: Tensor) -> tuple[Tensor | None, ...]:
+    return *torch.ops.sckit.attention_backward(grad, *ctx.saved_tensors, ctx.engine), None, None, None, None
+
+
+torch.library.register_autograd("sckit::attention_forward", _gradient, setup_context=_save)
