@@ -1,0 +1,226 @@
+"""The lean model, top to bottom: the closed forms as a starting point, and attention that has to add to them.
+
+    prediction[i] = linear(g, cell) + <w0 + w[g], h_i>
+
+The linear part is initialised from the closed forms and `w0`, `w` at zero, so that before the first step the model is
+the best closed form to rounding. h_i is the token's state after pre-norm blocks of attention within the cell and a
+gated MLP. What is known of a whole cell (depth, components, total, factors) is projected once and added to each of its
+tokens: the same as a cell token that everybody attends to, without a token more to pack.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sckit.baselines import ClosedForms
+from sckit.batch import Batch
+from sckit.config import ModelConfig
+from sckit.kernels.attention import AttentionPlan, attention, plan_attention
+
+VALUE_RANGE = 9.25  # log1p(1e4): a gene that holds all counts of its cell
+_CELL_EXTRAS = 5  # depth, total, whether the total is known, whether the context is visible only, log visible
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A batch as tensors on one device; letters as in `Batch`."""
+
+    genes: Tensor  # int64 [T]
+    values: Tensor  # float32 [T], 0 where hidden
+    hidden: Tensor  # bool [T]
+    cell: Tensor  # int64 [T], position of the token's cell
+    in_context: Tensor  # float32 [T], 1 where the token's identity is known to its cell
+    targets: Tensor  # int64 [M]
+    truth: Tensor  # float32 [M]
+    log_detected: Tensor  # float32 [C]
+    log_total: Tensor  # float32 [C], NaN where unknown
+    plan: AttentionPlan
+    visible_only: bool
+
+    @classmethod
+    def of(cls, batch: Batch, device: torch.device) -> "Tokens":
+        """Copy a batch to the device and plan its attention once for all layers."""
+        cell = batch.cell_of_token
+        position = np.arange(len(cell)) - batch.offsets[cell]
+        arrays = {
+            "genes": batch.genes.astype(np.int64),
+            "values": batch.values,
+            "hidden": batch.hidden,
+            "cell": cell,
+            "in_context": (position < batch.keys[cell]).astype(np.float32),
+            "targets": batch.targets,
+            "truth": batch.truth,
+            "log_detected": np.log(np.maximum(batch.n_detected, 1)).astype(np.float32),
+            "log_total": batch.log_total.astype(np.float32),
+        }
+        tensors = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+        plan = plan_attention(torch.from_numpy(batch.offsets), torch.from_numpy(batch.keys)).to(device)
+        return cls(**tensors, plan=plan, visible_only=batch.context == "visible")
+
+
+class Linear(nn.Module):
+    """The closed forms as a trainable module; `ClosedForms` says what each array is."""
+
+    def __init__(self, forms: ClosedForms) -> None:
+        super().__init__()
+        for name in ("gene_mean", "axes", "ridge", "total", "loadings"):
+            setattr(self, name, nn.Parameter(_float32(getattr(forms, name))))
+        for name in ("origin", "noise", "trust", "scales"):
+            self.register_buffer(name, _float32(getattr(forms, name)))
+
+    def cell_state(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """x [C, F] and t [C] as in `ClosedForms.features`, by sums over the context tokens."""
+        cells = len(tokens.log_detected)
+        known = F.embedding(tokens.genes, self.axes) * tokens.in_context[:, None]  # [T, K]
+        components = known.new_zeros(cells, known.shape[1]).index_add(0, tokens.cell, known) - self.origin
+        depth = (tokens.log_detected - self.scales[0]) / self.scales[1]
+        x = torch.cat([torch.ones_like(depth)[:, None], depth[:, None], components], 1)
+        return x, (tokens.log_total - self.scales[2]) / self.scales[3]
+
+    def forward(self, genes: Tensor, cell: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """Detection + total ridge of genes [N] in cells [N]; the detection ridge where the total is unknown."""
+        known = torch.isfinite(t)
+        full = torch.cat([x, torch.where(known, t, 0.0)[:, None]], 1)
+        with_total = (F.embedding(genes, self.total) * full[cell]).sum(1)
+        without = (F.embedding(genes, self.ridge) * x[cell]).sum(1)
+        return torch.where(known[cell], with_total, without)
+
+    def factors(self, tokens: Tokens, residual: Tensor) -> Tensor:
+        """Trusted posterior means [C, J] of the value factors; residual [T] is zero at hidden tokens."""
+        loadings = F.embedding(tokens.genes, self.loadings.detach())  # [T, J]
+        weighted = loadings * ((~tokens.hidden) / self.noise[tokens.genes])[:, None]
+        count, size = len(tokens.log_detected), loadings.shape[1]
+        outer = (weighted[:, :, None] * loadings[:, None, :]).flatten(1)
+        precision = outer.new_zeros(count, size * size).index_add(0, tokens.cell, outer).view(count, size, size)
+        moment = weighted.new_zeros(count, size).index_add(0, tokens.cell, weighted * residual[:, None])
+        identity = torch.eye(size, device=loadings.device)
+        return torch.linalg.solve(precision + identity, moment[..., None])[..., 0] * self.trust
+
+
+class Block(nn.Module):
+    """Pre-norm attention within the cell, then a gated MLP."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.heads = config.heads
+        self.attention_norm, self.mlp_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        self.gate_up = nn.Linear(width, 4 * width, bias=False)
+        self.down = nn.Linear(2 * width, width, bias=False)
+
+    def forward(self, h: Tensor, plan: AttentionPlan, engine: str, keep: Tensor | None = None) -> Tensor:
+        """States [T, E] -> [T, E], or [M, E] of the tokens to keep: the last block owes nothing to the others."""
+        q, k, v = self.qkv(self.attention_norm(h)).view(len(h), 3, self.heads, -1).unbind(1)  # [T, H, D] each
+        mixed = attention(q, k, v, plan=plan, engine=engine).flatten(1)  # [T, E]
+        if keep is not None:
+            h, mixed = h[keep], mixed[keep]
+        h = h + self.out(mixed)
+        gate, up = self.gate_up(self.mlp_norm(h)).chunk(2, -1)
+        return h + self.down(F.silu(gate) * up)
+
+
+class Model(nn.Module):
+    """Predicts the value of a hidden detected gene from its cell; G genes, width E."""
+
+    def __init__(self, config: ModelConfig, forms: ClosedForms, *, seed: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        self.engine = "auto"
+        width, genes = config.width, len(forms.axes)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.linear = Linear(forms)
+            self.gene = nn.Embedding(genes, width)
+            self.curve = nn.Parameter(torch.randn(config.knots, width, generator=generator) * 0.02)
+            self.surprise = nn.Parameter(torch.randn(width, generator=generator) * 0.5)
+            self.marker = nn.Parameter(torch.randn(width, generator=generator) * 0.5)
+            self.cell = nn.Linear(_CELL_EXTRAS + forms.axes.shape[1] + forms.loadings.shape[1], width)
+            self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+            self.norm = nn.LayerNorm(width)
+            self.head = nn.Embedding(genes, width)
+            self.shared_head = nn.Parameter(torch.zeros(width))
+        nn.init.zeros_(self.head.weight)
+        with torch.no_grad():
+            self.gene.weight.copy_(_gene_vectors(forms, width, generator))
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """Predicted values of the targets, float32 [M], in log1p of counts per 10,000."""
+        base, h = self._states(tokens, tokens.targets)
+        genes = tokens.genes[tokens.targets]
+        return base + (h.float() * (self.shared_head + F.embedding(genes, self.head.weight))).sum(1)
+
+    def embed(self, tokens: Tokens) -> Tensor:
+        """Mean final state of each cell's tokens, float32 [C, E]."""
+        _, h = self._states(tokens, None)
+        sums = torch.zeros(len(tokens.log_detected), h.shape[1], device=h.device).index_add(0, tokens.cell, h.float())
+        return sums / torch.bincount(tokens.cell, minlength=len(sums)).clamp(min=1)[:, None]
+
+    def _states(self, tokens: Tokens, keep: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The linear prediction [M] and the normalised final states [M, E] of the tokens to keep (None: all T)."""
+        with torch.autocast(tokens.values.device.type, enabled=False):
+            base, residual, state = self._cells(tokens, keep)
+            h = F.embedding(tokens.genes, self.gene.weight) + self.cell(state)[tokens.cell]
+            seen = self._curve(tokens.values) + residual[:, None] * self.surprise
+            h = h + torch.where(tokens.hidden[:, None], self.marker, seen)
+        for i, block in enumerate(self.blocks):
+            last = i == len(self.blocks) - 1
+            h = block(h, tokens.plan, self.engine, keep if last else None)
+        if not self.blocks and keep is not None:
+            h = h[keep]
+        return base, self.norm(h)
+
+    def _cells(self, tokens: Tokens, keep: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Linear prediction of the tokens to keep, residual [T] of the visible ones, what is known of each cell [C, S]."""
+        targets = slice(None) if keep is None else keep
+        genes, cell = tokens.genes[targets], tokens.cell[targets]
+        x, t = self.linear.cell_state(tokens)
+        known = torch.isfinite(t).float()
+        extras = torch.stack([x[:, 1], torch.where(known > 0, t, 0.0), known, torch.zeros_like(t), torch.zeros_like(t)], 1)
+        if tokens.visible_only:
+            # Nothing of the detection set may pass: the linear part is the gene mean, the cell is its visible count.
+            mean = F.embedding(tokens.genes, self.linear.gene_mean[:, None])[:, 0]
+            residual = torch.where(tokens.hidden, 0.0, tokens.values - mean)
+            state = x.new_zeros(len(x), self.cell.in_features)
+            state[:, 3] = 1.0
+            state[:, 4] = tokens.log_detected / 10
+            return mean[targets], residual, state
+        with torch.no_grad():
+            expected = self.linear(tokens.genes, tokens.cell, x, t)
+            residual = torch.where(tokens.hidden, 0.0, tokens.values - expected)
+            factors = self.linear.factors(tokens, residual)
+        base = self.linear(genes, cell, x, t) + (F.embedding(genes, self.linear.loadings) * factors[cell]).sum(1)
+        return base, residual, torch.cat([extras, x[:, 2:], factors], 1)
+
+    def _curve(self, values: Tensor) -> Tensor:
+        """Piecewise-linear embedding of values [T] -> [T, E]: two rows of a table and a weight."""
+        at = (values / VALUE_RANGE).clamp(0, 1) * (self.config.knots - 1)
+        low = at.long().clamp(max=self.config.knots - 2)
+        share = (at - low)[:, None]
+        return torch.lerp(F.embedding(low, self.curve), F.embedding(low + 1, self.curve), share)
+
+
+def without_warm_start(forms: ClosedForms) -> ClosedForms:
+    """The same shapes with nothing but the gene means: the starting point of the ablation."""
+    ridge, total = np.zeros_like(forms.ridge), np.zeros_like(forms.total)
+    ridge[:, 0] = total[:, 0] = forms.gene_mean
+    cleared = {"ridge": ridge, "total": total, "loadings": np.zeros_like(forms.loadings)}
+    return ClosedForms(**{**forms.arrays(), **cleared})
+
+
+def _gene_vectors(forms: ClosedForms, width: int, generator: torch.Generator) -> Tensor:
+    """Start of the gene embedding, [G, E]: a random projection of what the closed forms know of each gene, and noise."""
+    known = np.column_stack([forms.ridge, forms.total[:, -1], forms.axes, forms.loadings])
+    known = (known - known.mean(0)) / (known.std(0) + 1e-9)
+    projection = torch.randn(known.shape[1], width, generator=generator) / known.shape[1] ** 0.5
+    noise = torch.randn(len(known), width, generator=generator)
+    return 0.5 * (_float32(known).clamp(-4, 4) @ projection) + 0.25 * noise
+
+
+def _float32(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))

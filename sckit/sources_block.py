@@ -1,0 +1,209 @@
+"""What a reader hands over: blocks of whole-number counts (CSR), the gene table, and the checks every reader shares."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+
+from sckit.errors import DataError
+
+LARGEST_COUNT = 2**32 - 1
+CELLS_PER_BLOCK = 4096
+
+ENSEMBL = re.compile(r"ENS[A-Z]*G\d{6,}")
+_ID_COLUMNS = ("feature_id", "gene_ids", "gene_id", "ensembl_id", "ensembl", "id", "var_id")
+_SYMBOL_COLUMNS = ("feature_name", "gene_symbol", "gene_symbols", "gene_name", "gene_names", "symbol", "name")
+
+
+@dataclass(frozen=True)
+class GeneTable:
+    """The genes of one source, in file order."""
+
+    ids: np.ndarray
+    """[G] str: gene ids as the file gives them (Ensembl, with or without version), "" where it gives none."""
+    symbols: np.ndarray
+    """[G] str: gene symbols; the id where the file gives no symbols."""
+
+    def __len__(self) -> int:
+        return len(self.symbols)
+
+
+@dataclass(frozen=True)
+class CountsBlock:
+    """Consecutive cells of one source: CSR of whole-number counts, without stored zeros or repeated entries."""
+
+    indptr: np.ndarray
+    """[C + 1] int64."""
+    genes: np.ndarray
+    """[nnz] int32: rows of the source's gene table, rising within a cell."""
+    counts: np.ndarray
+    """[nnz] uint32, all >= 1."""
+    obs: pd.DataFrame
+    """C rows; the index holds the cell ids (barcodes)."""
+
+    def per_cell(self, weights: np.ndarray) -> np.ndarray:
+        """Sum of `weights` [nnz] over the entries of each cell: [C] float64, exact for whole numbers below 2**53."""
+        n_cells = len(self.indptr) - 1
+        return np.bincount(cell_of_entry(self.indptr), weights=weights, minlength=n_cells)
+
+
+class Source:
+    """One input, read block by block. A reader sets the fields in its `__init__` and implements `_read`."""
+
+    unit: ClassVar[str] = "the matrix"
+
+    def __init__(self, path: Path, genes: GeneTable, obs: pd.DataFrame, *, columns: np.ndarray | None = None) -> None:
+        """Keep what was read so far; `columns` [F] int32 maps the file's features to genes, -1 for those left out."""
+        self.path = path
+        self.genes = genes
+        self.obs = obs
+        self.dropped: dict[str, int] = {}
+        """Features that were left out, by reason."""
+        self.totals: np.ndarray | None = None
+        """[C] int64: total counts of a cell where the file knows more genes than it holds, else None."""
+        self.remedy = ""
+        """What to try when the values turn out not to be counts."""
+        self._columns = np.arange(len(genes), dtype=np.int32) if columns is None else columns
+        if not len(obs) or not len(genes):
+            msg = f"{path} is empty: it holds {len(obs)} cells and {len(genes)} genes, and at least one of each is needed."
+            raise DataError(msg)
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells."""
+        return len(self.obs)
+
+    def blocks(self, *, cells_per_block: int = CELLS_PER_BLOCK, start: int = 0) -> Iterator[CountsBlock]:
+        """Yield the cells from `start` on, in order, `cells_per_block` at a time.
+
+        Raises `DataError` when a value is not a count or the file cannot be read to its end.
+        """
+        with readable(self.path), self._opened() as handle:
+            for first in range(start, self.n_cells, cells_per_block):
+                last = min(first + cells_per_block, self.n_cells)
+                yield self._block(first, *self._read(handle, first, last))
+
+    def _opened(self) -> AbstractContextManager[Any]:
+        """Context in which `_read` may be called; its value is handed to `_read`."""
+        return nullcontext()
+
+    def _read(self, handle: Any, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Cells first..last as (indptr [C + 1], features [nnz], values [nnz]), in the file's own features and dtype."""
+        raise NotImplementedError
+
+    def _block(self, first: int, indptr: np.ndarray, features: np.ndarray, values: np.ndarray) -> CountsBlock:
+        indptr = indptr.astype(np.int64, copy=False)
+        if len(features) and not 0 <= int(features.min()) <= int(features.max()) < len(self._columns):
+            msg = f"{self.path} is corrupt: it has {len(self._columns)} features but an entry names number {features.max()}."
+            raise DataError(msg)
+        genes = self._columns[features]
+        obs = self.obs.iloc[first : first + len(indptr) - 1]
+        counts = self._whole_counts(values, indptr, obs.index)
+        return CountsBlock(*tidy(indptr, genes, counts), obs)
+
+    def _whole_counts(self, values: np.ndarray, indptr: np.ndarray, cells: Sequence[Any] | pd.Index) -> np.ndarray:
+        good = (values >= 0) & (values <= LARGEST_COUNT)  # NaN is neither
+        if values.dtype.kind == "f":
+            good &= values == np.rint(values)
+        if not good.all():
+            entry = int(np.argmin(good))
+            cell = cells[int(np.searchsorted(indptr, entry, side="right")) - 1]
+            msg = (
+                f"Cell {cell!r} of {self.path} holds {values[entry]:g} in {self.unit}, "
+                f"but counts must be whole numbers and not negative{self.remedy}."
+            )
+            raise DataError(msg)
+        return values.astype(np.uint32)
+
+
+def cell_of_entry(indptr: np.ndarray) -> np.ndarray:
+    """Row of every stored entry: [nnz] int64."""
+    return np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
+
+
+def tidy(indptr: np.ndarray, genes: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Drop zeros and genes below 0, sort the genes of each cell and sum repeated ones.
+
+    Takes and gives CSR: indptr [C + 1] int64, genes [nnz] int32, counts [nnz] uint32.
+    """
+    n_cells = len(indptr) - 1
+    keep = (counts > 0) & (genes >= 0)
+    if not keep.all():
+        kept_before = np.concatenate(([0], np.cumsum(keep)))  # [nnz + 1]
+        indptr, genes, counts = kept_before[indptr], genes[keep], counts[keep]
+    falls = np.diff(genes) <= 0  # [nnz - 1]
+    starts = indptr[1:-1]
+    falls[starts[(starts > 0) & (starts < len(genes))] - 1] = False  # the step from one cell to the next may fall
+    if not falls.any():
+        return indptr, genes, counts
+    cells = cell_of_entry(indptr)
+    order = np.lexsort((genes, cells))
+    genes, counts = genes[order], counts[order]  # cells is unchanged by the sort: it was sorted already
+    first = np.ones(len(genes), dtype=bool)
+    first[1:] = (genes[1:] != genes[:-1]) | (cells[1:] != cells[:-1])
+    summed = np.add.reduceat(counts.astype(np.uint64), np.flatnonzero(first))
+    indptr = np.concatenate(([0], np.cumsum(np.bincount(cells[first], minlength=n_cells))))
+    return indptr, genes[first], summed.astype(np.uint32)
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turn what h5py, gzip and the text parser say about a broken file into one sentence."""
+    try:
+        yield
+    except DataError:
+        raise
+    except FileNotFoundError as error:
+        msg = f"{error.filename or path} does not exist; give the path of an .h5, .h5ad, mtx folder or SOMA experiment."
+        raise DataError(msg) from error
+    except (OSError, EOFError, zlib.error, KeyError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        msg = (
+            f"{path} cannot be read, it is truncated, corrupt or of another format ({reason}); copy or export it again."
+        )
+        raise DataError(msg) from error
+
+
+def strings(values: Any) -> np.ndarray:
+    """[N] str objects from bytes, str, categories or numbers; missing values become ""."""
+    found = np.asarray(values, dtype=object)
+    if all(type(value) is str for value in found):
+        return found
+    text = [
+        value.decode() if isinstance(value, bytes) else "" if value is None or value != value else str(value)
+        for value in found
+    ]
+    return np.array(text, dtype=object)
+
+
+def gene_table(var: pd.DataFrame) -> GeneTable:
+    """Find ids and symbols among the index and the columns of a `var` table.
+
+    Ids come from the first usual column, else the index, in which at least half of the entries are Ensembl gene ids;
+    symbols from the first usual column that is something else, else the index, else the ids.
+    """
+    index = strings(var.index)
+    ids = np.full(len(index), "", dtype=object)
+    for candidate in [*(strings(var[name]) for name in _ID_COLUMNS if name in var), index]:
+        if mostly_ensembl(candidate):
+            ids = candidate
+            break
+    symbols = index
+    for candidate in [strings(var[name]) for name in _SYMBOL_COLUMNS if name in var]:
+        if not mostly_ensembl(candidate):
+            symbols = np.where(candidate == "", index, candidate)
+            break
+    return GeneTable(ids=ids, symbols=symbols)
+
+
+def mostly_ensembl(names: np.ndarray) -> bool:
+    """Whether at least half of the names are Ensembl gene ids."""
+    return 2 * sum(ENSEMBL.match(name) is not None for name in names) >= max(len(names), 1)

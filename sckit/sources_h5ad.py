@@ -1,0 +1,185 @@
+"""Readers of .h5ad files (today's layout and the old one) and of the PBMC sample that ships inside scanpy."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+
+from sckit.errors import DataError
+from sckit.sources_block import Source, gene_table, readable, strings
+from sckit.sources_spool import CellSpool, Chunk
+
+_DENSE_BYTES = 32 * 2**20
+_ENTRIES_PER_CHUNK = 2**21
+
+
+class H5ad(Source):
+    """X, one layer or raw of an .h5ad file: CSR, CSC or dense."""
+
+    def __init__(self, path: Path, *, layer: str | None = None, raw: bool = False) -> None:
+        """Read genes and obs; the matrix itself stays on disk."""
+        with readable(path), h5py.File(path) as file:
+            self.key, var_key = _matrix_key(file, path, layer=layer, raw=raw)
+            self.unit = {"X": "X", "raw/X": "raw", "raw.X": "raw"}.get(self.key, f"layer {layer!r}")
+            matrix = file[self.key]
+            self._encoding = _encoding(matrix)
+            shape = matrix.shape if isinstance(matrix, h5py.Dataset) else _sparse_shape(matrix)
+            obs, var = _frame(file, "obs"), _frame(file, var_key)
+            if tuple(shape) != (len(obs), len(var)):
+                msg = f"{path} is corrupt: {self.key} is {shape[0]} x {shape[1]}, but there are {len(obs)} cells and {len(var)} genes."
+                raise DataError(msg)
+            self._indptr = matrix["indptr"][:].astype(np.int64) if self._encoding != "dense" else np.zeros(1, np.int64)
+            remedy = _remedy(file, self.key)
+        super().__init__(path, gene_table(var), obs)
+        self.remedy = remedy
+        self._spool: CellSpool | None = None
+
+    def _opened(self) -> AbstractContextManager:
+        if self._encoding != "csc":
+            return h5py.File(self.path)
+        if self._spool is None:
+            with h5py.File(self.path) as file:
+                matrix = file[self.key]
+                self._spool = CellSpool(_column_chunks(matrix, self._indptr), self.n_cells, matrix["data"].dtype)
+        return nullcontext(self._spool)
+
+    def _read(self, handle: h5py.File | CellSpool, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        if isinstance(handle, CellSpool):
+            return handle.read(first, last)
+        if self._encoding == "dense":
+            return _dense_rows(handle[self.key], first, last)
+        low, high = int(self._indptr[first]), int(self._indptr[last])
+        matrix = handle[self.key]
+        return self._indptr[first : last + 1] - low, matrix["indices"][low:high], matrix["data"][low:high]
+
+
+class Sample(H5ad):
+    """The 700 PBMC (10x 3' v1, 765 genes) inside the scanpy package, turned back into whole counts.
+
+    The file keeps log1p of counts per 10,000 and each cell's total over all genes; see `largest_distance`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open the file at `path`."""
+        super().__init__(path, raw=True)
+        self.totals = np.rint(self.obs["n_counts"].to_numpy(np.float64)).astype(np.int64)
+        self.largest_distance = 0.0
+        """Largest distance of a recovered count from a whole number among the cells read so far."""
+
+    def _read(self, handle: h5py.File | CellSpool, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        indptr, features, values = super()._read(handle, first, last)
+        assert self.totals is not None
+        per_entry = np.repeat(self.totals[first:last], np.diff(indptr))
+        counts = np.expm1(values.astype(np.float64)) * per_entry / 1e4
+        whole = np.rint(counts)
+        self.largest_distance = max(self.largest_distance, float(np.abs(counts - whole).max(initial=0.0)))
+        return indptr, features, whole
+
+
+def sample_path() -> Path:
+    """Where scanpy keeps its PBMC sample; scanpy itself is not imported."""
+    spec = importlib.util.find_spec("scanpy")
+    places = list(spec.submodule_search_locations or []) if spec else []
+    for place in places:
+        path = Path(place) / "datasets" / "10x_pbmc68k_reduced.h5ad"
+        if path.is_file():
+            return path
+    msg = "No input was given and the PBMC sample of the scanpy package is not installed; name an input or `pip install scanpy`."
+    raise DataError(msg)
+
+
+def _matrix_key(file: h5py.File, path: Path, *, layer: str | None, raw: bool) -> tuple[str, str]:
+    """Names of the matrix and of its gene table inside the file."""
+    layers = _layers(file)
+    if layer is not None:
+        if layer not in layers:
+            known = ", ".join(layers) or "none"
+            msg = f"{path} has no layer {layer!r}; its layers are: {known}."
+            raise DataError(msg)
+        return f"layers/{layer}", "var"
+    if raw:
+        for key, var_key in (("raw/X", "raw/var"), ("raw.X", "raw.var")):
+            if key in file:
+                return key, var_key
+        msg = f"{path} has no raw matrix; leave out --raw."
+        raise DataError(msg)
+    if "X" not in file or file["X"].attrs.get("encoding-type") == "null":
+        msg = f"{path} has no X{_remedy(file, 'X')}."
+        raise DataError(msg)
+    return "X", "var"
+
+
+def _remedy(file: h5py.File, key: str) -> str:
+    """What else in this file may hold the counts, as the end of a sentence."""
+    layers = [f"--layer {name}" for name in _layers(file) if f"layers/{name}" != key]
+    layers.sort(key=lambda name: "count" not in name)
+    raw = ["--raw"] if ("raw/X" in file or "raw.X" in file) and not key.startswith("raw") else []
+    choices = " or ".join(layers + raw)
+    return f"; try {choices}" if choices else "; export the file with its raw counts (it has no layers and no raw)"
+
+
+def _layers(file: h5py.File) -> list[str]:
+    return list(file["layers"]) if "layers" in file else []
+
+
+def _encoding(matrix: h5py.Group | h5py.Dataset) -> str:
+    """Storage of the matrix: "dense", "csr" or "csc"."""
+    if isinstance(matrix, h5py.Dataset):
+        return "dense"
+    name = matrix.attrs.get("encoding-type", matrix.attrs.get("h5sparse_format", ""))
+    return str(name).removesuffix("_matrix")
+
+
+def _sparse_shape(matrix: h5py.Group) -> tuple[int, int]:
+    rows, columns = matrix.attrs["shape"] if "shape" in matrix.attrs else matrix.attrs["h5sparse_shape"]
+    return int(rows), int(columns)
+
+
+def _frame(file: h5py.File, key: str) -> pd.DataFrame:
+    """A table of cells or genes; old files store it as one compound dataset with categories under `uns`."""
+    stored = file[key]
+    if not isinstance(stored, h5py.Dataset):
+        from anndata.io import read_elem
+
+        frame = read_elem(stored)
+        assert isinstance(frame, pd.DataFrame)
+        return frame
+    records = stored[:]
+    names = list(records.dtype.names)
+    columns: dict[str, object] = {}
+    for name in names[1:]:
+        values = records[name]
+        categories = file.get(f"uns/{name}_categories")
+        if isinstance(categories, h5py.Dataset) and values.dtype.kind in "iu":
+            columns[name] = pd.Categorical.from_codes(values, strings(categories[:]).tolist())
+        else:
+            columns[name] = strings(values) if values.dtype.kind in "SO" else values
+    return pd.DataFrame(columns, index=pd.Index(strings(records[names[0]])))
+
+
+def _dense_rows(matrix: h5py.Dataset, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Nonzero entries of some rows, a few at a time so that the dense piece stays small."""
+    step = max(1, _DENSE_BYTES // (matrix.shape[1] * matrix.dtype.itemsize))
+    per_cell, features, values = [np.zeros(1, np.int64)], [], []
+    for start in range(first, last, step):
+        piece = matrix[start : min(start + step, last)]  # [c, G]
+        rows, columns = np.nonzero(piece)
+        per_cell.append(np.bincount(rows, minlength=len(piece)))
+        features.append(columns.astype(np.int32))
+        values.append(piece[rows, columns])
+    return np.cumsum(np.concatenate(per_cell)), np.concatenate(features), np.concatenate(values)
+
+
+def _column_chunks(matrix: h5py.Group, indptr: np.ndarray) -> Iterator[Chunk]:
+    """Entries of a CSC matrix as (cells, genes, values), in file order."""
+    for low in range(0, int(indptr[-1]), _ENTRIES_PER_CHUNK):
+        high = min(low + _ENTRIES_PER_CHUNK, int(indptr[-1]))
+        per_gene = np.diff(np.clip(indptr, low, high))
+        genes = np.repeat(np.arange(len(per_gene), dtype=np.int32), per_gene)
+        yield matrix["indices"][low:high], genes, matrix["data"][low:high]

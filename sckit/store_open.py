@@ -1,0 +1,195 @@
+"""An opened store: cells as CSR from memory maps, tables of cells and genes, verification."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from sckit.errors import DataError
+from sckit.genes import vocabulary_hash
+from sckit.store_files import FORMAT, MANIFEST, SHARD_ARRAYS, VERSION, broken_files, gene_dtype, shard_file
+
+Csr = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""indptr [C + 1] int64, genes [nnz] (uint16, or int32 above 65,535 genes; rising within a cell), counts [nnz] >= 1."""
+
+
+class Store:
+    """Counts of C cells in G genes on disk. Opening reads the manifest only; the rest is read when it is used."""
+
+    def __init__(self, path: Path, manifest: dict[str, Any], report: dict[str, Any] | None = None) -> None:
+        """Use `open_store`; `report` holds the numbers of the `prepare` that has just written the store."""
+        self.path = path
+        self.manifest = manifest
+        self.report = report or {}
+        cells = [shard["cells"] for shard in manifest["shards"]]
+        self._starts = np.concatenate(([0], np.cumsum(cells))).astype(np.int64)  # [shards + 1]
+        self._maps: dict[int, Csr] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the path alone, so that a worker process maps the files itself."""
+        return open_store, (self.path,)
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells."""
+        return self.manifest["cells"]
+
+    @property
+    def n_genes(self) -> int:
+        """Number of genes of the vocabulary."""
+        return self.manifest["genes"]
+
+    @property
+    def nonzeros(self) -> int:
+        """Number of detected entries (cell, gene)."""
+        return self.manifest["nonzeros"]
+
+    @cached_property
+    def genes(self) -> pd.DataFrame:
+        """G rows: id ("" where unknown), symbol, n_cells (cells of the store in which it is detected)."""
+        return pd.read_parquet(self.path / "genes.parquet")
+
+    @cached_property
+    def obs(self) -> pd.DataFrame:
+        """C rows: cell, source, total_counts and n_genes over all genes of the source, then the inputs' own columns."""
+        return pd.read_parquet(self.path / "obs.parquet")
+
+    @cached_property
+    def _total_counts(self) -> np.ndarray:
+        return pd.read_parquet(self.path / "obs.parquet", columns=["total_counts"])["total_counts"].to_numpy()
+
+    def totals(self, cells: np.ndarray) -> np.ndarray:
+        """Total counts [C] int64 of the cells over all gene-expression features of their source."""
+        return self._total_counts[cells]
+
+    def rows(self, cells: np.ndarray) -> Csr:
+        """Gather cells in the order given (repeats allowed): counts come as uint32.
+
+        Raises `IndexError` for a cell that the store does not have.
+        """
+        cells = np.asarray(cells, dtype=np.int64)
+        if len(cells) and not 0 <= int(cells.min()) <= int(cells.max()) < self.n_cells:
+            raise IndexError(f"cells must be in 0..{self.n_cells - 1}, not {cells.min()}..{cells.max()}")
+        shards = np.searchsorted(self._starts, cells, side="right") - 1  # [C]
+        numbers = np.unique(shards)
+        first, lengths = np.empty(len(cells), np.int64), np.empty(len(cells), np.int64)
+        for number in numbers:
+            mine = np.flatnonzero(shards == number)
+            indptr, local = self._shard(int(number))[0], cells[mine] - self._starts[number]
+            first[mine] = indptr[local]
+            lengths[mine] = indptr[local + 1] - first[mine]
+        indptr = np.concatenate(([0], np.cumsum(lengths)))
+        genes = np.empty(indptr[-1], gene_dtype(self.n_genes))
+        counts = np.empty(indptr[-1], np.uint32)
+        for number in numbers:
+            mine = np.flatnonzero(shards == number)
+            _, shard_genes, shard_counts = self._shard(int(number))
+            within = _ranges(np.zeros(len(mine), np.int64), lengths[mine])
+            source = within + np.repeat(first[mine], lengths[mine])
+            target = slice(None) if len(numbers) == 1 else within + np.repeat(indptr[mine], lengths[mine])
+            genes[target] = shard_genes[source]
+            counts[target] = shard_counts[source]
+        return indptr, genes, counts
+
+    def block(self, start: int, stop: int) -> Csr:
+        """Cells start..stop in store order.
+
+        Inside one shard, genes and counts are views of the memory map, counts in the type they are stored in (uint8,
+        uint16 or uint32); over several shards they are copies, counts as uint32.
+        """
+        if not 0 <= start <= stop <= self.n_cells:
+            raise IndexError(f"cells {start}..{stop} are not within 0..{self.n_cells}")
+        number = max(int(np.searchsorted(self._starts, start, side="right")) - 1, 0)
+        if start == stop or stop > self._starts[number + 1]:
+            return self.rows(np.arange(start, stop))
+        indptr, genes, counts = self._shard(number)
+        offset = self._starts[number]
+        low, high = int(indptr[start - offset]), int(indptr[stop - offset])
+        return indptr[start - offset : stop - offset + 1] - low, genes[low:high], counts[low:high]
+
+    def verify(self) -> None:
+        """Read every file again; raise `DataError` with the name of the first whose checksum is not the one written."""
+        for name, problem in broken_files(self.path, _files(self.manifest), content=True):
+            raise DataError(f"{self.path / name} {problem}; the store is broken, prepare it again.")
+        if vocabulary_hash(self.genes["id"], self.genes["symbol"]) != self.manifest["vocabulary_sha256"]:
+            raise DataError(f"{self.path} has another gene list than its manifest says; prepare it again.")
+
+    def _shard(self, number: int) -> Csr:
+        if number not in self._maps:
+            arrays = (np.load(self.path / shard_file(number, name), mmap_mode="r") for name in SHARD_ARRAYS)
+            indptr, genes, counts = (np.asarray(array) for array in arrays)
+            self._maps[number] = indptr, genes, counts
+        return self._maps[number]
+
+
+def open_store(path: Path | str) -> Store:
+    """Open a store; files that are missing or cut short are noticed here, other damage by `Store.verify`.
+
+    Raises `DataError` when `path` is not a whole store of a version this program reads.
+    """
+    path = Path(path)
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DataError(f"{path} is not a store (it has no {MANIFEST}); make one with `sckit prepare INPUT --out {path}`.") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path / MANIFEST} cannot be read ({error}); prepare the store again.") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise DataError(f"{path / MANIFEST} is not the manifest of a store; make one with `sckit prepare`.")
+    if manifest.get("version") != VERSION:
+        raise DataError(
+            f"{path} is a store of version {manifest.get('version')}, and this sckit reads version {VERSION}; prepare it again."
+        )
+    for name, problem in broken_files(path, _files(manifest), content=False):
+        raise DataError(f"{path / name} {problem}; the store is broken, prepare it again.")
+    return Store(path, manifest)
+
+
+def describe(store: Store) -> list[tuple[str, str]]:
+    """Rows (what, value) for `sckit info`."""
+    manifest = store.manifest
+    n_genes = np.concatenate([np.diff(np.load(store.path / shard_file(i, "indptr"))) for i in range(len(manifest["shards"]))])
+    rows = [
+        ("store", str(store.path)),
+        ("cells", f"{store.n_cells:,}"),
+        ("genes", f"{store.n_genes:,}, joined on {manifest['joined_on']}"),
+        ("nonzeros", f"{store.nonzeros:,}"),
+        ("median genes per cell", f"{np.median(n_genes):,.0f}"),
+        ("shards", f"{len(manifest['shards']):,}"),
+        ("bytes", f"{size_bytes(manifest):,}"),
+        ("vocabulary hash", manifest["vocabulary_sha256"][:16]),
+    ]
+    rows += [
+        (f"source {source['name']}", f"{source['kept']:,} of {source['cells']:,} cells, {source['path']}{_assay_note(source)}")
+        for source in manifest["sources"]
+    ]
+    rows += [(f"option {name}", str(value)) for name, value in manifest["config"].items() if value not in (None, False)]
+    rows += [(f"lost: {reason}", f"{n:,}") for reason, n in manifest["dropped"].items()]
+    return rows
+
+
+def size_bytes(manifest: dict[str, Any]) -> int:
+    """Bytes of all files of a store but its manifest."""
+    return sum(record["bytes"] for record in _files(manifest).values())
+
+
+def _assay_note(source: dict[str, Any]) -> str:
+    return "" if source["has_assay"] else " (no assay column: cells of every assay kept)"
+
+
+def _files(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    files = dict(manifest["tables"])
+    for shard in manifest["shards"]:
+        files.update(shard["files"])
+    return files
+
+
+def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """0, 1, ... lengths[0] - 1, then the same for the next, each from its start: [sum of lengths] int64."""
+    ends = np.cumsum(lengths)
+    return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths - starts, lengths)
