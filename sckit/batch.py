@@ -10,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
+from sckit.config import check_mask
 from sckit.errors import ConfigError
 from sckit.kernels.counts_numba import pack
 from sckit.kernels.counts_reference import entry_uniform, mix
@@ -44,8 +45,7 @@ class Hiding:
     epoch: int = 0
 
     def __post_init__(self) -> None:
-        if self.rate != "uniform" and not (isinstance(self.rate, int | float) and 0 < self.rate <= 1):
-            raise ConfigError(f"--mask {self.rate} is not a share above 0 and up to 1, nor 'uniform'.")
+        check_mask(self.rate)
 
     @property
     def key(self) -> int:
@@ -115,7 +115,8 @@ class Packer:
         if self.partners is None:
             message = "context 'shuffled' needs partners"
             raise ValueError(message)
-        return _exchange(batch, self._own(self.partners[cells]))
+        partner = self._own(self.partners[cells])
+        return _exchange(batch, partner, batch.log_total if self.known_depth else partner.log_total)
 
     def _own(self, cells: np.ndarray) -> Batch:
         totals = self.view.totals(cells)
@@ -133,7 +134,18 @@ class Packer:
         log_total = np.log(totals) if self.known_depth else revealed_log_total(seen, offsets, visible)
         keys = visible if self.context == "visible" else lengths
         return Batch(
-            cells, genes, seen, hidden, offsets, keys, targets, truth, keys.astype(np.int64), log_total, self.context, cut
+            cells,
+            genes,
+            seen,
+            hidden,
+            offsets,
+            keys,
+            targets,
+            truth,
+            keys.astype(np.int64),
+            log_total,
+            self.context,
+            cut,
         )
 
 
@@ -150,7 +162,7 @@ def revealed_log_total(values: np.ndarray, offsets: np.ndarray, visible: np.ndar
     return log_total
 
 
-def _exchange(own: Batch, partner: Batch) -> Batch:
+def _exchange(own: Batch, partner: Batch, log_total: np.ndarray) -> Batch:
     """The partner's tokens as context, the own targets behind them as queries that nobody else sees."""
     order, genes, values, hidden = [], [], [], []
     targets_at = np.split(own.targets, np.searchsorted(own.targets, own.offsets[1:-1]))
@@ -171,7 +183,7 @@ def _exchange(own: Batch, partner: Batch) -> Batch:
         np.flatnonzero(np.concatenate(order)),
         own.truth,
         partner.n_detected,
-        partner.log_total,
+        log_total,
         "shuffled",
         own.cut,
     )

@@ -33,7 +33,9 @@ class ModelConfig:
         if self.width < 1 or self.layers < 0 or self.heads < 1 or self.knots < 2:
             raise ConfigError(f"the model needs width, heads >= 1, layers >= 0 and knots >= 2, not {asdict(self)}.")
         if self.width % self.heads or self.width // self.heads % 8:
-            raise ConfigError(f"width {self.width} over {self.heads} heads must give a head width that is a multiple of 8.")
+            raise ConfigError(
+                f"width {self.width} over {self.heads} heads must give a head width that is a multiple of 8."
+            )
 
 
 @dataclass(frozen=True)

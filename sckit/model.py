@@ -68,11 +68,11 @@ class Linear(nn.Module):
         super().__init__()
         for name in ("gene_mean", "axes", "ridge", "total", "loadings"):
             setattr(self, name, nn.Parameter(_float32(getattr(forms, name))))
-        for name in ("origin", "noise", "trust", "scales"):
+        for name in ("origin", "noise", "scales"):
             self.register_buffer(name, _float32(getattr(forms, name)))
 
     def cell_state(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
-        """x [C, F] and t [C] as in `ClosedForms.features`, by sums over the context tokens."""
+        """X [C, F] and t [C] as in `ClosedForms.features`, by sums over the context tokens."""
         cells = len(tokens.log_detected)
         known = F.embedding(tokens.genes, self.axes) * tokens.in_context[:, None]  # [T, K]
         components = known.new_zeros(cells, known.shape[1]).index_add(0, tokens.cell, known) - self.origin
@@ -89,7 +89,7 @@ class Linear(nn.Module):
         return torch.where(known[cell], with_total, without)
 
     def factors(self, tokens: Tokens, residual: Tensor) -> Tensor:
-        """Trusted posterior means [C, J] of the value factors; residual [T] is zero at hidden tokens."""
+        """Posterior means [C, J] of the value factors; residual [T] is zero at hidden tokens."""
         loadings = F.embedding(tokens.genes, self.loadings.detach())  # [T, J]
         weighted = loadings * ((~tokens.hidden) / self.noise[tokens.genes])[:, None]
         count, size = len(tokens.log_detected), loadings.shape[1]
@@ -97,7 +97,7 @@ class Linear(nn.Module):
         precision = outer.new_zeros(count, size * size).index_add(0, tokens.cell, outer).view(count, size, size)
         moment = weighted.new_zeros(count, size).index_add(0, tokens.cell, weighted * residual[:, None])
         identity = torch.eye(size, device=loadings.device)
-        return torch.linalg.solve(precision + identity, moment[..., None])[..., 0] * self.trust
+        return torch.linalg.solve(precision + identity, moment[..., None])[..., 0]
 
 
 class Block(nn.Module):
@@ -181,7 +181,9 @@ class Model(nn.Module):
         genes, cell = tokens.genes[targets], tokens.cell[targets]
         x, t = self.linear.cell_state(tokens)
         known = torch.isfinite(t).float()
-        extras = torch.stack([x[:, 1], torch.where(known > 0, t, 0.0), known, torch.zeros_like(t), torch.zeros_like(t)], 1)
+        extras = torch.stack(
+            [x[:, 1], torch.where(known > 0, t, 0.0), known, torch.zeros_like(t), torch.zeros_like(t)], 1
+        )
         if tokens.visible_only:
             # Nothing of the detection set may pass: the linear part is the gene mean, the cell is its visible count.
             mean = F.embedding(tokens.genes, self.linear.gene_mean[:, None])[:, 0]

@@ -19,7 +19,22 @@ def _uniform(cell_key, gene):
 
 
 @njit(cache=True, nogil=True)
-def _pack(indptr, genes, counts, cells, totals, key, rates, vocabulary, max_genes, out_gene, out_value, out_u, offsets, visible):
+def _pack(
+    indptr,
+    genes,
+    counts,
+    cells,
+    totals,
+    key,
+    rates,
+    vocabulary,
+    max_genes,
+    out_gene,
+    out_value,
+    out_u,
+    offsets,
+    visible,
+):
     """Fill the outputs cell by cell; returns how many entries were cut from cells over max_genes."""
     cut = 0
     at = 0
@@ -60,7 +75,9 @@ def _pack(indptr, genes, counts, cells, totals, key, rates, vocabulary, max_gene
     return cut
 
 
-def pack(csr: tuple, cells: np.ndarray, totals: np.ndarray, hide: tuple, *, vocabulary: np.ndarray, max_genes: int) -> tuple:
+def pack(
+    csr: tuple, cells: np.ndarray, totals: np.ndarray, hide: tuple, *, vocabulary: np.ndarray, max_genes: int
+) -> tuple:
     """Pack the detected genes of some cells into one row of tokens, visible ones first within each cell.
 
     csr: (indptr [C + 1], genes [nnz], counts [nnz]) of the cells; cells: [C] their numbers, part of the hash;

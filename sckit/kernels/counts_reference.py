@@ -25,7 +25,9 @@ def entry_uniform(key: int, cells: np.ndarray, genes: np.ndarray) -> np.ndarray:
     return (mix(cell_key ^ np.asarray(genes).astype(np.uint64)) >> np.uint64(11)) * 2.0**-53
 
 
-def pack(csr: tuple, cells: np.ndarray, totals: np.ndarray, hide: tuple, *, vocabulary: np.ndarray, max_genes: int) -> tuple:
+def pack(
+    csr: tuple, cells: np.ndarray, totals: np.ndarray, hide: tuple, *, vocabulary: np.ndarray, max_genes: int
+) -> tuple:
     """Pack detected genes visible first; arguments and results as in `counts_numba.pack`."""
     indptr, genes, counts = csr
     key, rates = hide

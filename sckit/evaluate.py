@@ -1,0 +1,177 @@
+"""Evaluation on held-out cells: the model beside the closed forms and the replicate, at any share hidden.
+
+The scored entries are the same at every rate, so the points of a sweep compare like with like, and every difference is
+paired. For the half-depth target each cell's molecules are split into halves A and B: everybody predicts A, the
+replicate from B, the others from what A shows.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sckit.baselines import PREDICTORS, ClosedForms, LabelDepth, fit_closed_forms, fit_label_depth
+from sckit.batch import SCORED_SHARE, Hiding, Packer, detected_in, fill, swap_like_depth
+from sckit.config import EvalConfig
+from sckit.device import Compute, choose_compute
+from sckit.halves import Halves, replicate_values
+from sckit.metrics import Scores, resampling_unit
+from sckit.model import Model
+from sckit.run import HELD_OUT, TRAIN, Run, find_run, open_run
+from sckit.split import group_values
+from sckit.train import predict
+
+SWEEP = (0.15, 0.3, 0.5, 0.75, 0.9, 1.0)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Result of `evaluate`: the rows of the table, columns that only the table shows, and what they rest on."""
+
+    run: Path
+    cells: int
+    entries: int
+    rows: list[dict[str, Any]]
+    extras: list[dict[str, Any]]
+    notes: list[str]
+
+    def document(self) -> dict[str, Any]:
+        """The one JSON document that `sckit eval --json` prints."""
+        return {
+            "command": "eval",
+            "run": str(self.run),
+            "cells": self.cells,
+            "entries": self.entries,
+            "rows": self.rows,
+        }
+
+
+def evaluate(
+    run: str | Path | None = None,
+    config: EvalConfig | None = None,
+    *,
+    runs: str | Path = "runs",
+    listen: Callable[[str, dict[str, Any]], None] = lambda _kind, _facts: None,
+) -> Evaluation:
+    """Score a run (path or name; the latest one by default) on its held-out cells.
+
+    listen(kind, facts) hears "note" and "progress" events. Raises ConfigError and DataError.
+    """
+    config = config or EvalConfig()
+    opened = open_run(find_run(run, Path(runs)))
+    return _Evaluator(opened, config, listen).evaluate()
+
+
+class _Evaluator:
+    def __init__(self, run: Run, config: EvalConfig, listen: Callable) -> None:
+        self.run, self.config, self.listen = run, config, listen
+        self.store = run.store
+        self.compute: Compute = choose_compute(config.device, config.engine)
+        self.model: Model = run.model(self.compute.device)
+        self.model.engine = self.compute.engine
+        self.vocabulary = run.vocabulary(self.store)
+        self.cells = _chosen(run.cells(HELD_OUT), config)
+        self.known_depth = config.known_depth or run.config.known_depth
+        column = config.group or run.config.group
+        self.groups = group_values(self.store.obs, column) if column else None
+
+    def evaluate(self) -> Evaluation:
+        rows, extras, entries = [], [], 0
+        targets = {"full": (self.store, self.run.forms)}
+        if self.config.replicate_split:
+            targets["half"] = self._halves()
+        for target, (view, forms) in targets.items():
+            labels = self._labels(view, forms)
+            for rate in self.config.masks:
+                scores = self._score(view, forms, labels, rate, target)
+                entries = max(entries, int(scores.sums("gene mean")[:, 0].sum()))
+                more, beside = self._rows(scores, rate, target)
+                rows, extras = rows + more, extras + beside
+        notes = self._notes(extras)
+        return Evaluation(self.run.path, len(self.cells), entries, rows, extras, notes)
+
+    def _halves(self) -> tuple[Halves, ClosedForms]:
+        """The A halves of all cells, and the closed forms fitted on the A halves of the training cells."""
+        self.listen("note", {"text": f"splitting counts into halves ({self.config.split}); refitting the closed forms"})
+        train = self.run.cells(TRAIN)
+        view = Halves(self.store, self.config.seed, self.config.split, train)
+        settings = self.run.config
+        return view, fit_closed_forms(
+            view, self.vocabulary, train, components=settings.components, factors=settings.factors, seed=settings.seed
+        )
+
+    def _labels(self, view: Any, forms: ClosedForms) -> LabelDepth | None:
+        if self.config.label is None:
+            return None
+        labels = group_values(self.store.obs, self.config.label)
+        return fit_label_depth(view, self.vocabulary, self.run.cells(TRAIN), labels, forms)
+
+    def _score(self, view: Any, forms: ClosedForms, labels: LabelDepth | None, rate: float, target: str) -> Scores:
+        packer = Packer(
+            view,
+            self.vocabulary,
+            Hiding(rate, self.config.seed),
+            known_depth=self.known_depth,
+            scored=True,
+            max_genes=self.run.config.max_genes,
+        )
+        lengths = np.zeros(self.store.n_cells, np.int64)
+        lengths[self.cells] = detected_in(view, self.vocabulary, self.cells)
+        partners = swap_like_depth(lengths, self.cells)
+        scores = Scores(len(self.run.genes), seed=self.config.seed, bootstraps=self.config.bootstraps)
+        parts = fill(self.cells, lengths, self.config.batch_tokens)
+        for i, part in enumerate(parts):
+            plain = packer(part)
+            predicted = forms.predict(plain)
+            if labels is not None:
+                predicted["label + depth"] = labels.predict(plain)
+            if isinstance(view, Halves):
+                predicted["replicate"] = replicate_values(view, plain, self.vocabulary)
+            for context in self.config.contexts:
+                batch = plain
+                if context != "detected":
+                    batch = replace(packer, context=context, partners=partners)(part)
+                predicted[f"model/{context}"] = predict(self.model, batch, self.compute)
+            scores.add(plain, predicted, view.totals(part))
+            self.listen("progress", {"target": target, "rate": rate, "done": i + 1, "of": len(parts), "cut": plain.cut})
+        return scores
+
+    def _rows(self, scores: Scores, rate: float, target: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Table rows of one rate and target, each paired with the detection ridge and the best closed form."""
+        groups = None if self.groups is None else self.groups[scores.cells]
+        best = max((name for name in scores.predictors if name in _CLOSED_FORMS), key=scores.r2)
+        rows, extras = [], []
+        order = [name for name in (*_CLOSED_FORMS, "replicate") if name in scores.predictors]
+        for name in order + [name for name in scores.predictors if name.startswith("model/")]:
+            predictor, _, context = name.partition("/")
+            row = scores.row(name, rate=rate, context=context or None, known_depth=self.known_depth, target=target)
+            rows.append(
+                row
+                | {
+                    "predictor": predictor,
+                    "ci": scores.intervals(name, groups),
+                    "minus_ridge": scores.difference(name, "detection ridge", groups),
+                    "minus_best": {"predictor": best} | scores.difference(name, best, groups),
+                }
+            )
+            extras.append(scores.extras(name))
+        return rows, extras
+
+    def _notes(self, extras: list[dict[str, Any]]) -> list[str]:
+        groups = None if self.groups is None else self.groups[self.cells]
+        return [
+            f"{len(self.cells):,} held-out cells; scored: detected entries with a hash below {SCORED_SHARE}",
+            f"intervals: 95 % bootstrap over {resampling_unit(groups)}",
+        ]
+
+
+_CLOSED_FORMS = (*PREDICTORS[:2], "label + depth", *PREDICTORS[2:])
+
+
+def _chosen(cells: np.ndarray, config: EvalConfig) -> np.ndarray:
+    """All held-out cells, or a seeded random so many of them."""
+    if config.max_cells is None or config.max_cells >= len(cells):
+        return cells
+    return np.sort(np.random.default_rng(config.seed).permutation(cells)[: config.max_cells])

@@ -1,0 +1,132 @@
+"""Streaming linear algebra over detected entries: principal components and one ridge regression a gene."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+
+from sckit.batch import CountsView
+
+BLOCK_CELLS = 1024
+_SUBSPACE_PASSES = 6
+_OVERSAMPLE = 10
+
+
+@dataclass(frozen=True)
+class ValueBlock:
+    """Values of c cells at their detected genes."""
+
+    cells: np.ndarray  # int64 [c], rows of the store
+    values: sp.csr_array  # float64 [c, G], log1p of counts per 10,000
+    totals: np.ndarray  # [c]
+
+    @property
+    def binary(self) -> sp.csr_array:
+        """The detection matrix [c, G]: one at each stored entry, whatever its value."""
+        return ones_like(self.values)
+
+    @property
+    def cell_of_entry(self) -> np.ndarray:
+        """Position in the block of each stored entry's cell."""
+        return np.repeat(np.arange(len(self.cells)), np.diff(self.values.indptr))
+
+    def with_values(self, values: np.ndarray) -> sp.csr_array:
+        """Other numbers at the same entries."""
+        return sp.csr_array((values, self.values.indices, self.values.indptr), self.values.shape)
+
+
+def stream(view: CountsView, vocabulary: np.ndarray, cells: np.ndarray) -> Iterator[ValueBlock]:
+    """The cells in blocks, with the genes of the vocabulary only."""
+    n_genes = int(vocabulary.max()) + 1
+    for start in range(0, len(cells), BLOCK_CELLS):
+        part = cells[start : start + BLOCK_CELLS]
+        indptr, genes, counts = view.rows(part)
+        totals = view.totals(part)
+        gene = vocabulary[genes]
+        known = gene >= 0
+        kept = np.concatenate([[0], np.cumsum(known)])[indptr]
+        scale = np.repeat(1e4 / totals, np.diff(indptr))
+        values = np.log1p(counts[known] * scale[known])
+        yield ValueBlock(part, sp.csr_array((values, gene[known], kept), (len(part), n_genes)), totals)
+
+
+def ones_like(matrix: sp.csr_array) -> sp.csr_array:
+    """Ones at the stored entries of a matrix."""
+    return sp.csr_array((np.ones(len(matrix.data)), matrix.indices, matrix.indptr), matrix.shape)
+
+
+def rowdot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Dot products of paired rows, [N, k] and [N, k] -> [N]."""
+    return np.einsum("ij,ij->i", a, b)
+
+
+def detection_axes(
+    blocks: Callable[[], Iterable[ValueBlock]], frequency: np.ndarray, components: int, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Principal axes [G, K] of the centred binary matrix, scaled so that scores have variance 1, and their origin [K].
+
+    A cell's score is sum(axes[detected genes]) - origin. Subspace iteration (Halko, Martinsson, Tropp 2011, algorithm
+    4.4), one pass over the cells an iteration.
+    """
+    if components == 0:
+        return np.zeros((len(frequency), 0)), np.zeros(0)
+    product = generator.standard_normal((len(frequency), min(components + _OVERSAMPLE, len(frequency))))
+    basis, covariance = product, np.eye(product.shape[1])
+    for _ in range(_SUBSPACE_PASSES):
+        basis, _ = np.linalg.qr(product)
+        product, covariance, seen = np.zeros_like(basis), np.zeros((basis.shape[1],) * 2), 0
+        for block in blocks():
+            binary = block.binary
+            score = binary @ basis - frequency @ basis  # [c, K + oversampling]
+            product += binary.T @ score - np.outer(frequency, score.sum(0))
+            covariance += score.T @ score
+            seen += len(score)
+        covariance /= seen
+    variance, rotation = np.linalg.eigh(covariance)
+    order = np.argsort(variance)[::-1][:components]
+    axes = basis @ rotation[:, order] / np.sqrt(np.maximum(variance[order], 1e-12))
+    # An axis has no sign of its own; fixed here so that a refit gives the same numbers.
+    axes *= np.sign(axes[np.abs(axes).argmax(0), np.arange(components)])
+    return axes, frequency @ axes
+
+
+def normal_equations(
+    blocks: Iterable[tuple[sp.csr_array, np.ndarray, np.ndarray | float]], n_genes: int, size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sums over each gene's detected entries: features' outer products [G, k, k] and features times value [G, k].
+
+    blocks: (values [c, G], features [c, k], covariance of the features [c, k, k], 0 where they are known exactly).
+    """
+    rows, columns = np.triu_indices(size)
+    packed, moment = np.zeros((n_genes, len(rows))), np.zeros((n_genes, size))
+    for values, features, covariance in blocks:
+        second = features[:, :, None] * features[:, None, :] + covariance
+        packed += ones_like(values).T @ second[:, rows, columns]
+        moment += values.T @ features
+    gram = np.zeros((n_genes, size, size))
+    gram[:, rows, columns] = packed
+    gram[:, columns, rows] = packed
+    return gram, moment
+
+
+def solve_ridge(gram: np.ndarray, moment: np.ndarray, penalty: float, *, intercept: bool = True) -> np.ndarray:
+    """Coefficients [G, k] of one ridge a gene; the intercept, feature 0, is not penalised."""
+    weights = np.full(gram.shape[1], penalty)
+    if intercept:
+        weights[0] = 1e-9
+    return np.linalg.solve(gram + np.diag(weights), moment[..., None])[..., 0]
+
+
+def posterior(residuals: sp.csr_array, loadings: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Posterior mean [c, J] and covariance [c, J, J] of standard normal factors given residuals [c, G] where stored.
+
+    The mean is the ridge of a cell, (I + L'L/s)^-1 L'r/s over the genes seen, with loadings L [G, J] and noise
+    variances s [G].
+    """
+    factors = loadings.shape[1]
+    weighted = loadings / noise[:, None]
+    outer = (weighted[:, :, None] * loadings[:, None, :]).reshape(len(loadings), -1)
+    precision = (ones_like(residuals) @ outer).reshape(-1, factors, factors) + np.eye(factors)
+    covariance = np.linalg.inv(precision)
+    return np.einsum("cij,cj->ci", covariance, residuals @ weighted), covariance

@@ -1,0 +1,188 @@
+"""The run folder: resolved config, environment, split, closed forms, metrics, model and checkpoints; never pickle."""
+
+import json
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.numpy import load_file as load_arrays
+from safetensors.numpy import save_file as save_arrays
+from safetensors.torch import load_file, save_file
+
+from sckit.baselines import ClosedForms
+from sckit.config import ModelConfig, PretrainConfig, from_dict, read_toml, to_toml
+from sckit.errors import ConfigError, DataError
+from sckit.model import Model
+from sckit.store import Store, open_store
+
+TRAIN, VALIDATION, HELD_OUT = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a training run left behind, and what evaluation needs of it."""
+
+    path: Path
+    config: PretrainConfig
+    genes: pd.DataFrame  # [G] columns id, symbol: the model's vocabulary
+    forms: ClosedForms
+    split: np.ndarray  # int8 [cells of the store], TRAIN, VALIDATION or HELD_OUT
+
+    @property
+    def store(self) -> Store:
+        """The store that the run was trained on; DataError when it has moved or changed."""
+        where = json.loads((self.path / "data.json").read_text())
+        store = open_store(self.path / where["store"] if where["inside"] else Path(where["store"]))
+        if len(self.split) != store.n_cells:
+            raise DataError(
+                f"the store {store.path} has {store.n_cells} cells, but the run was made on {len(self.split)}."
+            )
+        return store
+
+    def model(self, device: torch.device | str = "cpu") -> Model:
+        """The best model of the run, in evaluation mode."""
+        shape = json.loads((self.path / "model.json").read_text())
+        model = Model(from_dict(ModelConfig, shape["model"], str(self.path / "model.json")), self.forms)
+        model.load_state_dict(load_file(self.path / "model.safetensors"))
+        return model.to(device).eval()
+
+    def vocabulary(self, store: Store) -> np.ndarray:
+        """Number in the model of each gene of a store, int32 [genes of the store], -1 for genes it does not know.
+
+        Matched by Ensembl id where both sides have them, else by symbol; DataError when nothing matches.
+        """
+        column = "id" if (store.genes["id"] != "").all() and (self.genes["id"] != "").all() else "symbol"
+        number = pd.Series(np.arange(len(self.genes)), index=self.genes[column])
+        found = store.genes[column].map(number[~number.index.duplicated()]).fillna(-1).to_numpy().astype(np.int32)
+        if (found < 0).all():
+            raise DataError(
+                f"no gene {column} of {store.path} is among the {len(self.genes)} that {self.path} was trained on."
+            )
+        return found
+
+    def cells(self, part: int) -> np.ndarray:
+        """Row numbers of the cells of one part of the split, ascending."""
+        return np.flatnonzero(self.split == part)
+
+
+def create_run(config: PretrainConfig, name: str | None, root: Path) -> Path:
+    """Make the folder of a new run and let `latest` point at it; ConfigError when the name is taken."""
+    path = root / (name or f"pretrain-{datetime.now(UTC):%Y%m%d-%H%M%S}")
+    try:
+        path.mkdir(parents=True)
+    except FileExistsError as error:
+        raise ConfigError(f"the run {path} exists; choose another --name, or go on with --resume {path}.") from error
+    (path / "config.toml").write_text(to_toml(config))
+    (path / "environment.json").write_text(json.dumps(environment(), indent=1))
+    point_latest(path)
+    return path
+
+
+def point_latest(path: Path) -> None:
+    """Let the link `latest` beside the run point at it."""
+    link = path.parent / f".latest-{os.getpid()}"
+    link.symlink_to(path.name)
+    link.replace(path.parent / "latest")
+
+
+def save_setting(path: Path, store: Store, genes: pd.DataFrame, split: np.ndarray, forms: ClosedForms) -> None:
+    """Write what is fixed before the first step."""
+    inside = store.path.resolve().is_relative_to(path.resolve())
+    where = str(store.path.resolve().relative_to(path.resolve())) if inside else str(store.path.resolve())
+    (path / "data.json").write_text(json.dumps({"store": where, "inside": inside}))
+    genes[["id", "symbol"]].reset_index(drop=True).to_parquet(path / "genes.parquet")
+    np.save(path / "split.npy", split.astype(np.int8))
+    save_arrays({k: np.ascontiguousarray(v) for k, v in forms.arrays().items()}, path / "forms.safetensors")
+
+
+def save_model(path: Path, model: Model, score: Mapping[str, Any]) -> None:
+    """Write the model beside its shape and score, each file whole or not at all."""
+    description = {"model": asdict(model.config), "score": dict(score)}
+    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    save_file(tensors, path / "model.safetensors.partial")
+    (path / "model.json.partial").write_text(json.dumps(description, indent=1))
+    (path / "model.safetensors.partial").replace(path / "model.safetensors")
+    (path / "model.json.partial").replace(path / "model.json")
+
+
+def find_run(path: Path | str | None, root: Path) -> Path:
+    """The folder of a run by path or name, by default the latest one; ConfigError when there is none."""
+    if path is None:
+        chosen = root / "latest"
+        if not chosen.exists():
+            raise ConfigError(f"there is no run in {root} yet; make one with `sckit pretrain`, or name its folder.")
+        return chosen.resolve()
+    for chosen in (Path(path), root / path):
+        if (chosen / "config.toml").is_file():
+            return chosen.resolve()
+    raise ConfigError(f"{path} is not a run: no config.toml in it; name a folder that `sckit pretrain` made.")
+
+
+def open_run(path: Path) -> Run:
+    """Read a run back; DataError when it is incomplete or damaged."""
+    try:
+        forms = ClosedForms(**load_arrays(path / "forms.safetensors"))
+        genes, split = pd.read_parquet(path / "genes.parquet"), np.load(path / "split.npy")
+        return Run(path, read_toml(PretrainConfig, path / "config.toml"), genes, forms, split)
+    except FileNotFoundError as error:
+        raise DataError(
+            f"the run {path} lacks {Path(error.filename).name}; it did not get as far as training."
+        ) from error
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"the run {path} is damaged ({error}); train again.") from error
+
+
+def save_checkpoint(run: Path, state: dict[str, Any], model: Model, optimiser: torch.optim.Optimizer) -> None:
+    """Write everything that resuming needs into a folder of its own, renamed when whole; older ones go."""
+    folder = run / "checkpoints"
+    partial = folder / f"step-{state['step']:08d}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+    for i, slot in optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser.{i}.{k}": v for k, v in slot.items()}
+    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial / "state.safetensors")
+    (partial / "state.json").write_text(json.dumps(state))
+    final = partial.with_suffix("")
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
+    for other in folder.iterdir():
+        if other.name < final.name:
+            shutil.rmtree(other)
+
+
+def load_checkpoint(run: Path, model: Model, optimiser: torch.optim.Optimizer) -> dict[str, Any] | None:
+    """Put the newest whole checkpoint into model and optimiser and return its state; None when there is none."""
+    whole = sorted(p for p in (run / "checkpoints").glob("step-*") if not p.suffix)
+    if not whole:
+        return None
+    tensors = load_file(whole[-1] / "state.safetensors")
+    model.load_state_dict({k[len("model.") :]: v for k, v in tensors.items() if k.startswith("model.")})
+    slots: dict[int, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimiser."):
+            _, index, key = name.split(".", 2)
+            slots.setdefault(int(index), {})[key] = tensor
+    optimiser.load_state_dict({"state": slots, "param_groups": optimiser.state_dict()["param_groups"]})
+    return json.loads((whole[-1] / "state.json").read_text())
+
+
+def environment() -> dict[str, str]:
+    """Versions and machine, so that no number is anonymous."""
+    names = ("sckit", "numpy", "scipy", "numba", "torch", "triton", "anndata")
+    found = {"python": platform.python_version(), "machine": platform.machine(), "system": platform.system()}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found | {"threads": str(torch.get_num_threads()), "time": datetime.now(UTC).isoformat(timespec="seconds")}

@@ -1,0 +1,65 @@
+"""Which cells are trained on, validated on and held out, and which genes the model knows."""
+
+import numpy as np
+import pandas as pd
+
+from sckit.config import PretrainConfig
+from sckit.errors import ConfigError, DataError
+from sckit.run import HELD_OUT, TRAIN, VALIDATION
+from sckit.store import Store
+
+_HELD_OUT_SHARE = 0.2
+_VALIDATION_SHARE = 0.1
+
+
+def split_cells(store: Store, config: PretrainConfig) -> np.ndarray:
+    """TRAIN, VALIDATION or HELD_OUT for every cell, int8 [cells].
+
+    Held out: the named values of the group column, a fifth of its values, or a random fifth of the cells; they are
+    never looked at in training. Validation: a random tenth of the rest, at most `validate_cells`.
+    """
+    generator = np.random.default_rng(config.seed)
+    held_out = _held_out(store, config, generator)
+    split = np.where(held_out, HELD_OUT, TRAIN).astype(np.int8)
+    rest = np.flatnonzero(~held_out)
+    n_validation = min(max(1, int(_VALIDATION_SHARE * len(rest))), config.validate_cells)
+    if len(rest) < 3 or not held_out.any():
+        raise DataError(f"{len(rest)} cells to train on and {held_out.sum()} held out are too few; give more cells.")
+    split[generator.permutation(rest)[:n_validation]] = VALIDATION
+    return split
+
+
+def _held_out(store: Store, config: PretrainConfig, generator: np.random.Generator) -> np.ndarray:
+    if config.group is None:
+        chosen = generator.permutation(store.n_cells)[: max(1, int(_HELD_OUT_SHARE * store.n_cells))]
+        return np.isin(np.arange(store.n_cells), chosen)
+    values = group_values(store.obs, config.group)
+    present = sorted(set(values))
+    missing = sorted(set(config.hold_out) - set(present))
+    if missing:
+        raise ConfigError(
+            f"--hold-out {', '.join(missing)} is not in {config.group}; it has {', '.join(present[:20])}."
+        )
+    if len(present) < 2:
+        raise ConfigError(f"--group {config.group} has the one value {present[0]}; nothing is left to hold out.")
+    chosen = config.hold_out or generator.permutation(present)[: max(1, int(_HELD_OUT_SHARE * len(present)))]
+    return np.isin(values, chosen)
+
+
+def group_values(obs: pd.DataFrame, column: str) -> np.ndarray:
+    """The column of obs as strings [cells]; ConfigError that lists the columns when it is not there."""
+    if column not in obs.columns:
+        raise ConfigError(f"there is no column {column} in obs; it has {', '.join(map(str, obs.columns))}.")
+    return obs[column].astype(str).to_numpy()
+
+
+def run_vocabulary(store: Store, train: np.ndarray, min_cells: int, *, block: int = 4096) -> np.ndarray:
+    """Number of each of the store's genes in the model, int32 [genes of the store], -1 for those seen too rarely."""
+    seen = np.zeros(store.n_genes, np.int64)
+    for start in range(0, len(train), block):
+        _, genes, _ = store.rows(train[start : start + block])
+        seen += np.bincount(genes, minlength=store.n_genes)
+    kept = seen >= max(min_cells, 1)
+    if not kept.any():
+        raise DataError(f"no gene is seen in {min_cells} training cells; lower --min-cells.")
+    return np.where(kept, np.cumsum(kept) - 1, -1).astype(np.int32)

@@ -1,0 +1,307 @@
+"""Masked pretraining: one loop, a budget in epochs, steps or minutes, resumable bit for bit on a CPU."""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sckit.baselines import fit_closed_forms
+from sckit.batch import Batch, Hiding, Packer, detected_in, epoch_batches, fill
+from sckit.config import PretrainConfig
+from sckit.device import Compute, choose_compute
+from sckit.errors import DataError
+from sckit.metrics import Scores
+from sckit.model import Model, Tokens, without_warm_start
+from sckit.run import (
+    HELD_OUT,
+    TRAIN,
+    VALIDATION,
+    Run,
+    create_run,
+    find_run,
+    load_checkpoint,
+    open_run,
+    point_latest,
+    save_checkpoint,
+    save_model,
+    save_setting,
+)
+from sckit.split import run_vocabulary, split_cells
+from sckit.store import Store, open_store, prepare
+
+DEFAULT_EPOCHS = 10
+_VALIDATIONS = 10  # at least so many over the budget, when an epoch is longer than that
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """Result of `pretrain`: the run folder, the speed, and the best validation row."""
+
+    run: Path
+    tokens_per_s: float
+    cells_per_s: float
+    wall_s: float
+    epochs: int
+    best: dict[str, Any]
+
+
+@dataclass
+class _Progress:
+    """Where the loop stands; all of it is in a checkpoint."""
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0  # next batch of the epoch
+    tokens: int = 0
+    cells: int = 0
+    cut: int = 0
+    elapsed_s: float = 0.0
+    next_validation: float = 0.0  # share of the budget
+    best: float = -math.inf
+    worse: int = 0
+
+
+def pretrain(
+    data: str | Path | Sequence[str | Path] | None = None,
+    config: PretrainConfig | None = None,
+    *,
+    name: str | None = None,
+    runs: str | Path = "runs",
+    resume: str | Path | None = None,
+    listen: Callable[[str, dict[str, Any]], None] = lambda _kind, _facts: None,
+) -> Pretrained:
+    """Train the lean model to fill in hidden values; returns the run folder and its best validation row.
+
+    data: a store, or anything `prepare` reads; None for the PBMC sample inside scanpy. resume: a run to go on with,
+    whose own config then holds. listen(kind, facts) hears "note", "step" and "validation" events.
+    Raises DataError and ConfigError.
+    """
+    root = Path(runs)
+    if resume is not None:
+        path = find_run(resume, root)
+        point_latest(path)
+    else:
+        path = create_run(config or PretrainConfig(), name, root)
+        _prepare_run(path, data, config or PretrainConfig(), listen)
+    run = open_run(path)
+    compute = choose_compute(run.config.device, run.config.engine)
+    listen("note", {"text": str(compute)})
+    return _Trainer(run, compute, listen).fit()
+
+
+def load_model(run: str | Path | None = None, *, runs: str | Path = "runs", device: str = "cpu") -> Model:
+    """The model of a run by path or name, by default of the latest one, in evaluation mode."""
+    return open_run(find_run(run, Path(runs))).model(device)
+
+
+def _prepare_run(path: Path, data: Any, config: PretrainConfig, listen: Callable) -> None:
+    """Open or make the store, split the cells, choose the genes, fit the closed forms, and write all that down."""
+    store = _open_or_prepare(data, path, listen)
+    split = split_cells(store, config)
+    train = np.flatnonzero(split == TRAIN)
+    vocabulary = run_vocabulary(store, train, config.min_cells)
+    counts = {part: int((split == part).sum()) for part in (TRAIN, VALIDATION, HELD_OUT)}
+    text = f"{counts[TRAIN]:,} training, {counts[VALIDATION]:,} validation and {counts[HELD_OUT]:,} held-out cells"
+    listen(
+        "note", {"text": f"{text}; {vocabulary.max() + 1:,} genes seen in at least {config.min_cells} training cells"}
+    )
+    forms = fit_closed_forms(
+        store,
+        vocabulary,
+        train,
+        components=config.components,
+        factors=config.factors,
+        seed=config.seed,
+        log=lambda text: listen("note", {"text": text}),
+    )
+    save_setting(path, store, store.genes[vocabulary >= 0], split, forms)
+
+
+def _open_or_prepare(data: Any, path: Path, listen: Callable) -> Store:
+    if isinstance(data, str | Path) and (Path(data) / "manifest.json").is_file():
+        return open_store(data)
+    inputs = [] if data is None else [data] if isinstance(data, str | Path) else list(data)
+    if len(inputs) == 1 and (Path(inputs[0]) / "manifest.json").is_file():
+        return open_store(inputs[0])
+    if not inputs:
+        text = "no data given: the PBMC sample that ships inside scanpy (700 cells, 765 genes; a demo, not a result)"
+        listen("note", {"text": text})
+    return prepare(inputs, path / "data.sckit")
+
+
+class _Trainer:
+    """The loop. Nothing here draws random numbers: batches and masks are functions of (seed, epoch)."""
+
+    def __init__(self, run: Run, compute: Compute, listen: Callable) -> None:
+        self.run, self.config, self.compute, self.listen = run, run.config, compute, listen
+        self.store = run.store
+        self.vocabulary = run_vocabulary(self.store, run.cells(TRAIN), self.config.min_cells)
+        self.train = run.cells(TRAIN)
+        self.lengths = np.zeros(self.store.n_cells, np.int64)
+        self.lengths[self.train] = detected_in(self.store, self.vocabulary, self.train)
+        start = run.forms if self.config.warm_start else without_warm_start(run.forms)
+        self.model = Model(self.config.model, start, seed=self.config.seed).to(compute.device)
+        self.model.engine = compute.engine
+        self.optimiser = _optimiser(self.model, self.config)
+        self.at = _Progress()
+        self.begun_s = 0.0
+
+    def fit(self) -> Pretrained:
+        """Train until the budget is spent or validation stops improving; the best model is what remains."""
+        state = load_checkpoint(self.run.path, self.model, self.optimiser)
+        if state is not None:
+            self.at = _Progress(**state)
+            self.listen("note", {"text": f"resuming {self.run.path} after step {self.at.step}"})
+        self.begun_s = time.monotonic() - self.at.elapsed_s
+        if state is None:
+            self._validate()
+        while self.share() < 1 and self.at.worse < self.config.patience:
+            self._train_one_step()
+            if self.share() >= min(self.at.next_validation, 1.0):
+                self._validate()
+            if self.at.step % self.config.checkpoint_steps == 0:
+                self._checkpoint()
+        self._checkpoint()
+        best = json.loads((self.run.path / "model.json").read_text())["score"]
+        wall_s = max(self.at.elapsed_s, 1e-9)
+        at = self.at
+        return Pretrained(self.run.path, at.tokens / wall_s, at.cells / wall_s, wall_s, at.epoch, best)
+
+    def share(self) -> float:
+        """Share of the budget that is spent."""
+        config, at = self.config, self.at
+        if config.minutes is not None:
+            return at.elapsed_s / (60 * config.minutes)
+        if config.steps is not None:
+            return at.step / config.steps
+        groups = -(-len(self._batches(at.epoch)) // config.accumulate)
+        return (at.epoch + at.batch / config.accumulate / groups) / (config.epochs or DEFAULT_EPOCHS)
+
+    def _batches(self, epoch: int) -> list[np.ndarray]:
+        if getattr(self, "_plan", (None,))[0] != epoch:
+            seed = self.config.seed, epoch
+            self._plan = epoch, epoch_batches(self.train, self.lengths, self.config.batch_tokens, seed)
+        return self._plan[1]
+
+    def _train_one_step(self) -> None:
+        config, at = self.config, self.at
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["share"] * config.lr * _schedule(self.share(), config.warmup)
+        loss_sum = 0.0
+        batches = self._batches(at.epoch)
+        chosen = range(at.batch, min(at.batch + config.accumulate, len(batches)))
+        for i in chosen:
+            batch = self._packer(at.epoch, self._context(i))(batches[i])
+            tokens = Tokens.of(batch, self.compute.device)
+            with self.compute.cast():
+                loss = _loss(self.model(tokens), tokens.truth) / len(chosen)
+            loss.backward()
+            loss_sum += float(loss.detach())
+            at.tokens, at.cells, at.cut = at.tokens + len(batch.genes), at.cells + len(batch.cells), at.cut + batch.cut
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
+        if not torch.isfinite(norm):
+            raise DataError(f"the gradient is {float(norm)} at step {at.step}; lower --lr ({config.lr}) and try again.")
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        at.step += 1
+        at.batch += len(chosen)
+        if at.batch >= len(batches):
+            at.epoch, at.batch = at.epoch + 1, 0
+        at.elapsed_s = time.monotonic() - self.begun_s
+        self.listen(
+            "step", {"share": self.share(), "loss": loss_sum, "tokens_per_s": at.tokens / at.elapsed_s, "step": at.step}
+        )
+
+    def _context(self, batch: int) -> str:
+        """The control context for an even `visible_share` of the batches, the trained one for the others."""
+        share = self.config.visible_share if self.config.context == "detected" else 1.0
+        return "visible" if math.floor((batch + 1) * share) > math.floor(batch * share) else "detected"
+
+    def _packer(self, epoch: int, context: str) -> Packer:
+        config = self.config
+        hiding = Hiding(config.mask, config.seed, epoch)
+        return Packer(
+            self.store, self.vocabulary, hiding, context, known_depth=config.known_depth, max_genes=config.max_genes
+        )
+
+    def _validate(self) -> None:
+        """Score the validation cells beside the closed forms; keep the model when it is the best so far."""
+        at, config = self.at, self.config
+        row = self._validation_row()
+        row |= {"epoch": at.epoch + at.batch / max(len(self._batches(at.epoch)), 1), "step": at.step}
+        with (self.run.path / "metrics.jsonl").open("a") as lines:
+            lines.write(json.dumps(row | {"tokens": at.tokens, "wall_s": round(at.elapsed_s, 3)}) + "\n")
+        better = row["r2_gene_mean"] > at.best
+        at.best, at.worse = max(at.best, row["r2_gene_mean"]), 0 if better else at.worse + 1
+        if better:
+            save_model(self.run.path, self.model, row)
+        per_epoch = 1 / (config.epochs or DEFAULT_EPOCHS) if config.minutes is None and config.steps is None else 1.0
+        at.next_validation = self.share() + min(per_epoch, 1 / _VALIDATIONS)
+        at.elapsed_s = time.monotonic() - self.begun_s
+        self.listen("validation", row | {"better": better})
+
+    def _validation_row(self) -> dict[str, Any]:
+        rate = 0.5 if self.config.mask == "uniform" else float(self.config.mask)
+        packer = replace(
+            self._packer(0, self.config.context), hiding=Hiding(rate, self.config.seed), scored=rate >= 0.15
+        )
+        scores = Scores(len(self.run.genes), seed=self.config.seed)
+        for batch, predicted in predictions(self.model, packer, self.run, self.run.cells(VALIDATION), self.compute):
+            scores.add(batch, predicted)
+        return scores.row("model", rate=rate, context=self.config.context, known_depth=self.config.known_depth) | {
+            f"r2 {name}": scores.r2(name) for name in scores.predictors if name != "model"
+        }
+
+    def _checkpoint(self) -> None:
+        save_checkpoint(self.run.path, vars(self.at).copy(), self.model, self.optimiser)
+
+
+def predictions(
+    model: Model, packer: Packer, run: Run, cells: np.ndarray, compute: Compute, *, tokens: int = 32768
+) -> Iterator[tuple[Batch, dict[str, np.ndarray]]]:
+    """Batches of the cells with the predictions of the closed forms and the model for their targets."""
+    detected = replace(packer, context="detected")
+    lengths = np.zeros(int(cells.max()) + 1, np.int64)
+    lengths[cells] = detected_in(packer.view, packer.vocabulary, cells)
+    for part in fill(cells, lengths, tokens):
+        plain = detected(part)
+        seen = plain if packer.context == "detected" else packer(part)
+        yield plain, run.forms.predict(plain) | {"model": predict(model, seen, compute)}
+
+
+def predict(model: Model, batch: Batch, compute: Compute) -> np.ndarray:
+    """The model's values for the targets of a batch, float64 [M]."""
+    with torch.inference_mode(), compute.cast():
+        return model(Tokens.of(batch, compute.device)).double().cpu().numpy()
+
+
+def _loss(predicted: Tensor, truth: Tensor) -> Tensor:
+    """Mean squared error in log1p of counts per 10,000; zero, with a gradient, for a batch without targets."""
+    return ((predicted - truth) ** 2).sum() / max(len(truth), 1)
+
+
+def _optimiser(model: Model, config: PretrainConfig) -> torch.optim.AdamW:
+    """AdamW; the closed-form part learns slower and does not decay, since zero is not where it should go."""
+    linear = list(model.linear.parameters())
+    known = {id(p) for p in linear}
+    rest = [p for p in model.parameters() if id(p) not in known]
+    groups = [
+        {"params": [p for p in rest if p.ndim > 1], "weight_decay": config.weight_decay, "share": 1.0},
+        {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0, "share": 1.0},
+        {"params": linear, "weight_decay": 0.0, "share": config.linear_lr if config.warm_start else 1.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98))
+
+
+def _schedule(share: float, warmup: float) -> float:
+    """Linear warm-up over the first `warmup` of the budget, then a cosine to a hundredth."""
+    if share < warmup:
+        return max(share, 1e-3) / warmup
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, (share - warmup) / (1 - warmup))))
