@@ -1,4 +1,4 @@
-"""Which cells and genes are kept: assay, obs filter, quality rules, highly variable genes; every lost cell has a reason."""
+"""Which cells and genes are kept: assay, obs filter, quality rules, variable genes; every lost cell has a reason."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from sckit.errors import ConfigError, DataError
-from sckit.sources_block import CountsBlock, Source, cell_of_entry
+from sckit.sources_block import CountsBlock, Source, cell_of_entry, strings
 
 KEPT = 0
 """Code of a cell that is kept; other codes number the reasons."""
@@ -19,7 +19,10 @@ TENX_LABEL = re.compile(r"10x (3'|5'|multiome)", re.IGNORECASE)
 """CELLxGENE assay labels that count as 10x: 3' and 5' of every version ("10x 3' v3", "10x 5' transcription profiling")
 and multiome. Left out on purpose: "10x gene expression flex" (probes, not transcripts), feature barcode, ATAC, TCR."""
 
-_PRIMES = str.maketrans("’′", "''")
+_PRIMES = str.maketrans("\u2019\u2032", "''")
+OWN_COLUMNS = ("cell", "source", "total_counts", "n_genes")
+"""Obs columns that the store writes itself; an input's column of such a name becomes input_NAME."""
+
 _COUNTS_PER_CELL = 1e4
 _BINS = 20
 
@@ -35,7 +38,7 @@ class QualityRules:
     """Largest share of the cell's counts in mitochondrial genes (symbols that begin with MT- or mt-)."""
 
     def reasons(self) -> list[str]:
-        """What is said of a cell that breaks each rule, in the order in which the rules are applied."""
+        """Say what is wrong with a cell that breaks each rule, in the order in which the rules are applied."""
         return [
             "cells without counts",
             f"cells with fewer than {self.min_genes} genes",
@@ -45,7 +48,7 @@ class QualityRules:
         ]
 
     def broken(self, block: CountsBlock, totals: np.ndarray, mito: np.ndarray | None) -> np.ndarray:
-        """Number (from 1) of the first rule each cell breaks, 0 where none: [C] int16; `mito` [genes of the source]."""
+        """Find the first rule that each cell breaks: [C] int16 from 1, 0 for none; `mito` [G] bool."""
         n_genes = np.diff(block.indptr)  # [C]
         masks = [
             n_genes == 0,
@@ -110,10 +113,10 @@ def obs_matches(obs: pd.DataFrame, query: str) -> np.ndarray:
         raise DataError(msg) from error
     except Exception as error:
         reason = str(error).splitlines()[0]
-        msg = f"--obs-filter {query!r} is not a condition on obs columns ({reason}); write for example \"tissue == 'blood'\"."
+        msg = f"--obs-filter {query!r} is not a condition on obs columns ({reason}); an example is: tissue == 'blood'."
         raise ConfigError(msg) from error
     if not (isinstance(result, pd.Series) and result.dtype.kind == "b"):
-        msg = f"--obs-filter {query!r} is not true or false for every cell; write for example \"tissue == 'blood'\"."
+        msg = f"--obs-filter {query!r} is not true or false for every cell; an example is: tissue == 'blood'."
         raise ConfigError(msg)
     return result.to_numpy()
 
@@ -140,7 +143,7 @@ class GeneMoments:
 
 
 def highly_variable(mean: np.ndarray, variance: np.ndarray, n_top: int) -> np.ndarray:
-    """The `n_top` genes of largest normalised dispersion: [<= n_top] gene numbers, rising.
+    """Choose the `n_top` genes of largest normalised dispersion: [<= n_top] gene numbers, rising.
 
     The 'seurat' flavour (Satija et al. 2015, Nat Biotechnol 33:495; as in scanpy): log dispersion of counts per
     10,000, standardised within 20 bins of log mean; a gene alone in its bin gets 1; genes without counts are left out.
@@ -157,11 +160,57 @@ def highly_variable(mean: np.ndarray, variance: np.ndarray, n_top: int) -> np.nd
     return np.sort(best[np.isfinite(normalised[best])])
 
 
-def drop_counts(codes: np.ndarray, reasons: Sequence[str]) -> dict[str, int]:
-    """Cells lost by reason; code i + 1 of `codes` means reasons[i]."""
-    lost = np.bincount(codes, minlength=len(reasons) + 1)[1:]
-    return {reason: int(n) for reason, n in zip(reasons, lost, strict=True) if n}
+def drop_counts(by_code: np.ndarray, reasons: Sequence[str]) -> dict[str, int]:
+    """Name the lost cells: `by_code` [reasons + 1] holds the cells of each code, code i + 1 meaning reasons[i]."""
+    return {reason: int(n) for reason, n in zip(reasons, by_code[1:], strict=True) if n}
 
 
 def _plain(label: str) -> str:
     return label.strip().translate(_PRIMES).casefold()
+
+
+def unite_obs(sources: Sequence[Source], names: Sequence[str]) -> tuple[pd.DataFrame, list[int]]:
+    """One obs table for all cells of all sources, in order, and per source how many cell ids it repeats.
+
+    Columns: cell (the id; with several sources "source:id"; "#2" behind the second cell of that name and so on),
+    source, then the union of the sources' columns, missing where a source does not have one.
+    """
+    ids, repeats = [], []
+    for source, name in zip(sources, names, strict=True):
+        own = pd.Series(strings(source.obs.index))
+        nth = own.groupby(own).cumcount()
+        own = own.where(nth == 0, own + "#" + (nth + 1).astype(str))
+        ids.append(own if len(sources) == 1 else name + ":" + own)
+        repeats.append(int((nth > 0).sum()))
+    united = pd.concat([source.obs for source in sources], ignore_index=True)
+    united.columns = [f"input_{name}" if name in OWN_COLUMNS else str(name) for name in united.columns]
+    for name in united.select_dtypes(object).columns:
+        if all(isinstance(value, bool) for value in united[name].dropna()):
+            united[name] = united[name].astype("boolean")
+        else:
+            united[name] = united[name].where(united[name].isna(), strings(united[name])).astype("category")
+    of_cell = np.repeat(np.arange(len(sources)), [source.n_cells for source in sources])
+    united.insert(0, "cell", np.concatenate(ids))
+    united.insert(1, "source", pd.Categorical.from_codes(of_cell, list(names)))
+    return united, repeats
+
+
+def judge_obs(
+    sources: Sequence[Source], names: Sequence[str], obs: pd.DataFrame, *, assay: str, obs_filter: str | None
+) -> tuple[np.ndarray, list[str]]:
+    """Judge all cells by their labels: (codes [C] int16, reasons); code i + 1 means reasons[i], 0 that it is kept.
+
+    `obs` is the united table, so that a filter may name a column that only some of the inputs have.
+    """
+    reasons: list[str] = []
+    codes = []
+    for source, name in zip(sources, names, strict=True):
+        own, own_reasons = assay_codes(source.obs, assay, name)
+        reasons += [reason for reason in own_reasons if reason not in reasons]
+        renumber = np.array([KEPT] + [reasons.index(reason) + 1 for reason in own_reasons], dtype=np.int16)
+        codes.append(renumber[own])
+    judged = np.concatenate(codes)
+    if obs_filter is not None:
+        reasons.append(f"cells outside --obs-filter {obs_filter}")
+        judged[(judged == KEPT) & ~obs_matches(obs, obs_filter)] = len(reasons)
+    return judged, reasons

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,36 +56,40 @@ def bare_ids(ids: np.ndarray) -> np.ndarray:
     return np.array([_VERSION.sub(r"\1", name) for name in ids], dtype=object)
 
 
-def join_genes(tables: Sequence[GeneTable], names: Sequence[str], *, duplicates: str = "sum") -> Vocabulary:
+def join_genes(
+    tables: Sequence[GeneTable], names: Sequence[str], *, unused: Collection[int] = (), duplicates: str = "sum"
+) -> Vocabulary:
     """Join the inputs on the genes that all of them have, in the order of the first input.
 
     The key is the Ensembl id without version when at least half of the ids of every input are Ensembl ids (genes
     without an id go by their symbol then), else the symbol. Genes of one input with the same key are summed, or
-    refused with `duplicates="refuse"`. Raises `DataError` when nothing is shared or duplicates are refused.
+    refused with `duplicates="refuse"`. Inputs numbered in `unused` (none of their cells is kept) do not narrow the
+    list and lose all their genes. Raises `DataError` when nothing is shared or duplicates are refused.
     """
-    by_id = all(mostly_ensembl(table.ids) for table in tables)
-    keys = [_keys(table, by_id=by_id) for table in tables]
-    for name, key in zip(names, keys, strict=True):
-        if duplicates == "refuse":
-            _refuse_duplicates(name, key)
+    used = [number for number in range(len(tables)) if number not in unused]
+    by_id = all(mostly_ensembl(tables[number].ids) for number in used)
+    keys = [_keys(tables[number], by_id=by_id) for number in used]
+    if duplicates == "refuse":
+        for number, key in zip(used, keys, strict=True):
+            _refuse_duplicates(names[number], key)
     shared = set(keys[0]).intersection(*keys[1:]) - {""}
     if not shared:
         kind = "Ensembl id" if by_id else "symbol"
-        first = ", ".join(f"{name} has {key[0]!r}" for name, key in zip(names, keys, strict=True))
-        msg = f"The inputs have no {kind} in common ({first}, ...); give inputs of one species that name genes alike."
-        raise DataError(msg)
-    order, first_place = np.unique(keys[0], return_index=True)
-    places = np.sort(first_place[[key in shared for key in order]])  # [G] first place of each gene in the first input
+        found = ", ".join(f"{names[number]} has {key[0]!r}" for number, key in zip(used, keys, strict=True))
+        raise DataError(f"The inputs have no {kind} in common ({found}, ...); give inputs that name genes alike.")
+    lead = pd.Index(keys[0])
+    places = np.flatnonzero(lead.isin(shared) & ~lead.duplicated())  # [G] in the first input
     index = pd.Index(keys[0][places])
-    maps = tuple(index.get_indexer(pd.Index(key)).astype(np.int32) for key in keys)
-    summed = tuple(int((to >= 0).sum()) - len(index) for to in maps)
-    return Vocabulary(
-        bare_ids(tables[0].ids)[places], tables[0].symbols[places], "id" if by_id else "symbol", maps, summed
-    )
+    maps = [np.full(len(table), -1, dtype=np.int32) for table in tables]
+    for number, key in zip(used, keys, strict=True):
+        maps[number] = index.get_indexer(pd.Index(key)).astype(np.int32)
+    summed = tuple(max(int((to >= 0).sum()) - len(index), 0) for to in maps)
+    ids, symbols = bare_ids(tables[used[0]].ids)[places], tables[used[0]].symbols[places]
+    return Vocabulary(ids, symbols, "id" if by_id else "symbol", tuple(maps), summed)
 
 
 def read_gene_list(path: Path, vocabulary: Vocabulary) -> tuple[np.ndarray, int]:
-    """Genes of the vocabulary named in a text file, one id or symbol a line: ([N] numbers in file order, lines not found).
+    """Find the genes that a text file names, one id or symbol a line: ([N] numbers in file order, lines not found).
 
     Empty lines and lines that begin with # are skipped. Raises `DataError` when the file is missing or names no gene.
     """
@@ -103,12 +107,12 @@ def read_gene_list(path: Path, vocabulary: Vocabulary) -> tuple[np.ndarray, int]
     ]
     numbers = list(dict.fromkeys(number for number in found if number >= 0))
     if not numbers:
-        msg = f"None of the {len(wanted)} genes of {path} is among the {len(vocabulary)} genes of the data, such as {vocabulary.symbols[0]!r}."
+        msg = f"None of the {len(wanted)} genes of {path} is in the data, which has {vocabulary.symbols[0]}, ..."
         raise DataError(msg)
     return np.array(numbers, dtype=np.int64), found.count(-1)
 
 
-def vocabulary_hash(ids: Sequence[str], symbols: Sequence[str]) -> str:
+def vocabulary_hash(ids: Iterable[str], symbols: Iterable[str]) -> str:
     """SHA-256 of the ordered gene list; two stores with the same hash number their genes alike."""
     lines = "\n".join(f"{gene_id}\t{symbol}" for gene_id, symbol in zip(ids, symbols, strict=True))
     return hashlib.sha256(lines.encode()).hexdigest()

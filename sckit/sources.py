@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sckit.errors import DataError
 from sckit.sources_block import CountsBlock, GeneTable, Source
 from sckit.sources_h5ad import H5ad, Sample, sample_path
 

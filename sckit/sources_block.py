@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
+import h5py
 import numpy as np
 import pandas as pd
 
@@ -58,8 +59,6 @@ class CountsBlock:
 class Source:
     """One input, read block by block. A reader sets the fields in its `__init__` and implements `_read`."""
 
-    unit: ClassVar[str] = "the matrix"
-
     def __init__(self, path: Path, genes: GeneTable, obs: pd.DataFrame, *, columns: np.ndarray | None = None) -> None:
         """Keep what was read so far; `columns` [F] int32 maps the file's features to genes, -1 for those left out."""
         self.path = path
@@ -69,11 +68,13 @@ class Source:
         """Features that were left out, by reason."""
         self.totals: np.ndarray | None = None
         """[C] int64: total counts of a cell where the file knows more genes than it holds, else None."""
+        self.unit = "the matrix"
+        """What is read of the file, for messages."""
         self.remedy = ""
         """What to try when the values turn out not to be counts."""
         self._columns = np.arange(len(genes), dtype=np.int32) if columns is None else columns
         if not len(obs) or not len(genes):
-            msg = f"{path} is empty: it holds {len(obs)} cells and {len(genes)} genes, and at least one of each is needed."
+            msg = f"{path} is empty: it holds {len(obs)} cells and {len(genes)} genes; at least one of each is needed."
             raise DataError(msg)
 
     @property
@@ -102,7 +103,7 @@ class Source:
     def _block(self, first: int, indptr: np.ndarray, features: np.ndarray, values: np.ndarray) -> CountsBlock:
         indptr = indptr.astype(np.int64, copy=False)
         if len(features) and not 0 <= int(features.min()) <= int(features.max()) < len(self._columns):
-            msg = f"{self.path} is corrupt: it has {len(self._columns)} features but an entry names number {features.max()}."
+            msg = f"{self.path} is corrupt: an entry names feature {features.max()} of {len(self._columns)}."
             raise DataError(msg)
         genes = self._columns[features]
         obs = self.obs.iloc[first : first + len(indptr) - 1]
@@ -170,6 +171,27 @@ def readable(path: Path) -> Iterator[None]:
             f"{path} cannot be read, it is truncated, corrupt or of another format ({reason}); copy or export it again."
         )
         raise DataError(msg) from error
+
+
+def group(parent: h5py.Group, name: str) -> h5py.Group:
+    """Child group of an HDF5 file; `KeyError` when it is missing or something else."""
+    found = parent[name]
+    if not isinstance(found, h5py.Group):
+        raise KeyError(f"{name} is not a group")
+    return found
+
+
+def dataset(parent: h5py.Group, name: str) -> h5py.Dataset:
+    """Child dataset of an HDF5 file; `KeyError` when it is missing or something else."""
+    found = parent[name]
+    if not isinstance(found, h5py.Dataset):
+        raise KeyError(f"{name} is not a dataset")
+    return found
+
+
+def array(parent: h5py.Group, name: str, first: int = 0, last: int | None = None) -> np.ndarray:
+    """Entries first..last of a dataset, in memory."""
+    return np.asarray(dataset(parent, name)[first:last])
 
 
 def strings(values: Any) -> np.ndarray:

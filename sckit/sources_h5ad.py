@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from sckit.errors import DataError
-from sckit.sources_block import Source, gene_table, readable, strings
+from sckit.sources_block import Source, array, dataset, gene_table, group, readable, strings
 from sckit.sources_spool import CellSpool, Chunk
 
 _DENSE_BYTES = 32 * 2**20
@@ -26,37 +26,39 @@ class H5ad(Source):
         """Read genes and obs; the matrix itself stays on disk."""
         with readable(path), h5py.File(path) as file:
             self.key, var_key = _matrix_key(file, path, layer=layer, raw=raw)
-            self.unit = {"X": "X", "raw/X": "raw", "raw.X": "raw"}.get(self.key, f"layer {layer!r}")
-            matrix = file[self.key]
-            self._encoding = _encoding(matrix)
-            shape = matrix.shape if isinstance(matrix, h5py.Dataset) else _sparse_shape(matrix)
+            self._encoding, shape = _encoding(file[self.key])
             obs, var = _frame(file, "obs"), _frame(file, var_key)
-            if tuple(shape) != (len(obs), len(var)):
-                msg = f"{path} is corrupt: {self.key} is {shape[0]} x {shape[1]}, but there are {len(obs)} cells and {len(var)} genes."
-                raise DataError(msg)
-            self._indptr = matrix["indptr"][:].astype(np.int64) if self._encoding != "dense" else np.zeros(1, np.int64)
+            if shape != (len(obs), len(var)):
+                raise DataError(f"{path} is corrupt: {self.key} is {shape} for {len(obs)} cells and {len(var)} genes.")
+            if self._encoding != "dense":
+                self._indptr = array(group(file, self.key), "indptr").astype(np.int64)
             remedy = _remedy(file, self.key)
         super().__init__(path, gene_table(var), obs)
+        self.unit = f"layer {layer!r}" if layer else "raw" if raw else "X"
         self.remedy = remedy
         self._spool: CellSpool | None = None
 
-    def _opened(self) -> AbstractContextManager:
+    def _opened(self) -> AbstractContextManager[h5py.File | CellSpool]:
         if self._encoding != "csc":
             return h5py.File(self.path)
         if self._spool is None:
             with h5py.File(self.path) as file:
-                matrix = file[self.key]
-                self._spool = CellSpool(_column_chunks(matrix, self._indptr), self.n_cells, matrix["data"].dtype)
+                matrix = group(file, self.key)
+                chunks = _column_chunks(matrix, self._indptr)
+                self._spool = CellSpool(chunks, self.n_cells, dataset(matrix, "data").dtype)
         return nullcontext(self._spool)
 
     def _read(self, handle: h5py.File | CellSpool, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         if isinstance(handle, CellSpool):
             return handle.read(first, last)
         if self._encoding == "dense":
-            return _dense_rows(handle[self.key], first, last)
-        low, high = int(self._indptr[first]), int(self._indptr[last])
-        matrix = handle[self.key]
-        return self._indptr[first : last + 1] - low, matrix["indices"][low:high], matrix["data"][low:high]
+            return _dense_rows(dataset(handle, self.key), first, last)
+        matrix, low, high = group(handle, self.key), int(self._indptr[first]), int(self._indptr[last])
+        return (
+            self._indptr[first : last + 1] - low,
+            array(matrix, "indices", low, high),
+            array(matrix, "data", low, high),
+        )
 
 
 class Sample(H5ad):
@@ -68,14 +70,14 @@ class Sample(H5ad):
     def __init__(self, path: Path) -> None:
         """Open the file at `path`."""
         super().__init__(path, raw=True)
-        self.totals = np.rint(self.obs["n_counts"].to_numpy(np.float64)).astype(np.int64)
+        self._per_cell = self.obs["n_counts"].to_numpy(np.float64)
+        self.totals = np.rint(self._per_cell).astype(np.int64)
         self.largest_distance = 0.0
         """Largest distance of a recovered count from a whole number among the cells read so far."""
 
     def _read(self, handle: h5py.File | CellSpool, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         indptr, features, values = super()._read(handle, first, last)
-        assert self.totals is not None
-        per_entry = np.repeat(self.totals[first:last], np.diff(indptr))
+        per_entry = np.repeat(self._per_cell[first:last], np.diff(indptr))
         counts = np.expm1(values.astype(np.float64)) * per_entry / 1e4
         whole = np.rint(counts)
         self.largest_distance = max(self.largest_distance, float(np.abs(counts - whole).max(initial=0.0)))
@@ -90,7 +92,7 @@ def sample_path() -> Path:
         path = Path(place) / "datasets" / "10x_pbmc68k_reduced.h5ad"
         if path.is_file():
             return path
-    msg = "No input was given and the PBMC sample of the scanpy package is not installed; name an input or `pip install scanpy`."
+    msg = "No input was given and scanpy, whose PBMC sample would be used, is not installed; name an input."
     raise DataError(msg)
 
 
@@ -125,20 +127,18 @@ def _remedy(file: h5py.File, key: str) -> str:
 
 
 def _layers(file: h5py.File) -> list[str]:
-    return list(file["layers"]) if "layers" in file else []
+    return list(group(file, "layers")) if "layers" in file else []
 
 
-def _encoding(matrix: h5py.Group | h5py.Dataset) -> str:
-    """Storage of the matrix: "dense", "csr" or "csc"."""
+def _encoding(matrix: object) -> tuple[str, tuple[int, int]]:
+    """Storage of the matrix ("dense", "csr" or "csc") and its shape (cells, genes)."""
     if isinstance(matrix, h5py.Dataset):
-        return "dense"
-    name = matrix.attrs.get("encoding-type", matrix.attrs.get("h5sparse_format", ""))
-    return str(name).removesuffix("_matrix")
-
-
-def _sparse_shape(matrix: h5py.Group) -> tuple[int, int]:
-    rows, columns = matrix.attrs["shape"] if "shape" in matrix.attrs else matrix.attrs["h5sparse_shape"]
-    return int(rows), int(columns)
+        return "dense", matrix.shape
+    if not isinstance(matrix, h5py.Group):
+        raise ValueError(f"the matrix is a {type(matrix).__name__}")
+    encoding, shape = ("encoding-type", "shape") if "shape" in matrix.attrs else ("h5sparse_format", "h5sparse_shape")
+    rows, columns = np.asarray(matrix.attrs[shape]).tolist()
+    return str(matrix.attrs[encoding]).removesuffix("_matrix"), (rows, columns)
 
 
 def _frame(file: h5py.File, key: str) -> pd.DataFrame:
@@ -147,8 +147,9 @@ def _frame(file: h5py.File, key: str) -> pd.DataFrame:
     if not isinstance(stored, h5py.Dataset):
         from anndata.io import read_elem
 
-        frame = read_elem(stored)
-        assert isinstance(frame, pd.DataFrame)
+        frame = read_elem(group(file, key))
+        if not isinstance(frame, pd.DataFrame):
+            raise ValueError(f"{key} is not a table")
         return frame
     records = stored[:]
     names = list(records.dtype.names)
@@ -182,4 +183,4 @@ def _column_chunks(matrix: h5py.Group, indptr: np.ndarray) -> Iterator[Chunk]:
         high = min(low + _ENTRIES_PER_CHUNK, int(indptr[-1]))
         per_gene = np.diff(np.clip(indptr, low, high))
         genes = np.repeat(np.arange(len(per_gene), dtype=np.int32), per_gene)
-        yield matrix["indices"][low:high], genes, matrix["data"][low:high]
+        yield array(matrix, "indices", low, high), genes, array(matrix, "data", low, high)

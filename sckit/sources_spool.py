@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import BinaryIO
 
 import numpy as np
@@ -23,7 +24,7 @@ class CellSpool:
     """
 
     def __init__(self, chunks: Iterable[Chunk], n_cells: int, value_dtype: np.dtype) -> None:
-        """Take in all chunks; sort them by cell, in buckets of consecutive cells, if they did not come in that order."""
+        """Take in all chunks; if they did not come in the order of the cells, sort them in buckets of cells."""
         self._value_dtype = np.dtype(value_dtype)
         self._cells, self._genes, self._values = (_File(dtype) for dtype in (np.uint32, np.int32, self._value_dtype))
         per_cell = np.zeros(n_cells, dtype=np.int64)
@@ -67,7 +68,7 @@ class CellSpool:
             for b in np.flatnonzero(sizes):
                 buckets.write(int(fill[b]), part[ends[b] - sizes[b] : ends[b]])
             fill += sizes
-        for first, last in zip(starts[:-1], starts[1:], strict=True):
+        for first, last in pairwise(starts):
             low, high = int(self.indptr[first]), int(self.indptr[last])
             part = buckets.read(low, high)
             part = part[np.argsort(part["cell"], kind="stable")]

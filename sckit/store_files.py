@@ -140,7 +140,7 @@ def checksum(path: Path) -> str:
 
 
 def broken_files(folder: Path, records: dict[str, dict[str, Any]], *, content: bool) -> Iterable[tuple[str, str]]:
-    """Yield (file, what is wrong) for files that are missing, of another size or, with `content`, of another checksum."""
+    """Yield (file, what is wrong) for files that are missing, of another size or (`content`) of another checksum."""
     for name, record in records.items():
         path = folder / name
         if not path.is_file():

@@ -89,7 +89,7 @@ class Store:
         for number in numbers:
             mine = np.flatnonzero(shards == number)
             _, shard_genes, shard_counts = self._shard(int(number))
-            within = _ranges(np.zeros(len(mine), np.int64), lengths[mine])
+            within = _count_up(lengths[mine])
             source = within + np.repeat(first[mine], lengths[mine])
             target = slice(None) if len(numbers) == 1 else within + np.repeat(indptr[mine], lengths[mine])
             genes[target] = shard_genes[source]
@@ -136,14 +136,16 @@ def open_store(path: Path | str) -> Store:
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise DataError(f"{path} is not a store (it has no {MANIFEST}); make one with `sckit prepare INPUT --out {path}`.") from error
+        raise DataError(
+            f"{path} is not a store (it has no {MANIFEST}); make one with `sckit prepare INPUT --out {path}`."
+        ) from error
     except (OSError, ValueError) as error:
         raise DataError(f"{path / MANIFEST} cannot be read ({error}); prepare the store again.") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise DataError(f"{path / MANIFEST} is not the manifest of a store; make one with `sckit prepare`.")
     if manifest.get("version") != VERSION:
         raise DataError(
-            f"{path} is a store of version {manifest.get('version')}, and this sckit reads version {VERSION}; prepare it again."
+            f"{path} is a store of version {manifest.get('version')}, and this sckit reads {VERSION}; prepare it again."
         )
     for name, problem in broken_files(path, _files(manifest), content=False):
         raise DataError(f"{path / name} {problem}; the store is broken, prepare it again.")
@@ -153,7 +155,9 @@ def open_store(path: Path | str) -> Store:
 def describe(store: Store) -> list[tuple[str, str]]:
     """Rows (what, value) for `sckit info`."""
     manifest = store.manifest
-    n_genes = np.concatenate([np.diff(np.load(store.path / shard_file(i, "indptr"))) for i in range(len(manifest["shards"]))])
+    n_genes = np.concatenate(
+        [np.diff(np.load(store.path / shard_file(i, "indptr"))) for i in range(len(manifest["shards"]))]
+    )
     rows = [
         ("store", str(store.path)),
         ("cells", f"{store.n_cells:,}"),
@@ -165,7 +169,10 @@ def describe(store: Store) -> list[tuple[str, str]]:
         ("vocabulary hash", manifest["vocabulary_sha256"][:16]),
     ]
     rows += [
-        (f"source {source['name']}", f"{source['kept']:,} of {source['cells']:,} cells, {source['path']}{_assay_note(source)}")
+        (
+            f"source {source['name']}",
+            f"{source['kept']:,} of {source['cells']:,} cells, {source['path']}{_assay_note(source)}",
+        )
         for source in manifest["sources"]
     ]
     rows += [(f"option {name}", str(value)) for name, value in manifest["config"].items() if value not in (None, False)]
@@ -189,7 +196,7 @@ def _files(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return files
 
 
-def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """0, 1, ... lengths[0] - 1, then the same for the next, each from its start: [sum of lengths] int64."""
+def _count_up(lengths: np.ndarray) -> np.ndarray:
+    """0, 1, ... lengths[0] - 1, then 0, 1, ... lengths[1] - 1, and so on: [sum of lengths] int64."""
     ends = np.cumsum(lengths)
-    return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths - starts, lengths)
+    return np.arange(lengths.sum()) - np.repeat(ends - lengths, lengths)

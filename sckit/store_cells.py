@@ -1,0 +1,115 @@
+"""The stream of kept cells: blocks of the sources, filtered and renumbered to the vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sckit.counts import KEPT, QualityRules, mito_genes
+from sckit.genes import Vocabulary
+from sckit.sources_block import CELLS_PER_BLOCK, CountsBlock, Source, tidy
+
+NO_CHOSEN_GENE = "cells without a count in the kept genes"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where reading goes on: a cell of a source."""
+
+    source: int = 0
+    cell: int = 0
+
+
+@dataclass(frozen=True)
+class KeptCells:
+    """The cells of one block that stay, in the numbering of the vocabulary, and what became of the others."""
+
+    source: int
+    codes: np.ndarray  # int16 [cells of the block], 0 kept, else number of the reason
+    rows: np.ndarray  # int64 [C], row in the united obs
+    indptr: np.ndarray  # int64 [C + 1]
+    genes: np.ndarray  # int32 [nnz]
+    counts: np.ndarray  # uint32 [nnz]
+    totals: np.ndarray  # int64 [C], counts over all genes of the source
+    n_genes: np.ndarray  # int64 [C], detected among all genes of the source
+    following: Place  # the first cell after the block
+
+
+class CellStream:
+    """All kept cells of the sources in order; can start at the end of any block."""
+
+    def __init__(
+        self, sources: Sequence[Source], judged: np.ndarray, reasons: Sequence[str], rules: QualityRules
+    ) -> None:
+        """Take the quality rules and what the labels decided: `judged` [all cells], numbering `reasons` from 1."""
+        self.sources = sources
+        self.starts = np.concatenate(([0], np.cumsum([source.n_cells for source in sources])))  # [sources + 1]
+        self.reasons = [*reasons, *rules.reasons(), NO_CHOSEN_GENE]
+        self._judged = judged
+        self._n_label_reasons = len(reasons)
+        self._rules = rules
+        self._mito = [mito_genes(source) if rules.max_mito is not None else None for source in sources]
+
+    @property
+    def n_cells(self) -> int:
+        """Cells before any filter."""
+        return int(self.starts[-1])
+
+    @property
+    def unused(self) -> list[int]:
+        """Sources none of whose cells is kept by its labels; their counts are never read."""
+        return [i for i in range(len(self.sources)) if (self._labelled(i) != KEPT).all()]
+
+    def position(self, place: Place) -> int:
+        """Cells before a place."""
+        return int(self.starts[place.source]) + place.cell
+
+    def read(
+        self, vocabulary: Vocabulary, *, start: Place = Place(), cells_per_block: int = CELLS_PER_BLOCK
+    ) -> Iterator[KeptCells]:
+        """Yield the kept cells from `start` on, block by block; a block may keep none."""
+        unused = self.unused
+        for number in range(start.source, len(self.sources)):
+            if number in unused:
+                yield self._nothing(number)
+                continue
+            cell = start.cell if number == start.source else 0
+            for block in self.sources[number].blocks(cells_per_block=cells_per_block, start=cell):
+                yield self._keep(number, cell, block, vocabulary.maps[number])
+                cell += len(block.obs)
+
+    def _labelled(self, number: int) -> np.ndarray:
+        return self._judged[self.starts[number] : self.starts[number + 1]]
+
+    def _nothing(self, number: int) -> KeptCells:
+        none = np.zeros(0, dtype=np.int64)
+        return KeptCells(
+            number, self._labelled(number), none, np.zeros(1, np.int64), none, none, none, none, Place(number + 1)
+        )
+
+    def _keep(self, number: int, cell: int, block: CountsBlock, to_vocabulary: np.ndarray) -> KeptCells:
+        """Filter one block, which begins at `cell` of its source, and renumber its genes."""
+        source, stop = self.sources[number], cell + len(block.obs)
+        n_genes = np.diff(block.indptr)
+        totals = block.per_cell(block.counts).astype(np.int64) if source.totals is None else source.totals[cell:stop]
+        codes = self._labelled(number)[cell:stop].copy()
+        broken = self._rules.broken(block, totals, self._mito[number])
+        codes = np.where((codes == KEPT) & (broken > 0), broken + self._n_label_reasons, codes)
+        genes = np.where(np.repeat(codes == KEPT, n_genes), to_vocabulary[block.genes], np.int32(-1))
+        indptr, genes, counts = tidy(block.indptr, genes, block.counts)
+        lengths = np.diff(indptr)
+        codes[(codes == KEPT) & (lengths == 0)] = len(self.reasons)
+        kept = np.flatnonzero(codes == KEPT)
+        return KeptCells(
+            source=number,
+            codes=codes,
+            rows=self.starts[number] + cell + kept,
+            indptr=np.concatenate(([0], np.cumsum(lengths[kept]))),
+            genes=genes,
+            counts=counts,
+            totals=totals[kept],
+            n_genes=n_genes[kept],
+            following=Place(number, stop) if stop < source.n_cells else Place(number + 1),
+        )

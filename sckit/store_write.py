@@ -1,0 +1,261 @@
+"""Writing a store: open the inputs, choose the genes, write shard after shard, survive a kill."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from sckit import __version__
+from sckit.counts import KEPT, GeneMoments, QualityRules, drop_counts, highly_variable, judge_obs, unite_obs
+from sckit.errors import DataError
+from sckit.genes import Vocabulary, join_genes, read_gene_list, vocabulary_hash
+from sckit.sources import open_sample, open_source
+from sckit.sources_block import CELLS_PER_BLOCK
+from sckit.store_cells import CellStream, Place
+from sckit.store_config import PrepareConfig
+from sckit.store_files import FORMAT, MANIFEST, VERSION, flush, write_json, write_table
+from sckit.store_shard import WORK, FinishedShard, OpenShard, finished_shards
+
+Progress = Callable[[int, int, str], None]
+"""Called with cells done, cells in all and what is being done."""
+
+_ENTRIES_PER_SHARD = 2**26
+_GENERIC_NAMES = ("feature_bc_matrix", "gene_bc_matrices", "outs", "matrix", "counts", "adata")
+
+
+class Preparation:
+    """One call of `prepare`. Everything is written into `folder`; `publish` gives it its name.
+
+    In `folder`/work lie the plan (inputs, sizes, times, config) and one record per finished shard, so that the same
+    call continues where it was killed, and any other call begins anew.
+    """
+
+    def __init__(
+        self, inputs: Sequence[Path | str], out: Path, config: PrepareConfig, progress: Progress | None
+    ) -> None:
+        """Open the inputs and judge their cells by label; nothing is written yet."""
+        self.out = out
+        self.folder = out.with_name(out.name + ".partial")
+        self._work = self.folder / WORK
+        self._config = config
+        self._progress = progress or _silent
+        options = {"layer": config.layer, "raw": config.raw, "genome": config.genome}
+        self._sources = [open_source(path, **options) for path in inputs] or [open_sample()]
+        self._is_sample = not inputs
+        self._names = source_names([source.path for source in self._sources])
+        self._obs, self._repeated_ids = unite_obs(self._sources, self._names)
+        judged, reasons = judge_obs(
+            self._sources, self._names, self._obs, assay=config.assay, obs_filter=config.obs_filter
+        )
+        rules = QualityRules(config.min_genes, config.min_counts, config.max_counts, config.max_mito)
+        self._stream = CellStream(self._sources, judged, reasons, rules)
+        self._used = [number for number in range(len(self._sources)) if number not in self._stream.unused]
+        if not self._used:
+            self._refuse_empty(drop_counts(np.bincount(judged, minlength=len(reasons) + 1), reasons))
+        tables = [source.genes for source in self._sources]
+        self._shared = join_genes(tables, self._names, unused=self._stream.unused, duplicates=config.duplicates)
+        self._cells_per_block = min(CELLS_PER_BLOCK, config.cells_per_shard)
+        self._lines_not_found = 0
+
+    def run(self) -> None:
+        """Write shards, tables and at last the manifest, reusing what an earlier, killed call has finished."""
+        self._begin()
+        vocabulary = self._choose_genes()
+        shards = self._write_shards(vocabulary)
+        self._finish(vocabulary, shards)
+
+    def publish(self) -> None:
+        """Give the finished folder its name; a store that is replaced disappears only then."""
+        shutil.rmtree(self._work)
+        flush(self.folder)
+        replaced = self.out.with_name(self.out.name + ".replaced")
+        if self.out.exists():
+            self.out.replace(replaced)
+        self.folder.replace(self.out)
+        flush(self.out.parent)
+        if replaced.exists():
+            shutil.rmtree(replaced)
+
+    def _begin(self) -> None:
+        """Keep the folder of an earlier call with the same plan, else make an empty one."""
+        gene_list = self._config.gene_list
+        plan = {
+            "sckit": __version__,
+            "version": VERSION,
+            "inputs": [_fingerprint(source.path) for source in self._sources],
+            "config": _plain_config(self._config),
+            "gene_list": _fingerprint(gene_list) if gene_list else None,
+        }
+        if _read_json(self._work / "plan.json") == plan:
+            return
+        shutil.rmtree(self.folder, ignore_errors=True)
+        (self.folder / "shards").mkdir(parents=True)
+        self._work.mkdir()
+        write_json(self._work / "plan.json", plan)
+
+    def _choose_genes(self) -> Vocabulary:
+        if self._config.gene_list:
+            chosen, self._lines_not_found = read_gene_list(self._config.gene_list, self._shared)
+            return self._shared.take(chosen)
+        if isinstance(self._config.genes, int):
+            chosen = _read_json(self._work / "genes.json")
+            if chosen is None:
+                chosen = self._most_variable(self._config.genes).tolist()
+                write_json(self._work / "genes.json", chosen)
+            return self._shared.take(np.array(chosen, dtype=np.int64))
+        return self._shared
+
+    def _most_variable(self, n_top: int) -> np.ndarray:
+        moments = GeneMoments(len(self._shared))
+        for kept in self._stream.read(self._shared, cells_per_block=self._cells_per_block):
+            moments.add(kept.indptr, kept.genes, kept.counts, kept.totals)
+            self._say(kept.following, "choosing genes")
+        if moments.n_cells == 0:
+            self._refuse_empty({"cells outside the filters": self._stream.n_cells})
+        return highly_variable(*moments.mean_and_variance(), n_top)
+
+    def _write_shards(self, vocabulary: Vocabulary) -> list[FinishedShard]:
+        """Write the shards that are missing; the last entry is the tail of the stream and may have no cells."""
+        fates_shape = (len(self._sources), len(self._stream.reasons) + 1)
+        shards = finished_shards(self.folder)
+        start = shards[-1].following if shards else Place()
+        shard = OpenShard(len(vocabulary), fates_shape)
+        for kept in self._stream.read(vocabulary, start=start, cells_per_block=self._cells_per_block):
+            shard.add(kept)
+            if shard.buffer.n_cells >= self._config.cells_per_shard or shard.buffer.nonzeros >= _ENTRIES_PER_SHARD:
+                shards.append(shard.close(self.folder, len(shards)))
+                shard = OpenShard(len(vocabulary), fates_shape)
+            self._say(kept.following, "writing")
+        return [*shards, shard.close(self.folder, len(shards))]
+
+    def _finish(self, vocabulary: Vocabulary, shards: list[FinishedShard]) -> None:
+        """Write the tables of cells and genes and the manifest."""
+        fates = np.sum([shard.fates for shard in shards], axis=0)  # [sources, reasons + 1]
+        kept = fates[:, KEPT]
+        lost_cells = [drop_counts(row, self._stream.reasons) for row in fates]
+        dropped = _added_up([*self._lost_features(vocabulary), *lost_cells])
+        if not kept.sum():
+            self._refuse_empty(_added_up(lost_cells))
+        rows, totals, n_genes = (
+            np.concatenate([getattr(shard, name) for shard in shards]) for name in ("rows", "totals", "n_genes")
+        )
+        obs = self._obs.iloc[rows].reset_index(drop=True)
+        obs.insert(2, "total_counts", totals)
+        obs.insert(3, "n_genes", n_genes)
+        gene_cells = np.sum([shard.gene_cells for shard in shards], axis=0)
+        genes = pd.DataFrame({"id": vocabulary.ids, "symbol": vocabulary.symbols, "n_cells": gene_cells})
+        entries = [shard.manifest_entry for shard in shards if shard.manifest_entry["cells"]]
+        manifest = {
+            "format": FORMAT,
+            "version": VERSION,
+            "sckit": __version__,
+            "cells": int(kept.sum()),
+            "genes": len(vocabulary),
+            "nonzeros": sum(entry["nonzeros"] for entry in entries),
+            "vocabulary_sha256": vocabulary_hash(vocabulary.ids, vocabulary.symbols),
+            "joined_on": "Ensembl id without version" if vocabulary.joined_on == "id" else "symbol",
+            "genes_kept": "those that all inputs have" if len(self._sources) > 1 else "those of the input",
+            "is_sample": self._is_sample,
+            "config": _plain_config(self._config),
+            "sources": [self._source_entry(i, vocabulary, int(kept[i]), lost) for i, lost in enumerate(lost_cells)],
+            "dropped": dropped,
+            "tables": {
+                "genes.parquet": write_table(self.folder / "genes.parquet", genes),
+                "obs.parquet": write_table(self.folder / "obs.parquet", obs),
+            },
+            "shards": entries,
+        }
+        write_json(self.folder / MANIFEST, manifest)
+
+    def _lost_features(self, vocabulary: Vocabulary) -> Iterator[dict[str, int]]:
+        """What the inputs lost on the way to the vocabulary, one dict per reason or source."""
+        for source in self._sources:
+            yield source.dropped
+        yield {
+            "genes that not every input has": sum(self._shared.lost[i] for i in self._used),
+            "genes not chosen": len(self._shared) - len(vocabulary),
+            "lines of the gene list that match no gene": self._lines_not_found,
+        }
+
+    def _source_entry(
+        self, number: int, vocabulary: Vocabulary, kept: int, lost_cells: dict[str, int]
+    ) -> dict[str, Any]:
+        source = self._sources[number]
+        return {
+            "name": self._names[number],
+            "path": str(source.path),
+            "reader": type(source).__name__,
+            "cells": source.n_cells,
+            "kept": kept,
+            "genes": len(source.genes),
+            "genes_lost": vocabulary.lost[number],
+            "genes_summed": vocabulary.summed[number],
+            "repeated_cell_ids": self._repeated_ids[number],
+            "has_assay": "assay" in source.obs,
+            "dropped": {**source.dropped, **lost_cells},
+        }
+
+    def _refuse_empty(self, lost: dict[str, int]) -> None:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in lost.items())
+        raise DataError(f"No cell is left of {self._stream.n_cells}: {reasons}; loosen the filters.")
+
+    def _say(self, place: Place, label: str) -> None:
+        self._progress(self._stream.position(place), self._stream.n_cells, label)
+
+
+def source_names(paths: Sequence[Path]) -> list[str]:
+    """Give every input a name of its own: its file, or the folder above where all samples have the same file name."""
+    names: list[str] = []
+    for path in paths:
+        places = [path, *path.resolve().parents]
+        stems = [place.name.removesuffix(".gz").removesuffix(".h5").removesuffix(".h5ad") for place in places]
+        name = next((stem for stem in stems if stem and not stem.endswith(_GENERIC_NAMES)), "input")
+        nth = sum(known == name or known.startswith(f"{name}-") for known in names) + 1
+        names.append(name if nth == 1 else f"{name}-{nth}")
+    return names
+
+
+def _fingerprint(path: Path) -> list[Any]:
+    """Path, size and time of last change of an input; of a folder the number, sizes and latest time of its files."""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    stats = [file.stat() for file in files]
+    return [
+        str(path.resolve()),
+        len(stats),
+        sum(s.st_size for s in stats),
+        max((s.st_mtime_ns for s in stats), default=0),
+    ]
+
+
+def _plain_config(config: PrepareConfig) -> dict[str, Any]:
+    return {
+        name: value if value is None or isinstance(value, bool | int | float) else str(value)
+        for name, value in asdict(config).items()
+    }
+
+
+def _added_up(parts: Iterable[dict[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for part in parts:
+        total.update(part)
+    return {reason: n for reason, n in total.items() if n}
+
+
+def _read_json(path: Path) -> Any:
+    """The document, or None when there is no whole one."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _silent(_done: int, _total: int, _label: str) -> None:
+    pass
