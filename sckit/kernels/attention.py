@@ -66,7 +66,7 @@ def attention(
 def choose_engine(device: torch.device | str, dtype: torch.dtype) -> tuple[str, str]:
     """Return the engine that "auto" takes for tensors of this device and dtype, and the reason in words."""
     kind = torch.device(device).type
-    if kind == "cpu" and dtype == torch.float32 and find_spec("sckit.kernels.attention_numba"):
+    if kind == "cpu" and dtype == torch.float32:
         return "numba", "CPU, float32: compiled vector tiles"
     if kind == "cpu":
         return "reference", f"CPU, {dtype}: the compiled engine takes float32 only"
@@ -179,6 +179,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     *tensors, engine = inputs
     ctx.save_for_backward(*tensors[:3], *output, *tensors[3:])
     ctx.engine = engine
+    ctx.mark_non_differentiable(output[1])
 
 
 def _gradient(ctx: Any, grad: Tensor, _grad_lse: Tensor) -> tuple[Tensor | None, ...]:
