@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from sckit.errors import ConfigError, DataError
-from sckit.sources_block import CountsBlock, Source, cell_of_entry, strings
+from sckit.sources_block import CountsBlock, Source, cell_of_entry
+from sckit.sources_files import strings
 
 KEPT = 0
 """Code of a cell that is kept; other codes number the reasons."""
@@ -182,7 +183,11 @@ def unite_obs(sources: Sequence[Source], names: Sequence[str]) -> tuple[pd.DataF
         own = own.where(nth == 0, own + "#" + (nth + 1).astype(str))
         ids.append(own if len(sources) == 1 else name + ":" + own)
         repeats.append(int((nth > 0).sum()))
-    united = pd.concat([source.obs for source in sources], ignore_index=True)
+    columns = list(dict.fromkeys(column for source in sources for column in source.obs.columns))
+    given = [
+        source.obs.dropna(axis="columns", how="all") for source in sources
+    ]  # concat would guess types from the rest
+    united = pd.concat(given, ignore_index=True).reindex(columns=columns)
     united.columns = [f"input_{name}" if name in OWN_COLUMNS else str(name) for name in united.columns]
     for name in united.select_dtypes(object).columns:
         if all(isinstance(value, bool) for value in united[name].dropna()):

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pandas as pd
 
 from sckit.errors import DataError
+from sckit.sources_files import readable, strings
 
 LARGEST_COUNT = 2**32 - 1
 CELLS_PER_BLOCK = 4096
+ENTRIES_PER_BLOCK = 2**21
+GENE_EXPRESSION = "Gene Expression"
+NOT_EXPRESSION = "features that are not gene expression"
 
 ENSEMBL = re.compile(r"ENS[A-Z]*G\d{6,}")
 _ID_COLUMNS = ("feature_id", "gene_ids", "gene_id", "ensembl_id", "ensembl", "id", "var_id")
@@ -59,12 +61,16 @@ class CountsBlock:
 class Source:
     """One input, read block by block. A reader sets the fields in its `__init__` and implements `_read`."""
 
-    def __init__(self, path: Path, genes: GeneTable, obs: pd.DataFrame, *, columns: np.ndarray | None = None) -> None:
-        """Keep what was read so far; `columns` [F] int32 maps the file's features to genes, -1 for those left out."""
+    def __init__(
+        self, path: Path, features: GeneTable, obs: pd.DataFrame, *, lost: dict[str, np.ndarray] | None = None
+    ) -> None:
+        """Keep what was read so far; `lost` marks, by reason, the features [F] bool that are left out."""
+        lost = lost or {}
+        keep = ~np.any([np.zeros(len(features), dtype=bool), *lost.values()], axis=0)  # [F]
         self.path = path
-        self.genes = genes
+        self.genes = GeneTable(features.ids[keep], features.symbols[keep])
         self.obs = obs
-        self.dropped: dict[str, int] = {}
+        self.dropped = {reason: int(mask.sum()) for reason, mask in lost.items() if mask.any()}
         """Features that were left out, by reason."""
         self.totals: np.ndarray | None = None
         """[C] int64: total counts of a cell where the file knows more genes than it holds, else None."""
@@ -72,10 +78,13 @@ class Source:
         """What is read of the file, for messages."""
         self.remedy = ""
         """What to try when the values turn out not to be counts."""
-        self._columns = np.arange(len(genes), dtype=np.int32) if columns is None else columns
-        if not len(obs) or not len(genes):
-            msg = f"{path} is empty: it holds {len(obs)} cells and {len(genes)} genes; at least one of each is needed."
-            raise DataError(msg)
+        self._gene_of_feature = np.where(keep, np.cumsum(keep) - 1, -1).astype(np.int32)  # [F]
+        self._entries_before: np.ndarray | None = None
+        """[C + 1] int64: where the entries of each cell begin, when a reader knows it."""
+        if not len(obs) or not len(self.genes):
+            raise DataError(
+                f"{path} is empty: it holds {len(obs)} cells and {len(self.genes)} genes; give at least one of each."
+            )
 
     @property
     def n_cells(self) -> int:
@@ -83,14 +92,17 @@ class Source:
         return len(self.obs)
 
     def blocks(self, *, cells_per_block: int = CELLS_PER_BLOCK, start: int = 0) -> Iterator[CountsBlock]:
-        """Yield the cells from `start` on, in order, `cells_per_block` at a time.
+        """Yield the cells from `start` on, in order, at most `cells_per_block` and some two million entries at a time.
 
+        Where a block ends depends on where it starts and on nothing before it.
         Raises `DataError` when a value is not a count or the file cannot be read to its end.
         """
         with readable(self.path), self._opened() as handle:
-            for first in range(start, self.n_cells, cells_per_block):
-                last = min(first + cells_per_block, self.n_cells)
+            first = start
+            while first < self.n_cells:
+                last = self._block_end(first, cells_per_block)
                 yield self._block(first, *self._read(handle, first, last))
+                first = last
 
     def _opened(self) -> AbstractContextManager[Any]:
         """Context in which `_read` may be called; its value is handed to `_read`."""
@@ -100,12 +112,19 @@ class Source:
         """Cells first..last as (indptr [C + 1], features [nnz], values [nnz]), in the file's own features and dtype."""
         raise NotImplementedError
 
+    def _block_end(self, first: int, cells_per_block: int) -> int:
+        last = min(first + cells_per_block, self.n_cells)
+        if self._entries_before is None:
+            return last
+        fits = np.searchsorted(self._entries_before, self._entries_before[first] + ENTRIES_PER_BLOCK, side="right") - 1
+        return min(last, max(int(fits), first + 1))
+
     def _block(self, first: int, indptr: np.ndarray, features: np.ndarray, values: np.ndarray) -> CountsBlock:
         indptr = indptr.astype(np.int64, copy=False)
-        if len(features) and not 0 <= int(features.min()) <= int(features.max()) < len(self._columns):
-            msg = f"{self.path} is corrupt: an entry names feature {features.max()} of {len(self._columns)}."
+        if len(features) and not 0 <= int(features.min()) <= int(features.max()) < len(self._gene_of_feature):
+            msg = f"{self.path} is corrupt: an entry names feature {features.max()} of {len(self._gene_of_feature)}."
             raise DataError(msg)
-        genes = self._columns[features]
+        genes = self._gene_of_feature[features]
         obs = self.obs.iloc[first : first + len(indptr) - 1]
         counts = self._whole_counts(values, indptr, obs.index)
         return CountsBlock(*tidy(indptr, genes, counts), obs)
@@ -155,55 +174,10 @@ def tidy(indptr: np.ndarray, genes: np.ndarray, counts: np.ndarray) -> tuple[np.
     return indptr, genes[first], summed.astype(np.uint32)
 
 
-@contextmanager
-def readable(path: Path) -> Iterator[None]:
-    """Turn what h5py, gzip and the text parser say about a broken file into one sentence."""
-    try:
-        yield
-    except DataError:
-        raise
-    except FileNotFoundError as error:
-        msg = f"{error.filename or path} does not exist; give the path of an .h5, .h5ad, mtx folder or SOMA experiment."
-        raise DataError(msg) from error
-    except (OSError, EOFError, zlib.error, KeyError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        msg = (
-            f"{path} cannot be read, it is truncated, corrupt or of another format ({reason}); copy or export it again."
-        )
-        raise DataError(msg) from error
-
-
-def group(parent: h5py.Group, name: str) -> h5py.Group:
-    """Child group of an HDF5 file; `KeyError` when it is missing or something else."""
-    found = parent[name]
-    if not isinstance(found, h5py.Group):
-        raise KeyError(f"{name} is not a group")
-    return found
-
-
-def dataset(parent: h5py.Group, name: str) -> h5py.Dataset:
-    """Child dataset of an HDF5 file; `KeyError` when it is missing or something else."""
-    found = parent[name]
-    if not isinstance(found, h5py.Dataset):
-        raise KeyError(f"{name} is not a dataset")
-    return found
-
-
-def array(parent: h5py.Group, name: str, first: int = 0, last: int | None = None) -> np.ndarray:
-    """Entries first..last of a dataset, in memory."""
-    return np.asarray(dataset(parent, name)[first:last])
-
-
-def strings(values: Any) -> np.ndarray:
-    """[N] str objects from bytes, str, categories or numbers; missing values become ""."""
-    found = np.asarray(values, dtype=object)
-    if all(type(value) is str for value in found):
-        return found
-    text = [
-        value.decode() if isinstance(value, bytes) else "" if value is None or value != value else str(value)
-        for value in found
-    ]
-    return np.array(text, dtype=object)
+def other_matrices(names: Sequence[str]) -> str:
+    """Name the options that may lead to the counts, those called counts or raw if there are any; ends a sentence."""
+    likely = [name for name in names if "count" in name or "raw" in name] or names
+    return f"; try {' or '.join(likely)}" if likely else ""
 
 
 def gene_table(var: pd.DataFrame) -> GeneTable:

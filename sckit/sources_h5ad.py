@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 
 from sckit.errors import DataError
-from sckit.sources_block import Source, array, dataset, gene_table, group, readable, strings
+from sckit.sources_block import GENE_EXPRESSION, NOT_EXPRESSION, Source, gene_table, other_matrices
+from sckit.sources_files import array, csr_rows, dataset, group, readable, strings
 from sckit.sources_spool import CellSpool, Chunk
 
 _DENSE_BYTES = 32 * 2**20
@@ -30,12 +31,14 @@ class H5ad(Source):
             obs, var = _frame(file, "obs"), _frame(file, var_key)
             if shape != (len(obs), len(var)):
                 raise DataError(f"{path} is corrupt: {self.key} is {shape} for {len(obs)} cells and {len(var)} genes.")
-            if self._encoding != "dense":
-                self._indptr = array(group(file, self.key), "indptr").astype(np.int64)
+            is_csr = self._encoding == "csr"
+            entries_before = array(group(file, self.key), "indptr").astype(np.int64) if is_csr else None
             remedy = _remedy(file, self.key)
-        super().__init__(path, gene_table(var), obs)
+        lost = {NOT_EXPRESSION: (var["feature_types"] != GENE_EXPRESSION).to_numpy()} if "feature_types" in var else {}
+        super().__init__(path, gene_table(var), obs, lost=lost)
         self.unit = f"layer {layer!r}" if layer else "raw" if raw else "X"
         self.remedy = remedy
+        self._entries_before = entries_before
         self._spool: CellSpool | None = None
 
     def _opened(self) -> AbstractContextManager[h5py.File | CellSpool]:
@@ -44,21 +47,17 @@ class H5ad(Source):
         if self._spool is None:
             with h5py.File(self.path) as file:
                 matrix = group(file, self.key)
-                chunks = _column_chunks(matrix, self._indptr)
+                chunks = _column_chunks(matrix)
                 self._spool = CellSpool(chunks, self.n_cells, dataset(matrix, "data").dtype)
+                self._entries_before = self._spool.indptr
         return nullcontext(self._spool)
 
     def _read(self, handle: h5py.File | CellSpool, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         if isinstance(handle, CellSpool):
             return handle.read(first, last)
-        if self._encoding == "dense":
+        if self._entries_before is None:
             return _dense_rows(dataset(handle, self.key), first, last)
-        matrix, low, high = group(handle, self.key), int(self._indptr[first]), int(self._indptr[last])
-        return (
-            self._indptr[first : last + 1] - low,
-            array(matrix, "indices", low, high),
-            array(matrix, "data", low, high),
-        )
+        return csr_rows(group(handle, self.key), self._entries_before, first, last)
 
 
 class Sample(H5ad):
@@ -118,12 +117,10 @@ def _matrix_key(file: h5py.File, path: Path, *, layer: str | None, raw: bool) ->
 
 
 def _remedy(file: h5py.File, key: str) -> str:
-    """What else in this file may hold the counts, as the end of a sentence."""
+    """Say what else in this file may hold the counts, as the end of a sentence."""
     layers = [f"--layer {name}" for name in _layers(file) if f"layers/{name}" != key]
-    layers.sort(key=lambda name: "count" not in name)
     raw = ["--raw"] if ("raw/X" in file or "raw.X" in file) and not key.startswith("raw") else []
-    choices = " or ".join(layers + raw)
-    return f"; try {choices}" if choices else "; export the file with its raw counts (it has no layers and no raw)"
+    return other_matrices(layers + raw) or "; the file holds no other matrix, so export it with its raw counts"
 
 
 def _layers(file: h5py.File) -> list[str]:
@@ -177,8 +174,9 @@ def _dense_rows(matrix: h5py.Dataset, first: int, last: int) -> tuple[np.ndarray
     return np.cumsum(np.concatenate(per_cell)), np.concatenate(features), np.concatenate(values)
 
 
-def _column_chunks(matrix: h5py.Group, indptr: np.ndarray) -> Iterator[Chunk]:
+def _column_chunks(matrix: h5py.Group) -> Iterator[Chunk]:
     """Entries of a CSC matrix as (cells, genes, values), in file order."""
+    indptr = array(matrix, "indptr").astype(np.int64)
     for low in range(0, int(indptr[-1]), _ENTRIES_PER_CHUNK):
         high = min(low + _ENTRIES_PER_CHUNK, int(indptr[-1]))
         per_gene = np.diff(np.clip(indptr, low, high))

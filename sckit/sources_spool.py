@@ -9,8 +9,6 @@ from typing import BinaryIO
 
 import numpy as np
 
-from sckit.errors import DataError
-
 Chunk = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Entries as (cells [n], genes [n], values [n])."""
 
@@ -33,8 +31,7 @@ class CellSpool:
             if not len(cells):
                 continue
             if not 0 <= int(cells.min()) <= int(cells.max()) < n_cells:
-                msg = f"An entry of the matrix names cell number {int(cells.max())}, but there are {n_cells} cells."
-                raise DataError(msg)
+                raise ValueError(f"an entry names cell {int(cells.max()) + 1} of {n_cells}")
             ordered = ordered and int(cells[0]) >= last_cell and bool((np.diff(cells) >= 0).all())
             last_cell = int(cells[-1])
             per_cell += np.bincount(cells, minlength=n_cells)

@@ -30,8 +30,6 @@ class PrepareConfig:
     """Genes of one input with the same name are added up ("sum") or refused ("refuse")."""
     cells_per_shard: int = 32_768
     """A shard is closed after the block in which it reaches so many cells (or 67 million entries)."""
-    seed: int = 0
-    """Kept in the manifest; preparing draws nothing at random."""
 
     @property
     def gene_list(self) -> Path | None:

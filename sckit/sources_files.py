@@ -1,0 +1,73 @@
+"""Reading files that may be broken: errors in one sentence, parts of HDF5 files, text."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from sckit.errors import DataError
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turn what h5py, gzip and the text parser say about a broken file into one sentence."""
+    try:
+        yield
+    except DataError:
+        raise
+    except FileNotFoundError as error:
+        msg = f"{error.filename or path} does not exist; give the path of an .h5, .h5ad, mtx folder or SOMA experiment."
+        raise DataError(msg) from error
+    except (OSError, EOFError, zlib.error, KeyError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        msg = (
+            f"{path} cannot be read, it is truncated, corrupt or of another format ({reason}); copy or export it again."
+        )
+        raise DataError(msg) from error
+
+
+def group(parent: h5py.Group, name: str) -> h5py.Group:
+    """Child group of an HDF5 file; `KeyError` when it is missing or something else."""
+    found = parent[name]
+    if not isinstance(found, h5py.Group):
+        raise KeyError(f"{name} is not a group")
+    return found
+
+
+def dataset(parent: h5py.Group, name: str) -> h5py.Dataset:
+    """Child dataset of an HDF5 file; `KeyError` when it is missing or something else."""
+    found = parent[name]
+    if not isinstance(found, h5py.Dataset):
+        raise KeyError(f"{name} is not a dataset")
+    return found
+
+
+def array(parent: h5py.Group, name: str, first: int = 0, last: int | None = None) -> np.ndarray:
+    """Entries first..last of a dataset, in memory."""
+    return np.asarray(dataset(parent, name)[first:last])
+
+
+def strings(values: Any) -> np.ndarray:
+    """[N] str objects from bytes, str, categories or numbers; missing values become ""."""
+    found = np.asarray(values, dtype=object)
+    if all(type(value) is str for value in found):
+        return found
+    text = [
+        value.decode() if isinstance(value, bytes) else "" if value is None or value != value else str(value)
+        for value in found
+    ]
+    return np.array(text, dtype=object)
+
+
+def csr_rows(
+    matrix: h5py.Group, entries_before: np.ndarray, first: int, last: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Read rows of a compressed matrix whose indptr is `entries_before` [rows + 1]: their (indptr, indices, data)."""
+    low, high = int(entries_before[first]), int(entries_before[last])
+    return entries_before[first : last + 1] - low, array(matrix, "indices", low, high), array(matrix, "data", low, high)

@@ -1,0 +1,70 @@
+"""Reader of a local TileDB-SOMA experiment, such as a slice of the CELLxGENE Census."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sckit.errors import DataError
+from sckit.sources_block import Source, gene_table, other_matrices
+from sckit.sources_files import readable
+
+_COUNT_LAYERS = ("counts", "raw", "data")
+_CELL_ID_COLUMNS = ("obs_id", "cell_id", "barcode", "soma_joinid")
+_GENE_ID_COLUMNS = ("var_id", "feature_id", "soma_joinid")
+
+
+class Soma(Source):
+    """One X layer of one measurement of an experiment; cells and genes in the order of their join ids."""
+
+    def __init__(self, path: Path, *, layer: str | None = None, measurement: str = "RNA") -> None:
+        """Read obs and var; X layer `layer`, by default the first of counts, raw, data."""
+        with readable(path), _open(path) as experiment:
+            if "ms" not in experiment or "obs" not in experiment:
+                raise DataError(f"{path} is a {type(experiment).__name__}, not a SOMA experiment; give its folder.")
+            self._measurement = _choose(list(experiment.ms), [measurement], f"measurement of {path}", None)
+            layers = list(experiment.ms[self._measurement].X)
+            self._layer = _choose(layers, [layer] if layer else _COUNT_LAYERS, f"X layer of {path}", "--layer")
+            obs = experiment.obs.read().concat().to_pandas().sort_values("soma_joinid")
+            var = experiment.ms[self._measurement].var.read().concat().to_pandas().sort_values("soma_joinid")
+        self._obs_ids = obs["soma_joinid"].to_numpy()
+        self._var_ids = var["soma_joinid"].to_numpy()
+        obs = obs.set_index(next(name for name in _CELL_ID_COLUMNS if name in obs))
+        var = var.set_index(next(name for name in _GENE_ID_COLUMNS if name in var), drop=False)
+        super().__init__(path, gene_table(var), obs.drop(columns="soma_joinid", errors="ignore"))
+        self.unit = f"X layer {self._layer!r}"
+        self.remedy = other_matrices([f"--layer {name}" for name in layers if name != self._layer])
+
+    def _opened(self) -> AbstractContextManager[Any]:
+        return _open(self.path)
+
+    def _read(self, handle: Any, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        ids = self._obs_ids[first:last]
+        contiguous = ids[-1] - ids[0] == len(ids) - 1
+        matrix = handle.ms[self._measurement].X[self._layer]
+        table = matrix.read((slice(int(ids[0]), int(ids[-1])) if contiguous else ids,)).tables().concat()
+        cells = np.searchsorted(ids, table["soma_dim_0"].to_numpy())
+        genes = np.searchsorted(self._var_ids, table["soma_dim_1"].to_numpy())
+        order = np.argsort(cells, kind="stable")
+        indptr = np.concatenate(([0], np.cumsum(np.bincount(cells, minlength=len(ids)))))
+        return indptr, genes[order], table["soma_data"].to_numpy()[order]
+
+
+def _open(path: Path) -> Any:
+    import tiledbsoma
+
+    return tiledbsoma.open(str(path))
+
+
+def _choose(known: list[str], wanted: list[str] | tuple[str, ...], what: str, flag: str | None) -> str:
+    """First wanted name that there is, else the only one there is."""
+    for name in wanted:
+        if name in known:
+            return name
+    if len(known) == 1 and len(wanted) != 1:
+        return known[0]
+    advice = f"; choose one with {flag}" if flag else ""
+    raise DataError(f"No {what} is named {' or '.join(wanted)}, there are: {', '.join(known) or 'none'}{advice}.")
