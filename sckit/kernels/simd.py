@@ -20,7 +20,8 @@ from numba.extending import intrinsic
 
 F32, I32, I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 Value = Any  # an LLVM value: llvmlite's builder declares no types that a checker could follow
-Float, Integer = Annotated[Any, types.float32], Annotated[Any, types.int64]  # kinds of scalars of vector code
+Float = Annotated[Any, "float32"]  # a scalar of vector code; Integer likewise
+Integer = Annotated[Any, "int64"]
 
 # Rows of a product tile by its width in vectors: accumulators, one row of B and a broadcast must fit the registers.
 TILE_ROWS = {
@@ -264,15 +265,14 @@ def transpose(
     eight = I64(8)
 
     def block(at: Sequence[Value], _: Sequence[Value]) -> None:
-        lines = []
         read, write = at
-        for _ in range(8):
-            lines.append(code.load(read))
-            read = code.add(read, source_row)
+        lines = [code.load(read)]
+        while len(lines) < 8:
+            lines.append(code.load(read := code.add(read, source_row)))
         for far in (4, 2, 1):
             low = ir.Constant(code.integers, [8 + i - far if i & far else i for i in range(8)])
             high = ir.Constant(code.integers, [8 + i if i & far else i + far for i in range(8)])
-            for i in (i for i in range(8) if not i & far):
+            for i in [line for line in range(8) if not line & far]:
                 pair = lines[i], lines[i + far]
                 lines[i] = code.builder.shuffle_vector(*pair, low)
                 lines[i + far] = code.builder.shuffle_vector(*pair, high)
