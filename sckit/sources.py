@@ -66,7 +66,8 @@ def _kind(path: Path) -> str:
         return "mtx"
     with readable(path):
         if not h5py.is_hdf5(path):
-            head = path.open("rb").read(16)
+            with path.open("rb") as file:
+                head = file.read(16)
             raise DataError(f"{path} is not an HDF5 file (it begins with {head!r}); give {_ACCEPTED}.")
         with h5py.File(path) as file:
             return _kind_of_h5(file, path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import weakref
 from collections.abc import Iterable
 from itertools import pairwise
 from typing import BinaryIO
@@ -40,6 +41,7 @@ class CellSpool:
         self.indptr = np.concatenate(([0], np.cumsum(per_cell)))  # [C + 1]
         if not ordered:
             self._sort()
+        del self._cells  # its disk space: the order says it all now
 
     def read(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Cells first..last as CSR (indptr, genes, values); genes of a cell are in the order of arrival."""
@@ -88,7 +90,8 @@ class _File:
 
     def __init__(self, dtype: np.dtype | type) -> None:
         self._dtype = np.dtype(dtype)
-        self._file: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the spool)
+        self._file: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115 (closed with this object)
+        weakref.finalize(self, self._file.close)
 
     def append(self, values: np.ndarray) -> None:
         self._file.seek(0, 2)
