@@ -10,8 +10,8 @@ _API = {
     "open_store": "sckit.store",
     "pretrain": "sckit.train",
     "load_model": "sckit.train",
-    "evaluate": "sckit.evaluate",
-    "embed": "sckit.evaluate",
+    "evaluate": "sckit.evaluation",
+    "embed": "sckit.embedding",
 }
 
 __all__ = ["__version__", "embed", "evaluate", "load_model", "open_store", "prepare", "pretrain"]

@@ -51,9 +51,9 @@ class ClosedForms:
     scales: np.ndarray  # [4], mean and deviation of log detected, of log total
 
     def features(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-        """(x [C, F], t [C]) of the cells of a batch in the detected context; t is NaN where the total is unknown."""
+        """(x [C, F], t [C]) of the cells of a batch from its context tokens; t is NaN where the total is unknown."""
         shape = len(batch.cells), len(self.axes)
-        detected = sp.csr_array((np.ones(len(batch.genes)), batch.genes, batch.offsets), shape)
+        detected = sp.csr_array((batch.in_context.astype(float), batch.genes, batch.offsets), shape)
         depth = self.standard_depth(batch.n_detected)
         x = np.column_stack([np.ones(len(depth)), depth, detected @ self.axes - self.origin])
         return x, self._standard_total(batch.log_total)

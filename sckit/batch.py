@@ -82,6 +82,12 @@ class Batch:
         return np.repeat(np.arange(len(self.cells)), np.diff(self.offsets))
 
     @property
+    def in_context(self) -> np.ndarray:
+        """Whether each token is among the first keys of its cell, bool [T]."""
+        cell = self.cell_of_token
+        return np.arange(len(cell)) - self.offsets[cell] < self.keys[cell]
+
+    @property
     def target_cells(self) -> np.ndarray:
         """Position in the batch of each target's cell, int64 [M]."""
         return self.cell_of_token[self.targets]
@@ -190,7 +196,7 @@ def _exchange(own: Batch, partner: Batch, log_total: np.ndarray) -> Batch:
 
 
 def swap_like_depth(lengths: np.ndarray, cells: np.ndarray) -> np.ndarray:
-    """Partner of every cell among `cells`: neighbours in number of detected genes exchange theirs; int64 [len(lengths)]."""
+    """Partner of every cell among `cells`: neighbours in number of detected genes swap; int64 [len(lengths)]."""
     partners = np.arange(len(lengths))
     ordered = cells[np.argsort(lengths[cells], kind="stable")]
     partners[ordered] = np.roll(ordered, 1)
@@ -206,7 +212,7 @@ def fill(cells: np.ndarray, lengths: np.ndarray, tokens: int) -> list[np.ndarray
 
 
 def shuffle(cells: np.ndarray, generator: np.random.Generator, *, block: int = 64, buffer: int = 64) -> np.ndarray:
-    """The cells in random order that reads the store in runs: blocks are permuted, then cells within `buffer` blocks."""
+    """The cells in a random order that reads the store in runs: blocks are permuted, then cells within `buffer`."""
     blocks = np.array_split(cells, max(1, -(-len(cells) // block)))
     blocks = [blocks[i] for i in generator.permutation(len(blocks))]
     groups = [np.concatenate(blocks[i : i + buffer]) for i in range(0, len(blocks), buffer)]

@@ -96,7 +96,7 @@ class PretrainConfig:
         if self.preset not in PRESETS:
             raise ConfigError(f"--preset {self.preset} is unknown; choose one of {', '.join(PRESETS)}.")
         if self.hold_out and not self.group:
-            raise ConfigError("--hold-out names values of a column; say which with --group COLUMN.")
+            raise ConfigError(f"--hold-out {','.join(self.hold_out)} names values of a column; say which with --group.")
         for name in ("min_cells", "max_genes", "batch_tokens", "accumulate", "patience", "checkpoint_steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}.")
@@ -139,8 +139,6 @@ class EvalConfig:
             if not isinstance(mask, int | float):
                 raise ConfigError(f"--mask {mask} is not a share; evaluation takes numbers above 0 and up to 1.")
             check_mask(mask)
-        if not self.masks:
-            raise ConfigError("evaluation needs at least one share to hide; give --mask or --sweep.")
         for context in self.contexts:
             if context not in ("detected", "visible", "shuffled"):
                 raise ConfigError(f"--context {context} is unknown; choose detected, visible or shuffled.")

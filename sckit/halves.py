@@ -87,7 +87,7 @@ def _nb_sizes(view: CountsView, cells: np.ndarray) -> np.ndarray:
     rate_squares = 0.0
     for start in range(0, len(cells), _BLOCK_CELLS):
         part = cells[start : start + _BLOCK_CELLS]
-        indptr, genes, counts = view.rows(part)
+        _, genes, counts = view.rows(part)
         rate = view.totals(part) / mean_total
         x = counts.astype(np.float64)
         size = int(getattr(view, "n_genes", genes.max() + 1))

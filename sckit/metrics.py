@@ -191,7 +191,7 @@ def _deviances(
 
 
 def truncated_poisson_deviance(count: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """Deviance of counts >= 1 under zero-truncated Poisson laws of the given means (clipped to above 1); same shapes."""
+    """Deviance of counts >= 1 under zero-truncated Poisson laws of the given means (clipped to above 1), [N]."""
     return 2 * (_log_likelihood(count, _rate_of_mean(count)) - _log_likelihood(count, _rate_of_mean(mean)))
 
 

@@ -43,14 +43,12 @@ class Tokens:
     @classmethod
     def of(cls, batch: Batch, device: torch.device) -> "Tokens":
         """Copy a batch to the device and plan its attention once for all layers."""
-        cell = batch.cell_of_token
-        position = np.arange(len(cell)) - batch.offsets[cell]
         arrays = {
             "genes": batch.genes.astype(np.int64),
             "values": batch.values,
             "hidden": batch.hidden,
-            "cell": cell,
-            "in_context": (position < batch.keys[cell]).astype(np.float32),
+            "cell": batch.cell_of_token,
+            "in_context": batch.in_context.astype(np.float32),
             "targets": batch.targets,
             "truth": batch.truth,
             "log_detected": np.log(np.maximum(batch.n_detected, 1)).astype(np.float32),
@@ -176,7 +174,7 @@ class Model(nn.Module):
         return base, self.norm(h)
 
     def _cells(self, tokens: Tokens, keep: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Linear prediction of the tokens to keep, residual [T] of the visible ones, what is known of each cell [C, S]."""
+        """Linear prediction of the tokens to keep, residual [T] of the visible ones, state [C, S] of each cell."""
         targets = slice(None) if keep is None else keep
         genes, cell = tokens.genes[targets], tokens.cell[targets]
         x, t = self.linear.cell_state(tokens)
@@ -216,7 +214,7 @@ def without_warm_start(forms: ClosedForms) -> ClosedForms:
 
 
 def _gene_vectors(forms: ClosedForms, width: int, generator: torch.Generator) -> Tensor:
-    """Start of the gene embedding, [G, E]: a random projection of what the closed forms know of each gene, and noise."""
+    """Start of the gene embedding [G, E]: a random projection of what the closed forms know of each gene."""
     known = np.column_stack([forms.ridge, forms.total[:, -1], forms.axes, forms.loadings])
     known = (known - known.mean(0)) / (known.std(0) + 1e-9)
     projection = torch.randn(known.shape[1], width, generator=generator) / known.shape[1] ** 0.5

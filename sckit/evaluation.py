@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sckit.baselines import PREDICTORS, ClosedForms, LabelDepth, fit_closed_forms, fit_label_depth
-from sckit.batch import SCORED_SHARE, Hiding, Packer, detected_in, fill, swap_like_depth
+from sckit.batch import SCORED_SHARE, Batch, Hiding, Packer, detected_in, fill, swap_like_depth
 from sckit.config import EvalConfig
 from sckit.device import Compute, choose_compute
 from sckit.halves import Halves, replicate_values
@@ -89,7 +89,7 @@ class _Evaluator:
                 entries = max(entries, int(scores.sums("gene mean")[:, 0].sum()))
                 more, beside = self._rows(scores, rate, target)
                 rows, extras = rows + more, extras + beside
-        notes = self._notes(extras)
+        notes = self._notes()
         return Evaluation(self.run.path, len(self.cells), entries, rows, extras, notes)
 
     def _halves(self) -> tuple[Halves, ClosedForms]:
@@ -133,10 +133,22 @@ class _Evaluator:
                 batch = plain
                 if context != "detected":
                     batch = replace(packer, context=context, partners=partners)(part)
-                predicted[f"model/{context}"] = predict(self.model, batch, self.compute)
+                predicted[f"model/{context}"] = self._predict(batch, forms)
             scores.add(plain, predicted, view.totals(part))
             self.listen("progress", {"target": target, "rate": rate, "done": i + 1, "of": len(parts), "cut": plain.cut})
         return scores
+
+    def _predict(self, batch: Batch, forms: ClosedForms) -> np.ndarray:
+        """The model's values; at half depth its closed-form part is refitted like the ladder, what it learned stays.
+
+        Everybody else in the table was fitted on halves: the closed form that the model started from is exchanged for
+        the one fitted on halves, which for the full-depth target changes nothing.
+        """
+        values = predict(self.model, batch, self.compute)
+        if forms is self.run.forms:
+            return values
+        start = "value ridge" if self.run.config.warm_start and batch.context != "visible" else "gene mean"
+        return values + forms.predict(batch)[start] - self.run.forms.predict(batch)[start]
 
     def _rows(self, scores: Scores, rate: float, target: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Table rows of one rate and target, each paired with the detection ridge and the best closed form."""
@@ -159,9 +171,13 @@ class _Evaluator:
             extras.append(scores.extras(name))
         return rows, extras
 
-    def _notes(self, extras: list[dict[str, Any]]) -> list[str]:
+    def _notes(self) -> list[str]:
         groups = None if self.groups is None else self.groups[self.cells]
+        half = [
+            "half-depth target: the closed forms, also the one the model started from, are refitted on halves of the training cells"
+        ]
         return [
+            *(half if self.config.replicate_split else []),
             f"{len(self.cells):,} held-out cells; scored: detected entries with a hash below {SCORED_SHARE}",
             f"intervals: 95 % bootstrap over {resampling_unit(groups)}",
         ]

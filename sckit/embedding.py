@@ -1,0 +1,85 @@
+"""Cell embeddings from a trained run, as an AnnData for scanpy."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sckit.batch import Hiding, Packer, detected_in, fill
+from sckit.device import choose_compute
+from sckit.errors import DataError
+from sckit.model import Tokens
+from sckit.run import find_run, open_run
+from sckit.store import PrepareConfig, Store, open_store, prepare
+
+_NOTHING_HIDDEN = 1e-12  # a share below any hash
+
+
+def embed(
+    run: str | Path,
+    data: str | Path,
+    *,
+    out: str | Path | None = None,
+    runs: str | Path = "runs",
+    engine: str = "auto",
+    device: str = "auto",
+    batch_tokens: int = 32768,
+    listen: Callable[[str, dict[str, Any]], None] = lambda _kind, _facts: None,
+) -> Any:
+    """AnnData of the data with the run's cell embeddings in obsm["X_sckit"], float32 [cells, width]; written to `out`.
+
+    data: a store or anything `prepare` reads; no cell is dropped. X holds the counts of the genes read. The embedding
+    is the mean of the final token states of a cell, nothing hidden. Raises ConfigError and DataError.
+    """
+    opened = open_run(find_run(run, Path(runs)))
+    compute = choose_compute(device, engine)
+    model = opened.model(compute.device)
+    model.engine = compute.engine
+    with tempfile.TemporaryDirectory() as scratch:
+        store = _open(data, Path(scratch) / "input.sckit")
+        vocabulary = opened.vocabulary(store)
+        known = int((vocabulary >= 0).sum())
+        text = f"{known:,} of the run's {len(opened.genes):,} genes are in the data ({store.n_genes:,} genes)"
+        listen("note", {"text": text})
+        cells = np.arange(store.n_cells)
+        packer = Packer(store, vocabulary, Hiding(_NOTHING_HIDDEN), max_genes=opened.config.max_genes)
+        parts = fill(cells, detected_in(store, vocabulary, cells), batch_tokens)
+        rows = []
+        for i, part in enumerate(parts):
+            with torch.inference_mode(), compute.cast():
+                rows.append(model.embed(Tokens.of(packer(part), compute.device)).cpu().numpy())
+            listen("progress", {"done": i + 1, "of": len(parts)})
+        adata = _anndata(store, np.concatenate(rows))
+    if out is not None:
+        try:
+            adata.write_h5ad(out, compression="gzip")
+        except OSError as error:
+            raise DataError(f"{out} cannot be written: {error.strerror or error}.") from error
+    return adata
+
+
+def _open(data: str | Path, scratch: Path) -> Store:
+    if (Path(data) / "manifest.json").is_file():
+        return open_store(data)
+    return prepare([data], scratch, config=PrepareConfig(assay="any"))
+
+
+def _anndata(store: Store, embedding: np.ndarray) -> Any:
+    import anndata
+    import scipy.sparse as sp
+
+    indptr, genes, counts = store.rows(np.arange(store.n_cells))
+    matrix = sp.csr_matrix((counts.astype(np.float32), genes.astype(np.int32), indptr), (store.n_cells, store.n_genes))
+    obs = store.obs.set_index("cell")
+    obs.index = obs.index.astype(str)
+    obs.index.name = None
+    var = store.genes.set_index("symbol")
+    var.index = var.index.astype(str)
+    var.index.name = None
+    adata = anndata.AnnData(matrix, obs=obs, var=var)
+    adata.var_names_make_unique()
+    adata.obsm["X_sckit"] = embedding
+    return adata
