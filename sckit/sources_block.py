@@ -76,7 +76,7 @@ class Source:
         """[C] int64: total counts of a cell where the file knows more genes than it holds, else None."""
         self.unit = "the matrix"
         """What is read of the file, for messages."""
-        self.remedy = ""
+        self.remedy = "; give a file with the raw counts"
         """What to try when the values turn out not to be counts."""
         self._gene_of_feature = np.where(keep, np.cumsum(keep) - 1, -1).astype(np.int32)  # [F]
         self._entries_before: np.ndarray | None = None

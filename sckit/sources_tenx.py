@@ -73,7 +73,7 @@ class TenxMtx(Source):
         with readable(folder):
             barcodes = _read_tsv(_find(folder, "barcodes.tsv"))[0].to_numpy(object)
         with readable(self._matrix_path), _open_text(self._matrix_path) as file:
-            self._field, (n_features, n_cells, self._nonzeros) = _read_mtx_head(file)
+            n_features, n_cells, self._nonzeros = _read_mtx_head(file)
         if (n_features, n_cells) != (len(features), len(barcodes)):
             raise DataError(
                 f"{self._matrix_path} is {n_features} x {n_cells}, but {folder} names {len(features)} features and "
@@ -87,23 +87,19 @@ class TenxMtx(Source):
 
     def _opened(self) -> AbstractContextManager[CellSpool]:
         if self._spool is None:
-            self._spool = CellSpool(self._chunks(), self.n_cells, np.dtype(self._value_dtype))
+            self._spool = CellSpool(self._chunks(), self.n_cells, np.dtype(np.float64))
             self._entries_before = self._spool.indptr
         return nullcontext(self._spool)
 
     def _read(self, handle: CellSpool, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return handle.read(first, last)
 
-    @property
-    def _value_dtype(self) -> type:
-        return np.int64 if self._field == "integer" else np.float64
-
     def _chunks(self) -> Iterator[Chunk]:
         """Lines of the matrix as (cells, features, values), counted from 0."""
         n_lines = 0
         with _open_text(self._matrix_path) as file:
             _read_mtx_head(file)
-            dtypes = {"feature": np.int64, "cell": np.int64, "value": self._value_dtype}
+            dtypes = {"feature": np.int64, "cell": np.int64, "value": np.float64}
             if self._nonzeros:
                 options = {"sep": r"\s+", "header": None, "names": list(dtypes), "dtype": dtypes}
                 for lines in pd.read_csv(file, chunksize=_LINES_PER_CHUNK, **options):
@@ -168,8 +164,8 @@ def _read_tsv(path: Path) -> pd.DataFrame:
         return pd.read_csv(file, sep="\t", header=None, dtype=str, na_filter=False, quoting=3)
 
 
-def _read_mtx_head(file: IO[str]) -> tuple[str, tuple[int, int, int]]:
-    """Read up to the line of sizes: (field, (features, cells, entries)); `ValueError` for other kinds of mtx."""
+def _read_mtx_head(file: IO[str]) -> tuple[int, int, int]:
+    """Read up to the line of sizes: (features, cells, entries); `ValueError` for other kinds of mtx."""
     banner = file.readline().lower().split()
     if banner not in (["%%matrixmarket", "matrix", "coordinate", field, "general"] for field in ("integer", "real")):
         raise ValueError(
@@ -179,4 +175,4 @@ def _read_mtx_head(file: IO[str]) -> tuple[str, tuple[int, int, int]]:
     while line.startswith("%"):
         line = file.readline()
     n_features, n_cells, nonzeros = map(int, line.split())
-    return banner[3], (n_features, n_cells, nonzeros)
+    return n_features, n_cells, nonzeros

@@ -441,9 +441,12 @@ BROKEN = {
         replace_text("barcodes.tsv", "cell6\n", ""),
         r"is 5 x 7, but .* 5 features and 6 barcodes",
     ),
-    "mtx-fractional": (replace_text("matrix.mtx", "2 1 5", "2 1 0.5"), r"m cannot be read.*0\.5"),
+    "mtx-fractional": (
+        replace_text("matrix.mtx", "2 1 5", "2 1 0.5"),
+        r"Cell 'cell0' of .*m holds 0\.5 in the matrix, .*; give a file with the raw counts\.",
+    ),
     "mtx-cell-outside": (replace_text("matrix.mtx", "2 1 5", "2 8 5"), r"names cell 8 of 7"),
-    "mtx-array": (replace_text("matrix.mtx", "coordinate", "array"), r"the first line is"),
+    "mtx-array": (replace_text("matrix.mtx", "coordinate", "array"), r"its first line is"),
 }
 
 
