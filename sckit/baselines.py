@@ -22,9 +22,9 @@ import scipy.sparse as sp
 from sckit.batch import Batch, CountsView
 from sckit.regression import (
     ValueBlock,
-    detection_axes,
     normal_equations,
     posterior,
+    principal_axes,
     rowdot,
     solve_ridge,
     stream,
@@ -33,7 +33,6 @@ from sckit.regression import (
 PREDICTORS = ("gene mean", "gene mean + depth", "detection ridge", "detection + total ridge", "value ridge")
 
 _PCA_CELLS = 50_000  # the components converge long before; beyond this a seeded subset is used
-_FACTOR_SWEEPS = 10
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,7 @@ class ClosedForms:
     total: np.ndarray  # [G, F + 1], on (x, t)
     loadings: np.ndarray  # [G, J], of the value factors on the residuals of the row above
     noise: np.ndarray  # [G], variance of those residuals
+    total_of_x: np.ndarray  # [F], what x says of t over all cells, used where the total is unknown
     scales: np.ndarray  # [4], mean and deviation of log detected, of log total
 
     def features(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
@@ -98,7 +98,7 @@ class ClosedForms:
         residual = batch.values[seen] - self.blend(x, t, genes, cell)
         indptr = np.searchsorted(cell, np.arange(len(batch.cells) + 1))
         residuals = sp.csr_array((residual, genes, indptr), (len(batch.cells), len(self.axes)))
-        return posterior(residuals, self.loadings, self.noise)[0]
+        return posterior(residuals, self.loadings, self.noise)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Name -> array, for a checkpoint."""
@@ -144,28 +144,35 @@ def fit_closed_forms(
     pool = cells if len(cells) <= _PCA_CELLS else np.sort(np.random.default_rng(seed).permutation(cells)[:_PCA_CELLS])
     log("closed forms: detection components")
     counted, scales = _moments(stream(view, vocabulary, cells), n_genes)
-    components = max(0, min(components, len(pool) - 1, n_genes - 1))
-    axes, origin = detection_axes(
-        lambda: stream(view, vocabulary, pool), counted / len(cells), components, np.random.default_rng(seed)
+    axes, variance = principal_axes(
+        lambda: (block.binary for block in stream(view, vocabulary, pool)),
+        counted / len(cells),
+        max(0, min(components, len(pool) - 1, n_genes - 1)),
+        np.random.default_rng(seed),
     )
+    axes /= np.sqrt(variance)
     log("closed forms: regressions")
-    size = 2 + components
-    empty = {"loadings": np.zeros((n_genes, 0)), "noise": np.ones(n_genes)}
-    unfitted = {"gene_mean": np.zeros(n_genes), "depth": np.zeros((n_genes, 2))}
-    unfitted |= {"ridge": np.zeros((n_genes, size)), "total": np.zeros((n_genes, size + 1))}
-    forms = ClosedForms(**unfitted, axes=axes, origin=origin, scales=scales, **empty)
-    blocks = ((block.values, forms.block_features(block), 0.0) for block in stream(view, vocabulary, cells))
-    gram, moment = normal_equations(blocks, n_genes, size + 1)
+    size = 2 + axes.shape[1]
+    unfitted = {"gene_mean": (n_genes,), "depth": (n_genes, 2), "ridge": (n_genes, size), "total": (n_genes, size + 1)}
+    unfitted |= {"loadings": (n_genes, 0), "noise": (n_genes,), "total_of_x": (size,)}
+    forms = ClosedForms(
+        **{name: np.zeros(shape) for name, shape in unfitted.items()},
+        axes=axes,
+        origin=counted / len(cells) @ axes,
+        scales=scales,
+    )
+    between = np.zeros((size + 1, size + 1))
+    gram, moment = normal_equations(_with_features(forms, view, vocabulary, cells, between), n_genes, size + 1)
     forms = replace(
         forms,
         gene_mean=moment[:, 0] / np.maximum(counted, 1),
-        **{
-            name: solve_ridge(gram[:, :k, :k], moment[:, :k], penalty)
-            for name, k in (("depth", 2), ("ridge", size), ("total", size + 1))
-        },
+        depth=solve_ridge(gram[:, :2, :2], moment[:, :2], penalty),
+        ridge=solve_ridge(gram[:, :size, :size], moment[:, :size], penalty),
+        total=solve_ridge(gram, moment, penalty),
+        total_of_x=solve_ridge(between[None, :size, :size], between[None, :size, size], penalty)[0],
     )
     log("closed forms: value factors")
-    return _fit_factors(forms, view, vocabulary, pool, factors, penalty, seed)
+    return _fit_factors(forms, view, vocabulary, pool, factors=factors, penalty=penalty, seed=seed)
 
 
 def fit_label_depth(
@@ -184,7 +191,7 @@ def fit_label_depth(
     n_genes = len(forms.gene_mean)
     draft = LabelDepth(np.zeros((n_genes, 2 + len(names))), codes, forms)
     blocks = (
-        (block.values, draft.features(block.cells, np.diff(block.values.indptr)), 0.0)
+        (block.values, draft.features(block.cells, np.diff(block.values.indptr)))
         for block in stream(view, vocabulary, cells)
     )
     return replace(draft, coefficients=solve_ridge(*normal_equations(blocks, n_genes, 2 + len(names)), penalty))
@@ -200,18 +207,28 @@ def _moments(blocks: Iterable[ValueBlock], n_genes: int) -> tuple[np.ndarray, np
     return counted, np.array([detected.mean(), max(detected.std(), 1e-6), total.mean(), max(total.std(), 1e-6)])
 
 
+def _with_features(
+    forms: ClosedForms, view: CountsView, vocabulary: np.ndarray, cells: np.ndarray, between: np.ndarray
+) -> Iterable[tuple[sp.csr_array, np.ndarray]]:
+    """Values and features (x, t) block by block; their outer products are added up over cells in `between`."""
+    for block in stream(view, vocabulary, cells):
+        features = forms.block_features(block)
+        between += features.T @ features
+        yield block.values, features
+
+
 def _fit_factors(
     forms: ClosedForms,
     view: CountsView,
     vocabulary: np.ndarray,
     cells: np.ndarray,
+    *,
     factors: int,
     penalty: float,
     seed: int,
 ) -> ClosedForms:
-    """Loadings of the value factors on the residuals of the total ridge, by EM."""
+    """Loadings from the principal axes of the total ridge's residuals, scaled per gene, zero where undetected."""
     n_genes = len(forms.axes)
-    factors = min(factors, forms.axes.shape[1])
 
     def residuals() -> Iterable[sp.csr_array]:
         for block in stream(view, vocabulary, cells):
@@ -222,10 +239,16 @@ def _fit_factors(
     for block in residuals():
         counted += np.bincount(block.indices, minlength=n_genes)
         squares += np.bincount(block.indices, block.data**2, minlength=n_genes)
-    pooled = squares.sum() / max(counted.sum(), 1)
-    noise = (squares + penalty * pooled) / (counted + penalty)  # rare genes lean on the pooled variance
-    loadings = 0.1 * np.sqrt(noise)[:, None] * np.random.default_rng(seed).standard_normal((n_genes, factors))
-    for _ in range(_FACTOR_SWEEPS if factors else 0):
-        blocks = ((block, *posterior(block, loadings, noise)) for block in residuals())
-        loadings = solve_ridge(*normal_equations(blocks, n_genes, factors), penalty, intercept=False)
-    return replace(forms, loadings=loadings, noise=noise)
+    # A gene seen in few cells leans on the variance of all.
+    noise = (squares + penalty * squares.sum() / max(counted.sum(), 1)) / (counted + penalty)
+    scale = np.sqrt(noise)
+
+    def scaled() -> Iterable[sp.csr_array]:
+        for block in residuals():
+            block.data /= scale[block.indices]
+            yield block
+
+    axes, variance = principal_axes(
+        scaled, np.zeros(n_genes), min(factors, len(cells) - 1, n_genes - 1), np.random.default_rng(seed)
+    )
+    return replace(forms, loadings=scale[:, None] * axes * np.sqrt(variance), noise=noise)

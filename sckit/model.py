@@ -20,7 +20,8 @@ from sckit.batch import Batch
 from sckit.config import ModelConfig
 from sckit.kernels.attention import AttentionPlan, attention, plan_attention
 
-VALUE_RANGE = 9.25  # log1p(1e4): a gene that holds all counts of its cell
+VALUE_RANGE = (0.0, 9.25)  # up to log1p(1e4): a gene that holds all counts of its cell
+GUESS_RANGE = (-2.0, 6.0)  # of a prediction less the value of a single count
 _CELL_EXTRAS = 5  # depth, total, whether the total is known, whether the context is visible only, log visible
 
 
@@ -66,7 +67,7 @@ class Linear(nn.Module):
         super().__init__()
         for name in ("gene_mean", "axes", "ridge", "total", "loadings"):
             setattr(self, name, nn.Parameter(_float32(getattr(forms, name))))
-        for name in ("origin", "noise", "scales"):
+        for name in ("origin", "noise", "total_of_x", "scales"):
             self.register_buffer(name, _float32(getattr(forms, name)))
 
     def cell_state(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
@@ -81,10 +82,19 @@ class Linear(nn.Module):
     def forward(self, genes: Tensor, cell: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """Detection + total ridge of genes [N] in cells [N]; the detection ridge where the total is unknown."""
         known = torch.isfinite(t)
+        if not known.any():
+            return (F.embedding(genes, self.ridge) * x[cell]).sum(1)
         full = torch.cat([x, torch.where(known, t, 0.0)[:, None]], 1)
         with_total = (F.embedding(genes, self.total) * full[cell]).sum(1)
-        without = (F.embedding(genes, self.ridge) * x[cell]).sum(1)
-        return torch.where(known[cell], with_total, without)
+        if known.all():
+            return with_total
+        return torch.where(known[cell], with_total, (F.embedding(genes, self.ridge) * x[cell]).sum(1))
+
+    def floor(self, x: Tensor | None, t: Tensor) -> Tensor:
+        """Value of a single count in each cell [C]: exact where the total is known, else from what x says of it."""
+        expected = torch.zeros_like(t) if x is None else x @ self.total_of_x
+        log_total = torch.where(torch.isfinite(t), t, expected) * self.scales[3] + self.scales[2]
+        return torch.log1p(1e4 * torch.exp(-log_total))
 
     def factors(self, tokens: Tokens, residual: Tensor) -> Tensor:
         """Posterior means [C, J] of the value factors; residual [T] is zero at hidden tokens."""
@@ -136,6 +146,7 @@ class Model(nn.Module):
             self.linear = Linear(forms)
             self.gene = nn.Embedding(genes, width)
             self.curve = nn.Parameter(torch.randn(config.knots, width, generator=generator) * 0.02)
+            self.guess_curve = nn.Parameter(torch.randn(config.knots, width, generator=generator) * 0.02)
             self.surprise = nn.Parameter(torch.randn(width, generator=generator) * 0.5)
             self.marker = nn.Parameter(torch.randn(width, generator=generator) * 0.5)
             self.cell = nn.Linear(_CELL_EXTRAS + forms.axes.shape[1] + forms.loadings.shape[1], width)
@@ -162,47 +173,45 @@ class Model(nn.Module):
     def _states(self, tokens: Tokens, keep: Tensor | None) -> tuple[Tensor, Tensor]:
         """The linear prediction [M] and the normalised final states [M, E] of the tokens to keep (None: all T)."""
         with torch.autocast(tokens.values.device.type, enabled=False):
-            base, residual, state = self._cells(tokens, keep)
+            base, floor, state = self._cells(tokens)
+            residual = torch.where(tokens.hidden, 0.0, tokens.values - base.detach())
             h = F.embedding(tokens.genes, self.gene.weight) + self.cell(state)[tokens.cell]
-            seen = self._curve(tokens.values) + residual[:, None] * self.surprise
+            # A count cannot be below one: how far the guess lies above that floor says how it will be wrong.
+            h = h + _curve(base.detach() - floor[tokens.cell], self.guess_curve, *GUESS_RANGE)
+            seen = _curve(tokens.values, self.curve, *VALUE_RANGE) + residual[:, None] * self.surprise
             h = h + torch.where(tokens.hidden[:, None], self.marker, seen)
         for i, block in enumerate(self.blocks):
             last = i == len(self.blocks) - 1
             h = block(h, tokens.plan, self.engine, keep if last else None)
-        if not self.blocks and keep is not None:
-            h = h[keep]
-        return base, self.norm(h)
+        if keep is None:
+            return base, self.norm(h)
+        return base[keep], self.norm(h if self.blocks else h[keep])
 
-    def _cells(self, tokens: Tokens, keep: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Linear prediction of the tokens to keep, residual [T] of the visible ones, state [C, S] of each cell."""
-        targets = slice(None) if keep is None else keep
-        genes, cell = tokens.genes[targets], tokens.cell[targets]
+    def _cells(self, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
+        """Linear prediction [T], value of a single count [C], and what is known of each cell [C, S]."""
         x, t = self.linear.cell_state(tokens)
         known = torch.isfinite(t).float()
-        extras = torch.stack(
-            [x[:, 1], torch.where(known > 0, t, 0.0), known, torch.zeros_like(t), torch.zeros_like(t)], 1
-        )
+        total = torch.where(known > 0, t, 0.0)
         if tokens.visible_only:
-            # Nothing of the detection set may pass: the linear part is the gene mean, the cell is its visible count.
+            # Nothing of the detection set may pass: the linear part is the gene mean, the cell is its visible values.
             mean = F.embedding(tokens.genes, self.linear.gene_mean[:, None])[:, 0]
-            residual = torch.where(tokens.hidden, 0.0, tokens.values - mean)
-            state = x.new_zeros(len(x), self.cell.in_features)
-            state[:, 3] = 1.0
-            state[:, 4] = tokens.log_detected / 10
-            return mean[targets], residual, state
+            extras = torch.stack([torch.zeros_like(t), total, known, torch.ones_like(t), tokens.log_detected / 10], 1)
+            rest = x.new_zeros(len(x), self.cell.in_features - extras.shape[1])
+            return mean, self.linear.floor(None, t), torch.cat([extras, rest], 1)
         with torch.no_grad():
             expected = self.linear(tokens.genes, tokens.cell, x, t)
-            residual = torch.where(tokens.hidden, 0.0, tokens.values - expected)
-            factors = self.linear.factors(tokens, residual)
-        base = self.linear(genes, cell, x, t) + (F.embedding(genes, self.linear.loadings) * factors[cell]).sum(1)
-        return base, residual, torch.cat([extras, x[:, 2:], factors], 1)
+            factors = self.linear.factors(tokens, torch.where(tokens.hidden, 0.0, tokens.values - expected))
+        base = self.linear(tokens.genes, tokens.cell, x, t)
+        base = base + (F.embedding(tokens.genes, self.linear.loadings) * factors[tokens.cell]).sum(1)
+        extras = torch.stack([x[:, 1], total, known, torch.zeros_like(t), torch.zeros_like(t)], 1)
+        return base, self.linear.floor(x, t), torch.cat([extras, x[:, 2:], factors], 1)
 
-    def _curve(self, values: Tensor) -> Tensor:
-        """Piecewise-linear embedding of values [T] -> [T, E]: two rows of a table and a weight."""
-        at = (values / VALUE_RANGE).clamp(0, 1) * (self.config.knots - 1)
-        low = at.long().clamp(max=self.config.knots - 2)
-        share = (at - low)[:, None]
-        return torch.lerp(F.embedding(low, self.curve), F.embedding(low + 1, self.curve), share)
+
+def _curve(values: Tensor, table: Tensor, low: float, high: float) -> Tensor:
+    """Piecewise-linear embedding of values [T] -> [T, E]: two rows of a table [knots, E] and a weight."""
+    at = ((values - low) / (high - low)).clamp(0, 1) * (len(table) - 1)
+    row = at.long().clamp(max=len(table) - 2)
+    return torch.lerp(F.embedding(row, table), F.embedding(row + 1, table), (at - row)[:, None])
 
 
 def without_warm_start(forms: ClosedForms) -> ClosedForms:

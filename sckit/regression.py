@@ -61,48 +61,44 @@ def rowdot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.einsum("ij,ij->i", a, b)
 
 
-def detection_axes(
-    blocks: Callable[[], Iterable[ValueBlock]], frequency: np.ndarray, components: int, generator: np.random.Generator
+def principal_axes(
+    blocks: Callable[[], Iterable[sp.csr_array]], mean: np.ndarray, count: int, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Principal axes [G, K] of the centred binary matrix, scaled so that scores have variance 1, and their origin [K].
+    """The leading right singular vectors [G, count] of a matrix less its column means, and their variances [count].
 
-    A cell's score is sum(axes[detected genes]) - origin. Subspace iteration (Halko, Martinsson, Tropp 2011, algorithm
-    4.4), one pass over the cells an iteration.
+    blocks: rows of the matrix, streamed anew at every call; mean: [G]. Subspace iteration (Halko, Martinsson, Tropp
+    2011, algorithm 4.4), one pass over the rows an iteration.
     """
-    if components == 0:
-        return np.zeros((len(frequency), 0)), np.zeros(0)
-    product = generator.standard_normal((len(frequency), min(components + _OVERSAMPLE, len(frequency))))
+    product = generator.standard_normal((len(mean), min(count + _OVERSAMPLE, len(mean))))
     basis, covariance = product, np.eye(product.shape[1])
     for _ in range(_SUBSPACE_PASSES):
         basis, _ = np.linalg.qr(product)
         product, covariance, seen = np.zeros_like(basis), np.zeros((basis.shape[1],) * 2), 0
-        for block in blocks():
-            binary = block.binary
-            score = binary @ basis - frequency @ basis  # [c, K + oversampling]
-            product += binary.T @ score - np.outer(frequency, score.sum(0))
+        for rows in blocks():
+            score = rows @ basis - mean @ basis  # [c, count + oversampling]
+            product += rows.T @ score - np.outer(mean, score.sum(0))
             covariance += score.T @ score
             seen += len(score)
         covariance /= seen
     variance, rotation = np.linalg.eigh(covariance)
-    order = np.argsort(variance)[::-1][:components]
-    axes = basis @ rotation[:, order] / np.sqrt(np.maximum(variance[order], 1e-12))
+    order = np.argsort(variance)[::-1][:count]
+    axes = basis @ rotation[:, order]
     # An axis has no sign of its own; fixed here so that a refit gives the same numbers.
-    axes *= np.sign(axes[np.abs(axes).argmax(0), np.arange(components)])
-    return axes, frequency @ axes
+    axes *= np.sign(axes[np.abs(axes).argmax(0), np.arange(axes.shape[1])]) if count else 1.0
+    return axes, np.maximum(variance[order], 1e-12)
 
 
 def normal_equations(
-    blocks: Iterable[tuple[sp.csr_array, np.ndarray, np.ndarray | float]], n_genes: int, size: int
+    blocks: Iterable[tuple[sp.csr_array, np.ndarray]], n_genes: int, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sums over each gene's detected entries: features' outer products [G, k, k] and features times value [G, k].
 
-    blocks: (values [c, G], features [c, k], covariance of the features [c, k, k], 0 where they are known exactly).
+    blocks: (values [c, G], features of the cells [c, k]).
     """
     rows, columns = np.triu_indices(size)
     packed, moment = np.zeros((n_genes, len(rows))), np.zeros((n_genes, size))
-    for values, features, covariance in blocks:
-        second = features[:, :, None] * features[:, None, :] + covariance
-        packed += ones_like(values).T @ second[:, rows, columns]
+    for values, features in blocks:
+        packed += ones_like(values).T @ (features[:, rows] * features[:, columns])
         moment += values.T @ features
     gram = np.zeros((n_genes, size, size))
     gram[:, rows, columns] = packed
@@ -110,23 +106,20 @@ def normal_equations(
     return gram, moment
 
 
-def solve_ridge(gram: np.ndarray, moment: np.ndarray, penalty: float, *, intercept: bool = True) -> np.ndarray:
+def solve_ridge(gram: np.ndarray, moment: np.ndarray, penalty: float) -> np.ndarray:
     """Coefficients [G, k] of one ridge a gene; the intercept, feature 0, is not penalised."""
     weights = np.full(gram.shape[1], penalty)
-    if intercept:
-        weights[0] = 1e-9
+    weights[0] = 1e-9
     return np.linalg.solve(gram + np.diag(weights), moment[..., None])[..., 0]
 
 
-def posterior(residuals: sp.csr_array, loadings: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Posterior mean [c, J] and covariance [c, J, J] of standard normal factors given residuals [c, G] where stored.
+def posterior(residuals: sp.csr_array, loadings: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """Posterior mean [c, J] of standard normal factors given residuals [c, G] at the stored entries.
 
-    The mean is the ridge of a cell, (I + L'L/s)^-1 L'r/s over the genes seen, with loadings L [G, J] and noise
-    variances s [G].
+    The ridge of a cell, (I + L'L/s)^-1 L'r/s over the genes seen, with loadings L [G, J] and noise variances s [G].
     """
     factors = loadings.shape[1]
     weighted = loadings / noise[:, None]
     outer = (weighted[:, :, None] * loadings[:, None, :]).reshape(len(loadings), -1)
     precision = (ones_like(residuals) @ outer).reshape(-1, factors, factors) + np.eye(factors)
-    covariance = np.linalg.inv(precision)
-    return np.einsum("cij,cj->ci", covariance, residuals @ weighted), covariance
+    return np.linalg.solve(precision, (residuals @ weighted)[..., None])[..., 0]
