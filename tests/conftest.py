@@ -26,3 +26,28 @@ def shared_data() -> Path:
 def rng() -> np.random.Generator:
     """One seeded generator a test."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def simulated(tmp_path_factory):
+    """A store of 360 simulated cells and 150 genes: three cell types, four datasets, lognormal depth, Poisson counts."""
+    import anndata
+    import pandas as pd
+
+    from sckit.store import prepare
+
+    generator = np.random.default_rng(11)
+    cells, genes, types = 360, 150, 3
+    kind = generator.integers(types, size=cells)
+    profile = generator.gamma(0.5, size=(types, genes)) + 0.02
+    depth = np.exp(generator.normal(6.0, 0.4, cells))
+    rate = profile[kind] / profile[kind].sum(1, keepdims=True) * depth[:, None]
+    obs = pd.DataFrame(
+        {"dataset": [f"run{i % 4}" for i in range(cells)], "cell_type": [f"type{k}" for k in kind]},
+        index=[f"cell{i}" for i in range(cells)],
+    )
+    var = pd.DataFrame(index=[f"GENE{g}" for g in range(genes)])
+    folder = tmp_path_factory.mktemp("simulated")
+    adata = anndata.AnnData(generator.poisson(rate).astype(np.float32), obs=obs, var=var)
+    adata.write_h5ad(folder / "counts.h5ad")
+    return prepare([folder / "counts.h5ad"], folder / "counts.sckit")

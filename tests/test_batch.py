@@ -1,0 +1,158 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sckit.batch import Hiding, Packer, epoch_batches, fill, revealed_log_total, shuffle, swap_like_depth
+from sckit.errors import ConfigError
+from sckit.kernels import counts_numba, counts_reference
+
+
+def everything(store):
+    return np.arange(store.n_genes, dtype=np.int32)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 30), min_size=1, max_size=6),
+    seed=st.integers(0, 2**63),
+    rate=st.sampled_from([1e-9, 0.15, 0.5, 1.0]),
+    max_genes=st.sampled_from([1, 5, 100]),
+)
+def test_compiled_packing_is_the_reference(lengths, seed, rate, max_genes):
+    generator = np.random.default_rng(seed)
+    indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    genes = np.concatenate([np.sort(generator.permutation(40)[:n]) for n in lengths] or [[]]).astype(np.int32)
+    counts = generator.integers(1, 9, len(genes)).astype(np.uint32)
+    cells, totals = generator.integers(0, 1000, len(lengths)), generator.integers(50, 999, len(lengths))
+    vocabulary = np.where(np.arange(40) % 7 == 3, -1, np.arange(40)).astype(np.int32)
+    arguments = (indptr, genes, counts), cells, totals, (seed, np.full(len(lengths), rate))
+    fast = counts_numba.pack(*arguments, vocabulary=vocabulary, max_genes=max_genes)
+    slow = counts_reference.pack(*arguments, vocabulary=vocabulary, max_genes=max_genes)
+    for a, b in zip([*fast[0], *fast[1:]], [*slow[0], *slow[1:]], strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_hash_is_uniform_and_independent_between_epochs():
+    cells, genes = np.divmod(np.arange(200_000), 500)
+    first = counts_reference.entry_uniform(Hiding(0.15, 3, 0).key, cells, genes)
+    second = counts_reference.entry_uniform(Hiding(0.15, 3, 1).key, cells, genes)
+    shares = np.histogram(first, 20, (0, 1))[0] / len(first)
+    assert np.abs(shares - 0.05).max() < 5 * np.sqrt(0.05 * 0.95 / len(first))
+    assert abs(np.corrcoef(first, second)[0, 1]) < 5 / np.sqrt(len(first))
+    assert abs(np.corrcoef(first[:-1], first[1:])[0, 1]) < 5 / np.sqrt(len(first))
+
+
+def test_masks_at_rising_rates_are_nested_and_score_the_same_entries(simulated):
+    cells = np.arange(40)
+    hidden, scored = [], []
+    for rate in (0.15, 0.3, 0.9, 1.0):
+        batch = Packer(simulated, everything(simulated), Hiding(rate), scored=True)(cells)
+        entries = list(zip(batch.cell_of_token.tolist(), batch.genes.tolist(), strict=True))
+        hidden.append({e for e, h in zip(entries, batch.hidden, strict=True) if h})
+        scored.append({entries[i]: v for i, v in zip(batch.targets, batch.truth, strict=True)})
+    assert hidden[0] < hidden[1] < hidden[2] < hidden[3]
+    assert scored[0] == scored[1] == scored[2] == scored[3]
+    assert len(scored[0]) == pytest.approx(0.15 * len(hidden[3]), rel=0.1)
+
+
+def test_hiding_does_not_depend_on_the_other_cells(simulated):
+    packer = Packer(simulated, everything(simulated), Hiding("uniform", seed=5))
+    together = packer(np.array([7, 3, 200]))
+    alone = packer(np.array([3]))
+    span = slice(together.offsets[1], together.offsets[2])
+    np.testing.assert_array_equal(together.genes[span], alone.genes)
+    np.testing.assert_array_equal(together.values[span], alone.values)
+    np.testing.assert_array_equal(together.hidden[span], alone.hidden)
+
+
+def test_visible_tokens_come_first_and_hidden_values_are_not_in_the_batch(simulated):
+    batch = Packer(simulated, everything(simulated), Hiding(0.5))(np.arange(20))
+    for c in range(20):
+        hidden = batch.hidden[batch.offsets[c] : batch.offsets[c + 1]]
+        assert (np.diff(hidden.astype(int)) >= 0).all()
+    assert (batch.values[batch.hidden] == 0).all()
+    assert (batch.values[~batch.hidden] > 0).all()
+    assert (batch.truth > 0).all()
+
+
+def test_values_are_log1p_of_counts_per_ten_thousand(simulated):
+    batch = Packer(simulated, everything(simulated), Hiding(1.0))(np.array([5]))
+    _, genes, counts = simulated.rows(np.array([5]))
+    expected = np.log1p(counts / simulated.obs["total_counts"][5] * 1e4)
+    np.testing.assert_allclose(batch.truth, expected[np.argsort(genes)], rtol=1e-6)
+
+
+def test_contexts_differ_in_keys_only(simulated):
+    cells = np.arange(10)
+    detected = Packer(simulated, everything(simulated), Hiding(0.5))(cells)
+    visible = Packer(simulated, everything(simulated), Hiding(0.5), "visible")(cells)
+    np.testing.assert_array_equal(detected.genes, visible.genes)
+    np.testing.assert_array_equal(detected.keys, np.diff(detected.offsets))
+    np.testing.assert_array_equal(visible.keys, [(~h).sum() for h in np.split(detected.hidden, detected.offsets[1:-1])])
+    assert (visible.n_detected == visible.keys).all()
+
+
+def test_shuffled_context_shows_the_partner_and_asks_for_the_own_values(simulated):
+    cells = np.arange(30)
+    lengths = simulated.obs["n_genes"].to_numpy()
+    partners = swap_like_depth(lengths, cells)
+    assert (partners[partners[cells]] == cells).all()
+    assert (partners[cells] != cells).all()
+    own = Packer(simulated, everything(simulated), Hiding(0.5), scored=True)(cells)
+    shuffled = Packer(simulated, everything(simulated), Hiding(0.5), "shuffled", scored=True, partners=partners)(cells)
+    np.testing.assert_array_equal(shuffled.truth, own.truth)
+    np.testing.assert_array_equal(shuffled.genes[shuffled.targets], own.genes[own.targets])
+    np.testing.assert_array_equal(shuffled.target_cells, own.target_cells)
+    np.testing.assert_array_equal(shuffled.n_detected, lengths[partners[cells]])
+    assert not shuffled.in_context[shuffled.targets].any()
+
+
+def test_total_is_given_away_by_a_single_count_and_not_at_full_hiding(simulated):
+    cells = np.arange(100)
+    totals = np.log(simulated.totals(cells))
+    half = Packer(simulated, everything(simulated), Hiding(0.5))(cells)
+    np.testing.assert_allclose(half.log_total[np.isfinite(half.log_total)], totals[np.isfinite(half.log_total)], rtol=1e-4)
+    full = Packer(simulated, everything(simulated), Hiding(1.0))(cells)
+    assert np.isnan(full.log_total).all()
+    known = Packer(simulated, everything(simulated), Hiding(1.0), known_depth=True)(cells)
+    np.testing.assert_allclose(known.log_total, totals)
+    few = revealed_log_total(np.full(7, 1.0, np.float32), np.array([0, 7]), np.array([7]))
+    assert np.isnan(few).all()
+
+
+def test_over_long_cells_are_cut_and_counted(simulated):
+    packer = Packer(simulated, everything(simulated), Hiding(0.5), max_genes=10)
+    batch = packer(np.arange(50))
+    lengths = simulated.obs["n_genes"].to_numpy()[:50]
+    assert (np.diff(batch.offsets) == np.minimum(lengths, 10)).all()
+    assert batch.cut == np.maximum(lengths - 10, 0).sum()
+
+
+def test_an_epoch_has_every_cell_once_within_the_budget(simulated):
+    lengths = simulated.obs["n_genes"].to_numpy()
+    cells = np.arange(simulated.n_cells)
+    batches = epoch_batches(cells, lengths, 1000, (0, 1))
+    np.testing.assert_array_equal(np.sort(np.concatenate(batches)), cells)
+    assert max(lengths[b].sum() for b in batches) <= 1000 + lengths.max()
+    again = epoch_batches(cells, lengths, 1000, (0, 1))
+    assert all((a == b).all() for a, b in zip(batches, again, strict=True))
+    other = epoch_batches(cells, lengths, 1000, (0, 2))
+    assert not np.array_equal(np.concatenate(batches), np.concatenate(other))
+
+
+def test_shuffle_mixes_within_its_buffer(rng):
+    order = shuffle(np.arange(10_000), rng)
+    assert np.mean(np.abs(np.diff(order)) < 64) < 0.2
+
+
+@pytest.mark.parametrize("cells", [[], [3], [3, 4, 5]], ids=["none", "one", "three"])
+def test_fill_keeps_order(cells):
+    parts = fill(np.array(cells, np.int64), np.full(10, 100), 150)
+    np.testing.assert_array_equal(np.concatenate([*parts, np.zeros(0, np.int64)]), cells)
+
+
+@pytest.mark.parametrize("rate", [0, -0.1, 1.2, "half", float("nan")], ids=str)
+def test_bad_rates_are_refused(rate):
+    with pytest.raises(ConfigError, match="--mask"):
+        Hiding(rate)

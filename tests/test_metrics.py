@@ -1,0 +1,104 @@
+import numpy as np
+import pytest
+from scipy.optimize import brentq
+
+from sckit.batch import Hiding, Packer
+from sckit.metrics import Scores, resampling_unit, truncated_poisson_deviance
+
+
+@pytest.fixture
+def scored(simulated, rng):
+    """Two batches of 60 cells, three made-up predictors, and the same entries as plain arrays."""
+    packer = Packer(simulated, np.arange(simulated.n_genes, dtype=np.int32), Hiding(1.0))
+    scores, flat = Scores(simulated.n_genes, bootstraps=400), []
+    for cells in (np.arange(40), np.arange(40, 60)):
+        batch = packer(cells)
+        noise = rng.normal(size=(2, len(batch.truth)))
+        mean = 4 + 0.1 * np.sin(batch.genes[batch.targets])
+        predicted = {
+            "gene mean": mean,
+            "gene mean + depth": mean + 0.05 * noise[0],
+            "good": batch.truth + 0.2 * noise[0],
+            "bad": mean + 2 * noise[1],
+        }
+        scores.add(batch, predicted, simulated.totals(cells))
+        flat.append((batch.cells[batch.target_cells], batch.genes[batch.targets], batch.truth, *predicted.values()))
+    columns = ("cell", "gene", "y", "gene mean", "gene mean + depth", "good", "bad")
+    return scores, dict(zip(columns, map(np.concatenate, zip(*flat, strict=True)), strict=True))
+
+
+def test_columns_are_what_numpy_says(scored):
+    scores, flat = scored
+    y, p, mean, depth = (flat[k].astype(float) for k in ("y", "good", "gene mean", "gene mean + depth"))
+    row = scores.row("good", rate=1.0, context=None, known_depth=False)
+    assert row["pooled_r"] == pytest.approx(np.corrcoef(y, p)[0, 1])
+    assert row["centred_r"] == pytest.approx(np.corrcoef(y - mean, p - mean)[0, 1])
+    assert row["r2_gene_mean"] == pytest.approx(1 - ((y - p) ** 2).sum() / ((y - mean) ** 2).sum())
+    assert row["r2_depth"] == pytest.approx(1 - ((y - p) ** 2).sum() / ((y - depth) ** 2).sum())
+    cells = [np.corrcoef(y[flat["cell"] == c], p[flat["cell"] == c])[0, 1] for c in np.unique(flat["cell"])]
+    assert row["per_cell_r"] == pytest.approx(np.mean(cells))
+    genes, counts = np.unique(flat["gene"], return_counts=True)
+    each = [np.corrcoef(y[flat["gene"] == g], p[flat["gene"] == g])[0, 1] for g in genes[counts >= 20]]
+    assert row["per_gene_r"] == pytest.approx(np.median(each))
+    beyond = [
+        np.corrcoef((y - depth)[flat["gene"] == g], (p - depth)[flat["gene"] == g])[0, 1] for g in genes[counts >= 20]
+    ]
+    extras = scores.extras("good")
+    assert extras["per_gene_r_beyond_depth"] == pytest.approx(np.median(beyond))
+    assert extras["genes_worse_than_mean"] == 0
+    assert scores.extras("bad")["genes_worse_than_mean"] > 0.9
+
+
+def test_gene_mean_has_no_correlation_of_its_own(scored):
+    row = scored[0].row("gene mean", rate=1.0, context=None, known_depth=False)
+    assert row["centred_r"] is None
+    assert row["per_gene_r"] is None
+    assert row["r2_gene_mean"] == 0
+
+
+def test_intervals_cover_the_score_and_pair_differences(scored):
+    scores, _ = scored
+    low, high = scores.intervals("good", None)["r2_gene_mean"]
+    assert low < scores.r2("good") < high
+    same = scores.difference("good", "good", None)
+    assert same == {"r2_gene_mean": 0, "ci": [0, 0]}
+    gap = scores.difference("good", "bad", None)
+    assert gap["ci"][0] > 0
+    width = gap["ci"][1] - gap["ci"][0]
+    assert width < 2 * (high - low) + (lambda i: i[1] - i[0])(scores.intervals("bad", None)["r2_gene_mean"])
+
+
+def test_interval_of_a_null_difference_holds_zero(simulated):
+    packer = Packer(simulated, np.arange(simulated.n_genes, dtype=np.int32), Hiding(1.0))
+    batch = packer(np.arange(60))
+    covered = 0
+    for seed in range(40):
+        noise = np.random.default_rng(seed).normal(size=(2, len(batch.truth)))
+        mean = np.full(len(batch.truth), 4.0)
+        scores = Scores(simulated.n_genes, bootstraps=300)
+        predicted = {"gene mean": mean, "gene mean + depth": mean, "a": mean + noise[0], "b": mean + noise[1]}
+        scores.add(batch, predicted)
+        low, high = scores.difference("a", "b", None)["ci"]
+        covered += low <= 0 <= high
+    assert covered >= 33  # 95 % of 40 is 38; below 33 has a probability under 1 in 1,000
+
+
+def test_many_groups_are_resampled_whole_and_few_are_not(scored):
+    scores, _ = scored
+    few, many = np.arange(60) % 2, np.arange(60) % 10
+    assert resampling_unit(None) == "cells"
+    assert "too few groups" in resampling_unit(few)
+    assert resampling_unit(many) == "10 groups"
+    assert scores.intervals("good", few) != scores.intervals("good", many)
+
+
+@pytest.mark.parametrize("mean", [1.2, 2.0, 7.5], ids=str)
+def test_truncated_poisson_deviance_is_twice_the_log_likelihood_ratio(mean):
+    def log_likelihood(count, target):
+        rate = brentq(lambda r: r / -np.expm1(-r) - target, 1e-9, 200)
+        return count * np.log(rate) - rate - np.log(-np.expm1(-rate))
+
+    for count in (2.0, 5.0, 30.0):
+        expected = 2 * (log_likelihood(count, count) - log_likelihood(count, mean))
+        assert truncated_poisson_deviance(np.array([count]), np.array([mean]))[0] == pytest.approx(expected, rel=1e-6)
+    assert truncated_poisson_deviance(np.array([1.0]), np.array([0.3]))[0] == pytest.approx(0, abs=1e-9)

@@ -1,0 +1,146 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from sckit.baselines import fit_closed_forms
+from sckit.batch import Hiding, Packer
+from sckit.config import PRESETS, ModelConfig
+from sckit.errors import ConfigError
+from sckit.model import Model, Tokens, without_warm_start
+from sckit.split import run_vocabulary
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def world(simulated):
+    cells = np.arange(280)
+    vocabulary = run_vocabulary(simulated, cells, 5)
+    return simulated, vocabulary, fit_closed_forms(simulated, vocabulary, cells, components=3, factors=2)
+
+
+def predict(model, batch):
+    with torch.inference_mode():
+        return model(Tokens.of(batch, CPU)).numpy()
+
+
+def disturbed(model):
+    """Give every weight some noise, so that a test sees the whole network and not its zeros."""
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.05 * torch.randn(p.shape, generator=generator))
+    return model
+
+
+@pytest.mark.parametrize("rate", [0.15, 0.5, 0.95, 1.0], ids=lambda r: f"{r:.0%}-hidden")
+@pytest.mark.parametrize("known_depth", [False, True], ids=["depth-unknown", "depth-known"])
+def test_before_the_first_step_the_model_is_the_best_closed_form(world, rate, known_depth):
+    store, vocabulary, forms = world
+    batch = Packer(store, vocabulary, Hiding(rate), known_depth=known_depth)(np.arange(300, 340))
+    expected = forms.predict(batch)
+    got = predict(Model(ModelConfig(), forms), batch)
+    np.testing.assert_allclose(got, expected["value ridge"], atol=1e-5)
+    if rate == 1.0 and not known_depth:
+        np.testing.assert_allclose(got, expected["detection ridge"], atol=1e-5)
+
+
+def test_without_warm_start_the_model_begins_at_the_gene_mean(world):
+    store, vocabulary, forms = world
+    batch = Packer(store, vocabulary, Hiding(0.5))(np.arange(300, 320))
+    got = predict(Model(ModelConfig(), without_warm_start(forms)), batch)
+    np.testing.assert_allclose(got, forms.predict(batch)["gene mean"], atol=1e-5)
+
+
+@pytest.mark.parametrize("context", ["detected", "visible"])
+def test_a_cell_is_predicted_the_same_whatever_else_is_in_its_batch(world, context):
+    store, vocabulary, forms = world
+    model = disturbed(Model(ModelConfig(), forms))
+    packer = Packer(store, vocabulary, Hiding(0.5), context)
+    together, alone = packer(np.array([310, 4, 77])), packer(np.array([4]))
+    of_cell = predict(model, together)[together.target_cells == 1]
+    np.testing.assert_allclose(of_cell, predict(model, alone), atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("context", ["detected", "visible"])
+def test_hidden_values_cannot_be_seen(world, context):
+    store, vocabulary, forms = world
+    model = disturbed(Model(ModelConfig(), forms))
+    batch = Packer(store, vocabulary, Hiding(0.5), context)(np.arange(20))
+    other = replace(batch, truth=batch.truth + 1)
+    np.testing.assert_array_equal(predict(model, batch), predict(model, other))
+    values = batch.values.copy()
+    values[~batch.hidden] += 0.5
+    assert not np.allclose(predict(model, replace(batch, values=values)), predict(model, batch))
+
+
+def test_visible_context_at_full_hiding_knows_nothing_but_the_gene(world):
+    store, vocabulary, forms = world
+    model = disturbed(Model(ModelConfig(), forms))
+    batch = Packer(store, vocabulary, Hiding(1.0), "visible")(np.arange(60))
+    got, genes = predict(model, batch), batch.genes[batch.targets]
+    for gene in np.unique(genes)[:20]:
+        assert np.ptp(got[genes == gene]) < 1e-5
+    detected = predict(model, Packer(store, vocabulary, Hiding(1.0))(np.arange(60)))
+    assert np.ptp(detected[genes == np.unique(genes)[0]]) > 1e-3
+
+
+def test_visible_context_does_not_show_which_hidden_genes_there_are(world):
+    store, vocabulary, forms = world
+    model = disturbed(Model(ModelConfig(), forms))
+    batch = Packer(store, vocabulary, Hiding(0.5), "visible")(np.array([9]))
+    last = batch.offsets[-1] - 1
+    keep = np.arange(len(batch.genes)) < last
+    fewer = replace(
+        batch,
+        genes=batch.genes[keep],
+        values=batch.values[keep],
+        hidden=batch.hidden[keep],
+        offsets=np.array([0, last], np.int32),
+        targets=batch.targets[batch.targets < last],
+        truth=batch.truth[batch.targets < last],
+    )
+    np.testing.assert_allclose(predict(model, fewer), predict(model, batch)[: len(fewer.targets)], atol=2e-6, rtol=1e-5)
+
+
+def test_every_parameter_learns(world):
+    store, vocabulary, forms = world
+    model = disturbed(Model(ModelConfig(), forms))
+    for context in ("detected", "visible"):
+        tokens = Tokens.of(Packer(store, vocabulary, Hiding("uniform"), context)(np.arange(40)), CPU)
+        ((model(tokens) - tokens.truth) ** 2).mean().backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum()]
+    assert without == []
+
+
+@pytest.mark.parametrize("engine", ["numba", "reference"])
+def test_engines_agree(world, engine):
+    store, vocabulary, forms = world
+    batch = Packer(store, vocabulary, Hiding(0.5))(np.arange(10))
+    model = disturbed(Model(ModelConfig(), forms))
+    auto = predict(model, batch)
+    model.engine = engine
+    np.testing.assert_allclose(predict(model, batch), auto, atol=2e-5)
+
+
+def test_embedding_has_one_row_a_cell_and_separates_types(world):
+    store, vocabulary, forms = world
+    batch = Packer(store, vocabulary, Hiding(1e-12))(np.arange(60))
+    with torch.inference_mode():
+        rows = Model(ModelConfig(), forms).embed(Tokens.of(batch, CPU)).numpy()
+    assert rows.shape == (60, 64)
+    assert np.isfinite(rows).all()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_valid(preset):
+    config = ModelConfig(**PRESETS[preset])
+    assert config.width % config.heads == 0
+
+
+@pytest.mark.parametrize("bad", [{"width": 60}, {"heads": 5}, {"knots": 1}, {"layers": -1}], ids=str)
+def test_bad_shapes_are_refused(bad):
+    with pytest.raises(ConfigError):
+        ModelConfig(**bad)
