@@ -17,7 +17,7 @@ from sckit.sources_files import array, csr_rows, dataset, group, readable, strin
 from sckit.sources_spool import CellSpool, Chunk
 
 _DENSE_BYTES = 32 * 2**20
-_ENTRIES_PER_CHUNK = 2**21
+_ENTRIES_PER_CHUNK = 2**20
 
 
 class H5ad(Source):

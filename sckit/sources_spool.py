@@ -13,6 +13,7 @@ import numpy as np
 Chunk = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Entries as (cells [n], genes [n], values [n])."""
 
+_ENTRIES_PER_CHUNK = 2**20
 _ENTRIES_PER_BUCKET = 2**21
 
 
@@ -55,8 +56,8 @@ class CellSpool:
         buckets = _File(record)
         fill = self.indptr[starts[:-1]].copy()  # [B] where the next entry of each bucket goes
         total = int(self.indptr[-1])
-        for low in range(0, total, _ENTRIES_PER_BUCKET):
-            high = min(low + _ENTRIES_PER_BUCKET, total)
+        for low in range(0, total, _ENTRIES_PER_CHUNK):
+            high = min(low + _ENTRIES_PER_CHUNK, total)
             part = np.empty(high - low, dtype=record)
             part["cell"], part["gene"] = self._cells.read(low, high), self._genes.read(low, high)
             part["value"] = self._values.read(low, high)
