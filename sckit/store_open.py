@@ -75,26 +75,17 @@ class Store:
         cells = np.asarray(cells, dtype=np.int64)
         if len(cells) and not 0 <= int(cells.min()) <= int(cells.max()) < self.n_cells:
             raise IndexError(f"cells must be in 0..{self.n_cells - 1}, not {cells.min()}..{cells.max()}")
-        shards = np.searchsorted(self._starts, cells, side="right") - 1  # [C]
-        numbers = np.unique(shards)
-        first, lengths = np.empty(len(cells), np.int64), np.empty(len(cells), np.int64)
-        for number in numbers:
-            mine = np.flatnonzero(shards == number)
-            indptr, local = self._shard(int(number))[0], cells[mine] - self._starts[number]
-            first[mine] = indptr[local]
-            lengths[mine] = indptr[local + 1] - first[mine]
-        indptr = np.concatenate(([0], np.cumsum(lengths)))
-        genes = np.empty(indptr[-1], gene_dtype(self.n_genes))
-        counts = np.empty(indptr[-1], np.uint32)
-        for number in numbers:
-            mine = np.flatnonzero(shards == number)
-            _, shard_genes, shard_counts = self._shard(int(number))
-            within = _count_up(lengths[mine])
-            source = within + np.repeat(first[mine], lengths[mine])
-            target = slice(None) if len(numbers) == 1 else within + np.repeat(indptr[mine], lengths[mine])
-            genes[target] = shard_genes[source]
-            counts[target] = shard_counts[source]
-        return indptr, genes, counts
+        numbers = np.searchsorted(self._starts, cells, side="right") - 1  # [C]
+        local = cells - self._starts[numbers]  # [C]
+        lengths = [0]
+        genes, counts = [np.empty(0, gene_dtype(self.n_genes))], [np.empty(0, np.uint32)]
+        for number, cell in zip(numbers.tolist(), local.tolist(), strict=True):
+            indptr, shard_genes, shard_counts = self._shard(number)
+            low, high = int(indptr[cell]), int(indptr[cell + 1])
+            lengths.append(high - low)
+            genes.append(shard_genes[low:high])
+            counts.append(shard_counts[low:high])
+        return np.cumsum(lengths, dtype=np.int64), np.concatenate(genes), np.concatenate(counts, dtype=np.uint32)
 
     def block(self, start: int, stop: int) -> Csr:
         """Cells start..stop in store order.
@@ -194,9 +185,3 @@ def _files(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
     for shard in manifest["shards"]:
         files.update(shard["files"])
     return files
-
-
-def _count_up(lengths: np.ndarray) -> np.ndarray:
-    """0, 1, ... lengths[0] - 1, then 0, 1, ... lengths[1] - 1, and so on: [sum of lengths] int64."""
-    ends = np.cumsum(lengths)
-    return np.arange(lengths.sum()) - np.repeat(ends - lengths, lengths)
