@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,18 @@ _GENE_ID_COLUMNS = ("var_id", "feature_id", "soma_joinid")
 
 
 class Soma(Source):
-    """One X layer of one measurement of an experiment; cells and genes in the order of their join ids."""
+    """One X layer of the measurement RNA (or the only one); cells and genes in the order of their join ids."""
 
-    def __init__(self, path: Path, *, layer: str | None = None, measurement: str = "RNA") -> None:
+    def __init__(self, path: Path, *, layer: str | None = None) -> None:
         """Read obs and var; X layer `layer`, by default the first of counts, raw, data."""
         with readable(path), _open(path) as experiment:
             if "ms" not in experiment or "obs" not in experiment:
                 raise DataError(f"{path} is a {type(experiment).__name__}, not a SOMA experiment; give its folder.")
-            self._measurement = _choose(list(experiment.ms), [measurement], f"measurement of {path}", None)
+            self._measurement = _choose(list(experiment.ms), ("RNA",), f"measurement of {path}")
             layers = list(experiment.ms[self._measurement].X)
-            self._layer = _choose(layers, [layer] if layer else _COUNT_LAYERS, f"X layer of {path}", "--layer")
+            if layer is not None and layer not in layers:
+                raise DataError(f"{path} has no X layer {layer!r}; its layers are: {', '.join(layers) or 'none'}.")
+            self._layer = layer or _choose(layers, _COUNT_LAYERS, f"X layer of {path}")
             obs = experiment.obs.read().concat().to_pandas().sort_values("soma_joinid")
             var = experiment.ms[self._measurement].var.read().concat().to_pandas().sort_values("soma_joinid")
         self._obs_ids = obs["soma_joinid"].to_numpy()
@@ -53,18 +56,23 @@ class Soma(Source):
         return indptr, genes[order], table["soma_data"].to_numpy()[order]
 
 
-def _open(path: Path) -> Any:
+@contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    """Open the experiment; TileDB's own errors become `OSError`, for `readable` to put into a sentence."""
     import tiledbsoma
 
-    return tiledbsoma.open(str(path))
+    try:
+        with tiledbsoma.open(str(path)) as experiment:
+            yield experiment
+    except tiledbsoma.SOMAError as error:
+        raise OSError(str(error)) from error
 
 
-def _choose(known: list[str], wanted: list[str] | tuple[str, ...], what: str, flag: str | None) -> str:
-    """First wanted name that there is, else the only one there is."""
-    for name in wanted:
+def _choose(known: list[str], preferred: tuple[str, ...], what: str) -> str:
+    """First preferred name that there is, else the only one there is."""
+    for name in preferred:
         if name in known:
             return name
-    if len(known) == 1 and len(wanted) != 1:
+    if len(known) == 1:
         return known[0]
-    advice = f"; choose one with {flag}" if flag else ""
-    raise DataError(f"No {what} is named {' or '.join(wanted)}, there are: {', '.join(known) or 'none'}{advice}.")
+    raise DataError(f"No {what} is named {' or '.join(preferred)}, there are: {', '.join(known) or 'none'}.")

@@ -123,7 +123,9 @@ def write_json(path: Path, document: Any) -> None:
 
 def flush(path: Path) -> None:
     """Force a file or the entries of a folder onto the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    if path.is_dir() and os.name == "nt":  # Windows cannot open folders
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:

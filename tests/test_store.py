@@ -241,6 +241,7 @@ def test_inputs_get_names_of_their_own(paths, names):
         pytest.param({"obs_filter": "assay == 'x'"}, r"No cell is left of 23: 23 cells outside", id="no-label-matches"),
         pytest.param({"genes": 3, "min_genes": 99}, "No cell is left of 23", id="nothing-left-to-choose-genes-from"),
         pytest.param({"max_mito": 0.1}, "no gene whose symbol begins with MT-", id="no-mito-genes"),
+        pytest.param({"genes": "nope.txt"}, r"nope\.txt cannot be read", id="no-gene-list"),
         pytest.param({"layer": "nope"}, "no layer 'nope'", id="unknown-layer"),
         pytest.param({"obs_filter": "colour == 1"}, "'colour' is not defined", id="unknown-column"),
     ],
