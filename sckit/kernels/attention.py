@@ -104,8 +104,9 @@ def _check_engine(engine: str, q: Tensor) -> None:
     if engine == "triton" and q.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         message = f"engine 'triton' takes float16, bfloat16 or float32, got {q.dtype}; use engine='reference'."
         raise ValueError(message)
-    if engine != "reference" and (q.shape[-1] % 8 or not 8 <= q.shape[-1] <= 128):
-        message = f"engine {engine!r} takes head widths that are multiples of 8 up to 128, got {q.shape[-1]}."
+    widths = {"numba": range(8, 129, 8), "triton": (16, 32, 64, 128)}.get(engine)
+    if widths is not None and q.shape[-1] not in widths:
+        message = f"engine {engine!r} takes head widths {', '.join(map(str, widths))}, got {q.shape[-1]}."
         raise ValueError(message)
 
 
