@@ -16,14 +16,14 @@ from sckit.sources_files import strings
 KEPT = 0
 """Code of a cell that is kept; other codes number the reasons."""
 
+OWN_COLUMNS = ("cell", "source", "total_counts", "n_genes")
+"""Obs columns that the store writes itself; an input's column of such a name becomes input_NAME."""
+
 TENX_LABEL = re.compile(r"10x (3'|5'|multiome)", re.IGNORECASE)
 """CELLxGENE assay labels that count as 10x: 3' and 5' of every version ("10x 3' v3", "10x 5' transcription profiling")
 and multiome. Left out on purpose: "10x gene expression flex" (probes, not transcripts), feature barcode, ATAC, TCR."""
 
 _PRIMES = str.maketrans("\u2019\u2032", "''")
-OWN_COLUMNS = ("cell", "source", "total_counts", "n_genes")
-"""Obs columns that the store writes itself; an input's column of such a name becomes input_NAME."""
-
 _COUNTS_PER_CELL = 1e4
 _BINS = 20
 
@@ -88,8 +88,7 @@ def assay_codes(obs: pd.DataFrame, assay: str, name: str) -> tuple[np.ndarray, l
     if "assay" not in obs:
         if assay == "10x":
             return codes, []
-        msg = f"{name} has no obs column 'assay', so --assay {assay!r} cannot be applied; use --assay any."
-        raise DataError(msg)
+        raise DataError(f"{name} has no obs column 'assay', so --assay {assay!r} cannot be applied; use --assay any.")
     labels = pd.Series(obs["assay"].to_numpy(object)).fillna("not given").astype(str)
     wanted = {_plain(label) for label in assay.split(",")}
     reasons = []
@@ -112,16 +111,17 @@ def obs_matches(obs: pd.DataFrame, query: str) -> np.ndarray:
         result = obs.eval(query, engine="python", local_dict={}, global_dict={})
     except pd.errors.UndefinedVariableError as error:
         columns = ", ".join(map(str, obs.columns)) or "none"
-        msg = f"--obs-filter {query!r}: {error}; the obs columns are: {columns}."
-        raise DataError(msg) from error
+        raise DataError(f"--obs-filter {query!r}: {error}; the obs columns are: {columns}.") from error
     except Exception as error:
         reason = str(error).splitlines()[0]
-        msg = f"--obs-filter {query!r} is not a condition on obs columns ({reason}); an example is: tissue == 'blood'."
-        raise ConfigError(msg) from error
+        raise ConfigError(
+            f"--obs-filter {query!r} is not a condition on obs columns ({reason}); an example is: tissue == 'blood'."
+        ) from error
     if not (isinstance(result, pd.Series) and result.dtype.kind == "b"):
-        msg = f"--obs-filter {query!r} is not true or false for every cell; an example is: tissue == 'blood'."
-        raise ConfigError(msg)
-    return result.to_numpy()
+        raise ConfigError(
+            f"--obs-filter {query!r} is not true or false for every cell; an example is: tissue == 'blood'."
+        )
+    return result.fillna(value=False).to_numpy(bool)
 
 
 class GeneMoments:
@@ -168,10 +168,6 @@ def drop_counts(by_code: np.ndarray, reasons: Sequence[str]) -> dict[str, int]:
     return {reason: int(n) for reason, n in zip(reasons, by_code[1:], strict=True) if n}
 
 
-def _plain(label: str) -> str:
-    return label.strip().translate(_PRIMES).casefold()
-
-
 def unite_obs(sources: Sequence[Source], names: Sequence[str]) -> tuple[pd.DataFrame, list[int]]:
     """One obs table for all cells of all sources, in order, and per source how many cell ids it repeats.
 
@@ -186,9 +182,8 @@ def unite_obs(sources: Sequence[Source], names: Sequence[str]) -> tuple[pd.DataF
         ids.append(own if len(sources) == 1 else name + ":" + own)
         repeats.append(int((nth > 0).sum()))
     columns = list(dict.fromkeys(column for source in sources for column in source.obs.columns))
-    given = [
-        source.obs.dropna(axis="columns", how="all") for source in sources
-    ]  # concat would guess types from the rest
+    # concat would let columns without any value decide the types of the others
+    given = [source.obs.dropna(axis="columns", how="all") for source in sources]
     united = pd.concat(given, ignore_index=True).reindex(columns=columns)
     united.columns = [f"input_{name}" if name in OWN_COLUMNS else str(name) for name in united.columns]
     for name in united.select_dtypes(object).columns:
@@ -221,3 +216,7 @@ def judge_obs(
         reasons.append(f"cells outside --obs-filter {obs_filter}")
         judged[(judged == KEPT) & ~obs_matches(obs, obs_filter)] = len(reasons)
     return judged, reasons
+
+
+def _plain(label: str) -> str:
+    return label.strip().translate(_PRIMES).casefold()

@@ -96,8 +96,9 @@ def read_gene_list(path: Path, vocabulary: Vocabulary) -> tuple[np.ndarray, int]
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        msg = f"The gene list {path} cannot be read ({error}); give a text file with one gene id or symbol a line."
-        raise DataError(msg) from error
+        raise DataError(
+            f"The gene list {path} cannot be read ({error}); give a text file with one gene id or symbol a line."
+        ) from error
     wanted = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     by_symbol = {name: number for number, name in reversed(list(enumerate(vocabulary.symbols)))}
     by_id = {name: number for number, name in enumerate(vocabulary.ids) if name}
@@ -107,8 +108,9 @@ def read_gene_list(path: Path, vocabulary: Vocabulary) -> tuple[np.ndarray, int]
     ]
     numbers = list(dict.fromkeys(number for number in found if number >= 0))
     if not numbers:
-        msg = f"None of the {len(wanted)} genes of {path} is in the data, which has {vocabulary.symbols[0]}, ..."
-        raise DataError(msg)
+        raise DataError(
+            f"None of the {len(wanted)} genes of {path} is in the data, which has {vocabulary.symbols[0]}, ..."
+        )
     return np.array(numbers, dtype=np.int64), found.count(-1)
 
 
@@ -130,5 +132,6 @@ def _refuse_duplicates(name: str, keys: np.ndarray) -> None:
     repeated = values[times > 1]
     if len(repeated):
         shown = ", ".join(repeated[:3])
-        msg = f"{name} names {len(repeated)} genes more than once ({shown}); leave out --duplicates refuse to sum them."
-        raise DataError(msg)
+        raise DataError(
+            f"{name} names {len(repeated)} genes more than once ({shown}); leave out --duplicates refuse to sum them."
+        )

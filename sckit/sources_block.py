@@ -79,6 +79,8 @@ class Source:
         self.remedy = "; give a file with the raw counts"
         """What to try when the values turn out not to be counts."""
         self._gene_of_feature = np.where(keep, np.cumsum(keep) - 1, -1).astype(np.int32)  # [F]
+        self._cells_at_most = CELLS_PER_BLOCK
+        """Largest block that fits into memory where the number of entries is not known beforehand."""
         self._entries_before: np.ndarray | None = None
         """[C + 1] int64: where the entries of each cell begin, when a reader knows it."""
         if not len(obs) or not len(self.genes):
@@ -113,7 +115,7 @@ class Source:
         raise NotImplementedError
 
     def _block_end(self, first: int, cells_per_block: int) -> int:
-        last = min(first + cells_per_block, self.n_cells)
+        last = min(first + min(cells_per_block, self._cells_at_most), self.n_cells)
         if self._entries_before is None:
             return last
         fits = np.searchsorted(self._entries_before, self._entries_before[first] + ENTRIES_PER_BLOCK, side="right") - 1
@@ -122,8 +124,8 @@ class Source:
     def _block(self, first: int, indptr: np.ndarray, features: np.ndarray, values: np.ndarray) -> CountsBlock:
         indptr = indptr.astype(np.int64, copy=False)
         if len(features) and not 0 <= int(features.min()) <= int(features.max()) < len(self._gene_of_feature):
-            msg = f"{self.path} is corrupt: an entry names feature {features.max()} of {len(self._gene_of_feature)}."
-            raise DataError(msg)
+            worst = features.max() if features.min() >= 0 else features.min()
+            raise DataError(f"{self.path} is corrupt: an entry names feature {worst} of {len(self._gene_of_feature)}.")
         genes = self._gene_of_feature[features]
         obs = self.obs.iloc[first : first + len(indptr) - 1]
         counts = self._whole_counts(values, indptr, obs.index)
@@ -136,11 +138,10 @@ class Source:
         if not good.all():
             entry = int(np.argmin(good))
             cell = cells[int(np.searchsorted(indptr, entry, side="right")) - 1]
-            msg = (
+            raise DataError(
                 f"Cell {cell!r} of {self.path} holds {values[entry]:g} in {self.unit}, "
                 f"but counts must be whole numbers and not negative{self.remedy}."
             )
-            raise DataError(msg)
         return values.astype(np.uint32)
 
 

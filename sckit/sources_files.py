@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,14 +24,21 @@ def readable(path: Path) -> Iterator[None]:
     except DataError:
         raise
     except FileNotFoundError as error:
-        msg = f"{error.filename or path} does not exist; give the path of an .h5, .h5ad, mtx folder or SOMA experiment."
-        raise DataError(msg) from error
-    except (OSError, EOFError, zlib.error, KeyError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        msg = (
-            f"{path} cannot be read, it is truncated, corrupt or of another format ({reason}); copy or export it again."
-        )
-        raise DataError(msg) from error
+        raise DataError(f"{error.filename or path} does not exist; check the path.") from error
+    except OSError as error:
+        if error.errno == errno.ENOSPC:  # what is read column by column or as text is put in order on disk first
+            folder = tempfile.gettempdir()
+            raise DataError(f"{folder} is full while {path} is put in order; set TMPDIR to a larger disk.") from error
+        raise _unreadable(path, error) from error
+    except (EOFError, zlib.error, KeyError, ValueError, RuntimeError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    reason = " ".join(str(error).split()).rstrip(".")
+    return DataError(
+        f"{path} cannot be read: truncated, corrupt or of another format ({reason}); copy or export it again."
+    )
 
 
 def group(parent: h5py.Group, name: str) -> h5py.Group:

@@ -16,7 +16,7 @@ from sckit.sources_block import GENE_EXPRESSION, NOT_EXPRESSION, Source, gene_ta
 from sckit.sources_files import array, csr_rows, dataset, group, readable, strings
 from sckit.sources_spool import CellSpool, Chunk
 
-_DENSE_BYTES = 32 * 2**20
+_DENSE_VALUES = 2**23
 _ENTRIES_PER_CHUNK = 2**20
 
 
@@ -39,6 +39,8 @@ class H5ad(Source):
         self.unit = f"layer {layer!r}" if layer else "raw" if raw else "X"
         self.remedy = remedy
         self._entries_before = entries_before
+        if self._encoding == "dense":
+            self._cells_at_most = max(1, _DENSE_VALUES // len(var))
         self._spool: CellSpool | None = None
 
     def _opened(self) -> AbstractContextManager[h5py.File | CellSpool]:
@@ -101,18 +103,15 @@ def _matrix_key(file: h5py.File, path: Path, *, layer: str | None, raw: bool) ->
     if layer is not None:
         if layer not in layers:
             known = ", ".join(layers) or "none"
-            msg = f"{path} has no layer {layer!r}; its layers are: {known}."
-            raise DataError(msg)
+            raise DataError(f"{path} has no layer {layer!r}; its layers are: {known}.")
         return f"layers/{layer}", "var"
     if raw:
         for key, var_key in (("raw/X", "raw/var"), ("raw.X", "raw.var")):
             if key in file:
                 return key, var_key
-        msg = f"{path} has no raw matrix; leave out --raw."
-        raise DataError(msg)
+        raise DataError(f"{path} has no raw matrix; leave out --raw.")
     if "X" not in file or file["X"].attrs.get("encoding-type") == "null":
-        msg = f"{path} has no X{_remedy(file, 'X')}."
-        raise DataError(msg)
+        raise DataError(f"{path} has no X{_remedy(file, 'X')}.")
     return "X", "var"
 
 
@@ -162,16 +161,11 @@ def _frame(file: h5py.File, key: str) -> pd.DataFrame:
 
 
 def _dense_rows(matrix: h5py.Dataset, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Nonzero entries of some rows, a few at a time so that the dense piece stays small."""
-    step = max(1, _DENSE_BYTES // (matrix.shape[1] * matrix.dtype.itemsize))
-    per_cell, features, values = [np.zeros(1, np.int64)], [], []
-    for start in range(first, last, step):
-        piece = matrix[start : min(start + step, last)]  # [c, G]
-        rows, columns = np.nonzero(piece)
-        per_cell.append(np.bincount(rows, minlength=len(piece)))
-        features.append(columns.astype(np.int32))
-        values.append(piece[rows, columns])
-    return np.cumsum(np.concatenate(per_cell)), np.concatenate(features), np.concatenate(values)
+    """Nonzero entries of some rows of a dense matrix: (indptr, genes, values)."""
+    piece = matrix[first:last]  # [c, G]
+    rows, columns = np.nonzero(piece)
+    indptr = np.concatenate(([0], np.cumsum(np.bincount(rows, minlength=len(piece)))))
+    return indptr, columns, piece[rows, columns]
 
 
 def _column_chunks(matrix: h5py.Group) -> Iterator[Chunk]:

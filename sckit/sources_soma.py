@@ -13,6 +13,7 @@ from sckit.errors import DataError
 from sckit.sources_block import Source, gene_table, other_matrices
 from sckit.sources_files import readable
 
+_CELLS_PER_BLOCK = 1024
 _COUNT_LAYERS = ("counts", "raw", "data")
 _CELL_ID_COLUMNS = ("obs_id", "cell_id", "barcode", "soma_joinid")
 _GENE_ID_COLUMNS = ("var_id", "feature_id", "soma_joinid")
@@ -38,6 +39,7 @@ class Soma(Source):
         obs = obs.set_index(next(name for name in _CELL_ID_COLUMNS if name in obs))
         var = var.set_index(next(name for name in _GENE_ID_COLUMNS if name in var), drop=False)
         super().__init__(path, gene_table(var), obs.drop(columns="soma_joinid", errors="ignore"))
+        self._cells_at_most = _CELLS_PER_BLOCK
         self.unit = f"X layer {self._layer!r}"
         self.remedy = other_matrices([f"--layer {name}" for name in layers if name != self._layer])
 

@@ -50,7 +50,10 @@ class CellStream:
         self._judged = judged
         self._n_label_reasons = len(reasons)
         self._rules = rules
-        self._mito = [mito_genes(source) if rules.max_mito is not None else None for source in sources]
+        self._mito = [
+            mito_genes(source) if rules.max_mito is not None and number not in self.unused else None
+            for number, source in enumerate(sources)
+        ]
 
     @property
     def n_cells(self) -> int:

@@ -7,6 +7,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,7 @@ class Preparation:
         flush(self.folder)
         replaced = self.out.with_name(self.out.name + ".replaced")
         if self.out.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
             self.out.replace(replaced)
         self.folder.replace(self.out)
         flush(self.out.parent)
@@ -218,8 +220,8 @@ def source_names(paths: Sequence[Path]) -> list[str]:
         places = [path, *path.resolve().parents]
         stems = [place.name.removesuffix(".gz").removesuffix(".h5").removesuffix(".h5ad") for place in places]
         name = next((stem for stem in stems if stem and not stem.endswith(_GENERIC_NAMES)), "input")
-        nth = sum(known == name or known.startswith(f"{name}-") for known in names) + 1
-        names.append(name if nth == 1 else f"{name}-{nth}")
+        unique = (name if nth == 1 else f"{name}-{nth}" for nth in count(1))
+        names.append(next(candidate for candidate in unique if candidate not in names))
     return names
 
 

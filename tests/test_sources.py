@@ -161,7 +161,7 @@ def test_soma_equals_tiledbsoma(shared_data, tmp_path):
         open_source(tmp_path / "ms")
     for file in (tmp_path / "ms" / "RNA" / "X" / "counts").rglob("a0.tdb"):
         file.write_bytes(file.read_bytes()[:50])
-    with pytest.raises(DataError, match=r"cannot be read, it is truncated.*IO Error"):
+    with pytest.raises(DataError, match=r"cannot be read: truncated.*IO Error"):
         dense(source)
 
 
@@ -275,6 +275,15 @@ def test_sample_comes_back_as_whole_counts():
     assert source.largest_distance < 0.1
     assert (source.totals >= counts.sum(axis=1)).all()
     np.testing.assert_array_equal(source.totals, source.obs["n_counts"])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_old_layout_of_the_sample_equals_anndata():
+    source = open_sample()
+    data = anndata.read_h5ad(source.path)
+    pd.testing.assert_frame_equal(source.obs, data.obs, check_names=False)
+    assert source.genes.symbols.tolist() == data.raw.var_names.tolist()
+    np.testing.assert_array_equal(dense(source) > 0, data.raw.X.toarray() > 0)
 
 
 # ---- Cell Ranger, small
@@ -456,8 +465,8 @@ BROKEN = {
     "negative": (lambda path: break_h5ad(path, -3), r"Cell 'cell2' of .* holds -3 in X"),
     "nan": (lambda path: break_h5ad(path, np.nan), r"Cell 'cell2' of .* holds nan in X"),
     "infinite": (lambda path: break_h5ad(path, np.inf), r"Cell 'cell2' of .* holds inf in X"),
-    "truncated-h5": (truncate, r"cut\.h5ad cannot be read, it is truncated"),
-    "corrupt-chunk": (corrupt_data, r"x\.h5ad cannot be read, it is truncated, corrupt"),
+    "truncated-h5": (truncate, r"cut\.h5ad cannot be read: truncated"),
+    "corrupt-chunk": (corrupt_data, r"x\.h5ad cannot be read: truncated, corrupt"),
     "gene-number-outside": (wrong_index, r"x\.h5ad is corrupt: an entry names feature 99 of 5"),
     "text-named-h5": (text_named_h5, r"x\.h5 is not an HDF5 file \(it begins with b'gene,cell,count"),
     "h5-of-something-else": (other_h5, r"x\.h5 is an HDF5 file without counts \(it holds weights\)"),
@@ -465,7 +474,7 @@ BROKEN = {
     "missing": (lambda path: path / "nope.h5", r"nope\.h5 does not exist; give an \.h5ad"),
     "folder-without-matrix": (empty_folder, r"empty is a folder without matrix\.mtx"),
     "mtx-cut": (edited_mtx(cut_lines), r"matrix\.mtx is truncated: it promises 13 entries and has 11"),
-    "mtx-gzip-cut": (edited_mtx(cut_gzip), r"matrix\.mtx\.gz cannot be read, it is truncated"),
+    "mtx-gzip-cut": (edited_mtx(cut_gzip), r"matrix\.mtx\.gz cannot be read: truncated"),
     "mtx-without-barcodes": (
         edited_mtx(lambda m: (m / "barcodes.tsv").unlink()),
         r"no barcodes\.tsv \(gzipped or not\)",

@@ -228,6 +228,7 @@ def test_obs_columns_of_every_kind_survive(tmp_path):
             id="cell-ranger",
         ),
         pytest.param(["x", "x", "x-2"], ["x", "x-2", "x-2-2"], id="name-that-is-taken"),
+        pytest.param(["x-2", "x", "x"], ["x-2", "x", "x-3"], id="name-that-was-taken"),
     ],
 )
 def test_inputs_get_names_of_their_own(paths, names):
