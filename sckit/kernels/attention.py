@@ -19,6 +19,7 @@ from sckit.kernels.attention_reference import attention_reference
 __all__ = ["AttentionPlan", "attention", "choose_engine", "plan_attention"]
 
 ENGINES = ("auto", "reference", "numba", "triton")
+WIDTHS = {"numba": tuple(range(8, 129, 8)), "triton": (16, 32, 64, 128)}
 
 
 def attention(
@@ -104,9 +105,8 @@ def _check_engine(engine: str, q: Tensor) -> None:
     if engine == "triton" and q.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         message = f"engine 'triton' takes float16, bfloat16 or float32, got {q.dtype}; use engine='reference'."
         raise ValueError(message)
-    widths = {"numba": range(8, 129, 8), "triton": (16, 32, 64, 128)}.get(engine)
-    if widths is not None and q.shape[-1] not in widths:
-        message = f"engine {engine!r} takes head widths {', '.join(map(str, widths))}, got {q.shape[-1]}."
+    if engine in WIDTHS and q.shape[-1] not in WIDTHS[engine]:
+        message = f"engine {engine!r} takes head widths {', '.join(map(str, WIDTHS[engine]))}, got {q.shape[-1]}."
         raise ValueError(message)
 
 
