@@ -1,0 +1,152 @@
+"""The .h5ad reader gives exactly what is in the file, or says in one sentence what is wrong with it."""
+
+import anndata
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse
+
+from sckit.errors import DataError
+from sckit.sources import open_sample, open_source
+
+N_CELLS, N_GENES = 7, 5
+
+
+def known_anndata(matrix):
+    return anndata.AnnData(
+        matrix,
+        obs=pd.DataFrame({"tissue": ["blood", "lung"] * 3 + ["blood"]}, index=[f"cell{i}" for i in range(N_CELLS)]),
+        var=pd.DataFrame({"gene_ids": [f"ENSG0000000000{i}.2" for i in range(N_GENES)]}, index=list("ABCDE")),
+    )
+
+
+@pytest.mark.parametrize("cells_per_block", [1, 3, 100])
+@pytest.mark.parametrize("dtype", [np.float32, np.int64])
+@pytest.mark.parametrize(
+    "storage", [scipy.sparse.csr_matrix, scipy.sparse.csc_matrix, np.asarray], ids=["csr", "csc", "dense"]
+)
+def test_h5ad_of_any_storage_is_read_exactly(tmp_path, storage, dtype, cells_per_block, known, dense):
+    known_anndata(storage(known.astype(dtype))).write_h5ad(tmp_path / "x.h5ad")
+    source = open_source(tmp_path / "x.h5ad")
+    np.testing.assert_array_equal(dense(source, cells_per_block=cells_per_block), known)
+    np.testing.assert_array_equal(dense(source, cells_per_block=cells_per_block, start=3), known[3:])
+    assert source.genes.ids[0] == "ENSG00000000000.2"
+    assert source.genes.symbols.tolist() == list("ABCDE")
+    assert source.obs.index.tolist() == [f"cell{i}" for i in range(N_CELLS)]
+    assert source.obs["tissue"].tolist()[:2] == ["blood", "lung"]
+
+
+def test_layer_and_raw_are_read_instead_of_a_normalised_x(tmp_path, known, dense):
+    data = known_anndata(known.astype(np.float32) * 2)
+    data.raw = data.copy()
+    data = data[:, ["B", "D"]].copy()
+    data.layers["counts"] = data.X.copy()
+    data.X = data.X / 8
+    data.write_h5ad(tmp_path / "x.h5ad")
+    np.testing.assert_array_equal(dense(open_source(tmp_path / "x.h5ad", layer="counts")), 2 * known[:, [1, 3]])
+    raw = open_source(tmp_path / "x.h5ad", raw=True)
+    np.testing.assert_array_equal(dense(raw), 2 * known)
+    assert raw.genes.symbols.tolist() == list("ABCDE")
+    with pytest.raises(DataError, match=r"Cell 'cell0' of .*x\.h5ad holds 1\.25 in X.*; try --layer counts or --raw\."):
+        dense(open_source(tmp_path / "x.h5ad"))
+    with pytest.raises(DataError, match="no layer 'nope'; its layers are: counts"):
+        open_source(tmp_path / "x.h5ad", layer="nope")
+
+
+def test_h5ad_without_x_names_its_layers(tmp_path, known):
+    data = known_anndata(known.astype(np.float32))
+    data.layers["umi_counts"] = data.X
+    del data.X
+    data.write_h5ad(tmp_path / "x.h5ad")
+    with pytest.raises(DataError, match=r"has no X; try --layer umi_counts\."):
+        open_source(tmp_path / "x.h5ad")
+
+
+def test_antibody_features_are_left_out_and_counted(tmp_path, known, dense):
+    data = known_anndata(known.astype(np.float32))
+    data.var["feature_types"] = ["Gene Expression"] * 3 + ["Antibody Capture"] * 2
+    data.write_h5ad(tmp_path / "x.h5ad")
+    source = open_source(tmp_path / "x.h5ad")
+    np.testing.assert_array_equal(dense(source), known[:, :3])
+    assert source.dropped == {"features that are not gene expression": 2}
+
+
+def test_sample_comes_back_as_whole_counts(dense):
+    source = open_sample()
+    counts = dense(source)
+    assert counts.shape == (700, 765)
+    assert source.largest_distance < 0.1
+    assert (source.totals >= counts.sum(axis=1)).all()
+    np.testing.assert_array_equal(source.totals, source.obs["n_counts"])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_old_layout_of_the_sample_equals_anndata(dense):
+    source = open_sample()
+    data = anndata.read_h5ad(source.path)
+    pd.testing.assert_frame_equal(source.obs, data.obs, check_names=False)
+    assert source.genes.symbols.tolist() == data.raw.var_names.tolist()
+    np.testing.assert_array_equal(dense(source) > 0, data.raw.X.toarray() > 0)
+
+
+def break_h5ad(path, known, value):
+    counts = known.astype(np.float32)
+    counts[2, 1] = value
+    known_anndata(scipy.sparse.csr_matrix(counts)).write_h5ad(path / "x.h5ad")
+    return path / "x.h5ad"
+
+
+def truncate(path, known):
+    whole = break_h5ad(path, known, 4).read_bytes()
+    (path / "cut.h5ad").write_bytes(whole[: len(whole) * 2 // 3])
+    return path / "cut.h5ad"
+
+
+def corrupt_data(path, known):
+    """Overwrite a compressed chunk so that it cannot be unpacked."""
+    file_path = path / "x.h5ad"
+    known_anndata(scipy.sparse.csr_matrix(known)).write_h5ad(file_path, compression="gzip")
+    with h5py.File(file_path) as file:
+        chunk = file["X/data"].id.get_chunk_info(0)
+    with file_path.open("r+b") as raw:
+        raw.seek(chunk.byte_offset)
+        raw.write(b"\xff" * chunk.size)
+    return file_path
+
+
+def wrong_index(path, known):
+    file_path = break_h5ad(path, known, 4)
+    with h5py.File(file_path, "r+") as file:
+        file["X/indices"][0] = 99
+    return file_path
+
+
+def no_cells(path, known):
+    known_anndata(known.astype(np.float32))[:0].copy().write_h5ad(path / "x.h5ad")
+    return path / "x.h5ad"
+
+
+BROKEN = {
+    "fractional": (
+        lambda path, known: break_h5ad(path, known, 0.5),
+        r"Cell 'cell2' of .*x\.h5ad holds 0\.5 in X, but counts must be",
+    ),
+    "negative": (lambda path, known: break_h5ad(path, known, -3), r"Cell 'cell2' of .* holds -3 in X"),
+    "nan": (lambda path, known: break_h5ad(path, known, np.nan), r"Cell 'cell2' of .* holds nan in X"),
+    "infinite": (lambda path, known: break_h5ad(path, known, np.inf), r"Cell 'cell2' of .* holds inf in X"),
+    "truncated-h5": (truncate, r"cut\.h5ad cannot be read: truncated"),
+    "corrupt-chunk": (corrupt_data, r"x\.h5ad cannot be read: truncated, corrupt"),
+    "gene-number-outside": (wrong_index, r"x\.h5ad is corrupt: an entry names feature 99 of 5"),
+    "no-cells": (no_cells, r"x\.h5ad is empty: it holds 0 cells and 5 genes"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_h5ad_is_one_sentence(tmp_path, known, case):
+    make, message = BROKEN[case]
+    path = make(tmp_path, known)
+    with pytest.raises(DataError, match=message) as caught:
+        list(open_source(path).blocks())
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith(".")

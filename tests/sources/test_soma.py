@@ -1,0 +1,66 @@
+"""A TileDB-SOMA experiment is read exactly as tiledbsoma reads it."""
+
+import tarfile
+
+import numpy as np
+import pytest
+
+from sckit.errors import ConfigError, DataError
+from sckit.sources import open_source
+
+N_CELLS, N_GENES = 7, 5
+
+
+def test_soma_equals_tiledbsoma(shared_data, tmp_path, read, dense):
+    import tiledbsoma
+
+    with tarfile.open(shared_data / "soma_pbmc_small" / "soma-exp-pbmc-small.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    source = open_source(tmp_path)
+    with tiledbsoma.open(str(tmp_path)) as experiment:
+        coordinates = experiment.ms["RNA"].X["counts"].read().coos((80, 230)).concat().to_scipy()
+        obs = experiment.obs.read().concat().to_pandas()
+        var = experiment.ms["RNA"].var.read().concat().to_pandas()
+    np.testing.assert_array_equal(dense(source, cells_per_block=33), coordinates.toarray())
+    assert source.obs.index.tolist() == obs["obs_id"].tolist()
+    assert source.genes.symbols.tolist() == var["var_id"].tolist()
+    assert source.obs["groups"].tolist() == obs["groups"].tolist()
+    with pytest.raises(DataError, match=r"holds 4\.96882 in X layer 'data', .*; try --layer counts\."):
+        dense(open_source(tmp_path, layer="data"))
+    with pytest.raises(DataError, match=r"no X layer 'nope'; its layers are: counts, data, scale_data"):
+        open_source(tmp_path, layer="nope")
+    with pytest.raises(ConfigError, match="--layer instead of --raw"):
+        open_source(tmp_path, raw=True)
+    with pytest.raises(DataError, match="ms is a Collection, not a SOMA experiment"):
+        open_source(tmp_path / "ms")
+    for file in (tmp_path / "ms" / "RNA" / "X" / "counts").rglob("a0.tdb"):
+        file.write_bytes(file.read_bytes()[:50])
+    with pytest.raises(DataError, match=r"cannot be read: truncated.*IO Error"):
+        dense(source)
+
+
+def test_soma_with_scattered_join_ids_like_a_slice_of_the_census(tmp_path, known, dense):
+    import pyarrow as pa
+    import tiledbsoma
+
+    cell_ids, gene_ids = np.arange(N_CELLS) ** 2 + 5, np.arange(N_GENES) * 3
+    schema = {"soma_joinid": pa.int64(), "assay": pa.large_string()}
+    obs = pa.table({"soma_joinid": cell_ids, "assay": ["10x 3' v3"] * N_CELLS}, schema=pa.schema(schema))
+    names = {"feature_id": [f"ENSG0000000000{i}" for i in range(N_GENES)], "feature_name": list("ABCDE")}
+    var = pa.table({"soma_joinid": gene_ids, **{name: pa.array(names[name], pa.large_string()) for name in names}})
+    cells, genes = np.nonzero(known)
+    values = known[cells, genes].astype(np.float32)
+    matrix = {"soma_dim_0": cell_ids[cells], "soma_dim_1": gene_ids[genes], "soma_data": values}
+    with tiledbsoma.Experiment.create(str(tmp_path / "x")) as experiment:
+        domain = [[0, 99]]
+        experiment.add_new_dataframe("obs", schema=obs.schema, domain=domain).write(obs)
+        rna = experiment.add_new_collection("ms").add_new_collection("RNA", tiledbsoma.Measurement)
+        rna.add_new_dataframe("var", schema=var.schema, domain=domain).write(var)
+        layers = rna.add_new_collection("X")
+        layers.add_new_sparse_ndarray("raw", type=pa.float32(), shape=(100, 100)).write(pa.table(matrix))
+    source = open_source(tmp_path / "x")
+    np.testing.assert_array_equal(dense(source, cells_per_block=3), known)
+    assert source.genes.ids.tolist() == names["feature_id"]
+    assert source.genes.symbols.tolist() == names["feature_name"]
+    assert source.obs["assay"].tolist() == ["10x 3' v3"] * N_CELLS
+    assert source.obs.index.tolist() == cell_ids.tolist()

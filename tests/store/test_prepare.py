@@ -1,0 +1,145 @@
+"""Inputs are joined, filtered and cut to the chosen genes; nothing is lost in silence, nothing is left behind."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sckit.errors import ConfigError, DataError
+from sckit.store import PrepareConfig, prepare
+from sckit.store_write import source_names
+
+N_CELLS, N_GENES = 23, 11
+
+
+def test_inputs_are_joined_and_every_loss_is_counted(tmp_path, known_counts, write_h5ad, dense):
+    counts = known_counts(6, 4)
+    obs = pd.DataFrame({"assay": ["10x 3' v2"] * 4 + ["Drop-seq"] * 2})
+    (tmp_path / "a").mkdir()
+    with pytest.warns(UserWarning, match="not unique"):
+        first = write_h5ad(tmp_path / "a" / "run.h5ad", counts, symbols=["A", "B", "A", "C"], obs=obs)
+    second = write_h5ad(tmp_path / "run.h5ad", counts, symbols=["C", "X", "A", "Y"])
+    third = write_h5ad(
+        tmp_path / "merfish.h5ad", counts[:2], symbols=list("WXYZ"), obs=pd.DataFrame({"assay": ["MERFISH"] * 2})
+    )
+    store = prepare([first, second, third], tmp_path / "s.sckit", config=PrepareConfig(min_counts=9))
+    totals = counts.sum(axis=1)
+    keep_first, keep_second = (totals >= 9) & (np.arange(6) < 4), totals >= 9
+    expected = np.concatenate(
+        [np.stack([counts[:, 0] + counts[:, 2], counts[:, 3]], axis=1)[keep_first], counts[:, [2, 0]][keep_second]]
+    )
+    has_count = expected.any(axis=1)
+    assert store.genes["symbol"].tolist() == ["A", "C"]
+    np.testing.assert_array_equal(dense(store), expected[has_count])
+    np.testing.assert_array_equal(
+        store.obs["total_counts"], np.concatenate([totals[keep_first], totals[keep_second]])[has_count]
+    )
+    assert set(store.obs["source"]) <= {"run", "run-2"}
+    lost_late = int((~has_count).sum())
+    dropped = store.manifest["dropped"]
+    assert totals.min() < 9 < totals.max()
+    assert dropped == {
+        "genes that not every input has": 3,
+        "cells of assay 'Drop-seq'": 2,
+        "cells of assay 'MERFISH'": 2,
+        "cells with fewer than 9 counts": int((totals[:4] < 9).sum() + (totals < 9).sum()),
+        **({"cells without a count in the kept genes": lost_late} if lost_late else {}),
+    }
+    sources = store.manifest["sources"]
+    assert [source["kept"] for source in sources] == [
+        int((store.obs["source"] == name).sum()) for name in ("run", "run-2", "merfish")
+    ]
+    assert [source["genes_summed"] for source in sources] == [1, 0, 0]
+    assert [source["has_assay"] for source in sources] == [True, False, True]
+    assert sum(n for reason, n in dropped.items() if reason.startswith("cells")) + store.n_cells == 14
+
+
+def test_chosen_genes_keep_the_total_over_all_genes(tmp_path, known_counts, write_h5ad, dense):
+    source = write_h5ad(tmp_path / "x.h5ad")
+    store = prepare([source], tmp_path / "hvg.sckit", config=PrepareConfig(genes=4, cells_per_shard=6))
+    numbers = [int(name.removeprefix("gene")) for name in store.genes["symbol"]]
+    assert store.n_genes == 4
+    assert store.manifest["dropped"]["genes not chosen"] == N_GENES - 4
+    kept = known_counts()[:, numbers].any(axis=1)
+    np.testing.assert_array_equal(dense(store), known_counts()[kept][:, numbers])
+    np.testing.assert_array_equal(store.obs["total_counts"], known_counts().sum(axis=1)[kept])
+
+
+def test_gene_list_sets_genes_and_their_order(tmp_path, write_h5ad):
+    (tmp_path / "genes.txt").write_text("gene7\nnope\ngene2\n")
+    config = PrepareConfig(genes=str(tmp_path / "genes.txt"))
+    store = prepare([write_h5ad(tmp_path / "x.h5ad")], tmp_path / "s.sckit", config=config)
+    assert store.genes["symbol"].tolist() == ["gene7", "gene2"]
+    assert store.manifest["dropped"]["lines of the gene list that match no gene"] == 1
+
+
+def test_obs_columns_of_every_kind_survive(tmp_path, write_h5ad):
+    obs = pd.DataFrame(
+        {
+            "label": pd.Categorical(["a", None] * 11 + ["b"]),
+            "text": [f"t{i}" for i in range(N_CELLS)],
+            "number": np.arange(N_CELLS) / 2,
+            "flag": [True, False] * 11 + [True],
+        }
+    )
+    store = prepare([write_h5ad(tmp_path / "x.h5ad", obs=obs)], tmp_path / "s.sckit")
+    pd.testing.assert_frame_equal(store.obs[list(obs)], obs.astype({"text": "category"}))
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        pytest.param(["a/x.h5ad", "b/x.h5ad", "y.h5"], ["x", "x-2", "y"], id="same-file-name"),
+        pytest.param(
+            ["s1/outs/filtered_feature_bc_matrix.h5", "s2/outs/filtered_feature_bc_matrix"],
+            ["s1", "s2"],
+            id="cell-ranger",
+        ),
+        pytest.param(["x", "x", "x-2"], ["x", "x-2", "x-2-2"], id="name-that-is-taken"),
+        pytest.param(["x-2", "x", "x"], ["x-2", "x", "x-3"], id="name-that-was-taken"),
+    ],
+)
+def test_inputs_get_names_of_their_own(paths, names):
+    assert source_names([Path(path) for path in paths]) == names
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        pytest.param({"min_genes": 99}, "No cell is left of 23: 23 cells with fewer than 99 genes", id="nothing-left"),
+        pytest.param({"obs_filter": "assay == 'x'"}, r"No cell is left of 23: 23 cells outside", id="no-label-matches"),
+        pytest.param({"genes": 3, "min_genes": 99}, "No cell is left of 23", id="nothing-left-to-choose-genes-from"),
+        pytest.param({"max_mito": 0.1}, "no gene whose symbol begins with MT-", id="no-mito-genes"),
+        pytest.param({"genes": "nope.txt"}, r"nope\.txt cannot be read", id="no-gene-list"),
+        pytest.param({"layer": "nope"}, "no layer 'nope'", id="unknown-layer"),
+        pytest.param({"obs_filter": "colour == 1"}, "'colour' is not defined", id="unknown-column"),
+    ],
+)
+def test_bad_data_leaves_nothing_behind(tmp_path, config, message, write_h5ad):
+    source = write_h5ad(tmp_path / "x.h5ad", obs=pd.DataFrame({"assay": ["10x 3' v2"] * N_CELLS}))
+    with pytest.raises(DataError, match=message):
+        prepare([source], tmp_path / "s.sckit", config=PrepareConfig(**config))
+    assert [path.name for path in tmp_path.iterdir()] == ["x.h5ad"]
+
+
+def test_fractions_in_a_late_cell_leave_nothing_behind(tmp_path, known_counts, write_h5ad):
+    counts = known_counts().astype(np.float32)
+    counts[20, 3] = 0.5
+    source = write_h5ad(tmp_path / "x.h5ad", counts)
+    with pytest.raises(DataError, match=r"Cell 'cell20' of .* holds 0\.5 in X"):
+        prepare([source], tmp_path / "s.sckit", config=PrepareConfig(cells_per_shard=4))
+    assert [path.name for path in tmp_path.iterdir()] == ["x.h5ad"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"genes": 0}, {"genes": "-3"}, {"assay": " "}, {"max_mito": 1.2}, {"min_genes": -1}, {"duplicates": "drop"},
+        {"layer": "counts", "raw": True}, {"cells_per_shard": 0},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_bad_options_are_refused(options):
+    with pytest.raises(ConfigError, match="--"):
+        PrepareConfig(**options)
