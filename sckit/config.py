@@ -65,14 +65,16 @@ class PretrainConfig:
     """Column of obs whose values never sit on both sides of the split."""
     hold_out: tuple[str, ...] = ()
     """Values of the group column held out; without them a fifth of the groups, or of the cells."""
-    batch_tokens: int = 16384
+    batch_tokens: int = 4096
     accumulate: int = 1
     """Batches whose gradients are added up before a step."""
-    lr: float = 2e-3
+    lr: float = 1e-3
+    gene_lr: float = 0.1
+    """Learning rate of the gene embedding and the heads, as a share of lr."""
     linear_lr: float = 0.02
     """Learning rate of the closed-form coefficients, as a share of lr."""
     weight_decay: float = 0.01
-    warmup: float = 0.05
+    warmup: float = 0.1
     """Share of the budget in which the learning rate rises to lr; then it falls on a cosine."""
     clip: float = 1.0
     epochs: float | None = None

@@ -60,6 +60,10 @@ class Tokens:
         return cls(**tensors, plan=plan, visible_only=batch.context == "visible")
 
 
+# Rows are gathered by F.embedding and index_select throughout: the backward of plain indexing adds in no fixed order,
+# and a resumed run has to be the same to the last bit.
+
+
 class Linear(nn.Module):
     """The closed forms as a trainable module; `ClosedForms` says what each array is."""
 
@@ -83,12 +87,12 @@ class Linear(nn.Module):
         """Detection + total ridge of genes [N] in cells [N]; the detection ridge where the total is unknown."""
         known = torch.isfinite(t)
         if not known.any():
-            return (F.embedding(genes, self.ridge) * x[cell]).sum(1)
+            return (F.embedding(genes, self.ridge) * F.embedding(cell, x)).sum(1)
         full = torch.cat([x, torch.where(known, t, 0.0)[:, None]], 1)
-        with_total = (F.embedding(genes, self.total) * full[cell]).sum(1)
+        with_total = (F.embedding(genes, self.total) * F.embedding(cell, full)).sum(1)
         if known.all():
             return with_total
-        return torch.where(known[cell], with_total, (F.embedding(genes, self.ridge) * x[cell]).sum(1))
+        return torch.where(known[cell], with_total, (F.embedding(genes, self.ridge) * F.embedding(cell, x)).sum(1))
 
     def floor(self, x: Tensor | None, t: Tensor) -> Tensor:
         """Value of a single count in each cell [C]: exact where the total is known, else from what x says of it."""
@@ -126,7 +130,7 @@ class Block(nn.Module):
         q, k, v = self.qkv(self.attention_norm(h)).view(len(h), 3, self.heads, -1).unbind(1)  # [T, H, D] each
         mixed = attention(q, k, v, plan=plan, engine=engine).flatten(1)  # [T, E]
         if keep is not None:
-            h, mixed = h[keep], mixed[keep]
+            h, mixed = h.index_select(0, keep), mixed.index_select(0, keep)
         h = h + self.out(mixed)
         gate, up = self.gate_up(self.mlp_norm(h)).chunk(2, -1)
         return h + self.down(F.silu(gate) * up)
@@ -175,7 +179,7 @@ class Model(nn.Module):
         with torch.autocast(tokens.values.device.type, enabled=False):
             base, floor, state = self._cells(tokens)
             residual = torch.where(tokens.hidden, 0.0, tokens.values - base.detach())
-            h = F.embedding(tokens.genes, self.gene.weight) + self.cell(state)[tokens.cell]
+            h = F.embedding(tokens.genes, self.gene.weight) + F.embedding(tokens.cell, self.cell(state))
             # A count cannot be below one: how far the guess lies above that floor says how it will be wrong.
             h = h + _curve(base.detach() - floor[tokens.cell], self.guess_curve, *GUESS_RANGE)
             seen = _curve(tokens.values, self.curve, *VALUE_RANGE) + residual[:, None] * self.surprise
@@ -185,7 +189,7 @@ class Model(nn.Module):
             h = block(h, tokens.plan, self.engine, keep if last else None)
         if keep is None:
             return base, self.norm(h)
-        return base[keep], self.norm(h if self.blocks else h[keep])
+        return base.index_select(0, keep), self.norm(h if self.blocks else h.index_select(0, keep))
 
     def _cells(self, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
         """Linear prediction [T], value of a single count [C], and what is known of each cell [C, S]."""
@@ -202,7 +206,7 @@ class Model(nn.Module):
             expected = self.linear(tokens.genes, tokens.cell, x, t)
             factors = self.linear.factors(tokens, torch.where(tokens.hidden, 0.0, tokens.values - expected))
         base = self.linear(tokens.genes, tokens.cell, x, t)
-        base = base + (F.embedding(tokens.genes, self.linear.loadings) * factors[tokens.cell]).sum(1)
+        base = base + (F.embedding(tokens.genes, self.linear.loadings) * F.embedding(tokens.cell, factors)).sum(1)
         extras = torch.stack([x[:, 1], total, known, torch.zeros_like(t), torch.zeros_like(t)], 1)
         return base, self.linear.floor(x, t), torch.cat([extras, x[:, 2:], factors], 1)
 

@@ -129,6 +129,9 @@ def find_run(path: Path | str | None, root: Path) -> Path:
 
 def open_run(path: Path) -> Run:
     """Read a run back; DataError when it is incomplete or damaged."""
+    for name in ("forms.safetensors", "genes.parquet", "split.npy", "data.json"):
+        if not (path / name).is_file():
+            raise DataError(f"the run {path} lacks {name}; it did not get as far as training: train again.")
     try:
         forms = ClosedForms(**load_arrays(path / "forms.safetensors"))
         genes, split = pd.read_parquet(path / "genes.parquet"), np.load(path / "split.npy")

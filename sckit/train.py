@@ -158,6 +158,7 @@ class _Trainer:
         state = load_checkpoint(self.run.path, self.model, self.optimiser)
         if state is not None:
             self.at = _Progress(**state)
+            _forget_lines_after(self.run.path / "metrics.jsonl", self.at.step)
             self.listen("note", {"text": f"resuming {self.run.path} after step {self.at.step}"})
         self.begun_s = time.monotonic() - self.at.elapsed_s
         if state is None:
@@ -282,20 +283,30 @@ def predict(model: Model, batch: Batch, compute: Compute) -> np.ndarray:
         return model(Tokens.of(batch, compute.device)).double().cpu().numpy()
 
 
+def _forget_lines_after(path: Path, step: int) -> None:
+    """Drop the validations of steps that a resumed run is going to repeat."""
+    lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
+    path.write_text("".join(f"{line}\n" for line in lines))
+
+
 def _loss(predicted: Tensor, truth: Tensor) -> Tensor:
     """Mean squared error in log1p of counts per 10,000; zero, with a gradient, for a batch without targets."""
     return ((predicted - truth) ** 2).sum() / max(len(truth), 1)
 
 
 def _optimiser(model: Model, config: PretrainConfig) -> torch.optim.AdamW:
-    """AdamW; the closed-form part learns slower and does not decay, since zero is not where it should go."""
-    linear = list(model.linear.parameters())
-    known = {id(p) for p in linear}
+    """AdamW in four groups: what starts from the closed forms or belongs to single genes learns slower, without decay.
+
+    Adam moves a weight by about its learning rate however rarely it is used, so rows of rare genes would run away.
+    """
+    linear, genes = list(model.linear.parameters()), [model.gene.weight, model.head.weight, model.shared_head]
+    known = {id(p) for p in (*linear, *genes)}
     rest = [p for p in model.parameters() if id(p) not in known]
     groups = [
         {"params": [p for p in rest if p.ndim > 1], "weight_decay": config.weight_decay, "share": 1.0},
         {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0, "share": 1.0},
-        {"params": linear, "weight_decay": 0.0, "share": config.linear_lr if config.warm_start else 1.0},
+        {"params": genes, "weight_decay": 0.0, "share": config.gene_lr},
+        {"params": linear, "weight_decay": 0.0, "share": config.linear_lr},
     ]
     return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98))
 

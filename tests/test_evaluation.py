@@ -1,0 +1,251 @@
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from sckit.baselines import PREDICTORS, fit_closed_forms
+from sckit.batch import Hiding, Packer
+from sckit.config import EvalConfig, PretrainConfig
+from sckit.embedding import embed
+from sckit.errors import DataError
+from sckit.evaluation import evaluate
+from sckit.halves import Halves, replicate_values
+from sckit.metrics import Scores
+from sckit.report import save_evaluation, verdicts
+from sckit.split import run_vocabulary
+from sckit.train import pretrain
+
+ROW = {
+    "predictor", "context", "rate", "target", "pooled_r", "centred_r", "r2_gene_mean", "r2_depth", "per_gene_r",
+    "per_cell_r", "ci", "known_depth", "minus_ridge", "minus_best",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(simulated, tmp_path_factory):
+    config = PretrainConfig(
+        epochs=2, batch_tokens=2000, components=3, factors=2, engine="reference", group="dataset", hold_out=("run1",)
+    )
+    return pretrain(simulated.path, config, runs=tmp_path_factory.mktemp("runs"), name="run").run
+
+
+@pytest.fixture(scope="module")
+def evaluation(run):
+    config = EvalConfig(
+        masks=(0.15, 1.0), contexts=("detected", "visible", "shuffled"), label="cell_type", replicate_split=True,
+        bootstraps=200, engine="reference",
+    )  # fmt: skip
+    return evaluate(run, config)
+
+
+def pick(evaluation, predictor, rate=1.0, target="full", context=None):
+    wanted = {"predictor": predictor, "rate": rate, "target": target, "context": context}
+    (row,) = [row for row in evaluation.rows if all(row[k] == v for k, v in wanted.items())]
+    return row
+
+
+def test_the_document_has_the_fixed_shape(evaluation, run):
+    document = json.loads(json.dumps(evaluation.document()))
+    assert document["command"] == "eval"
+    assert document["run"] == str(run)
+    assert document["cells"] == 90
+    for row in document["rows"]:
+        assert set(row) == ROW
+        assert set(row["ci"]) == {"pooled_r", "r2_gene_mean"}
+        assert set(row["minus_ridge"]) == {"r2_gene_mean", "ci"}
+        assert set(row["minus_best"]) == {"predictor", "r2_gene_mean", "ci"}
+        low, high = row["ci"]["r2_gene_mean"]
+        assert low <= row["r2_gene_mean"] <= high
+        assert (row["context"] is None) == (row["predictor"] != "model")
+    names = {row["predictor"] for row in document["rows"]}
+    assert names == {*PREDICTORS, "label + depth", "replicate", "model"}
+
+
+def test_rows_that_see_no_value_do_not_change_with_the_rate(evaluation):
+    for name in ("gene mean", "gene mean + depth", "label + depth", "detection ridge"):
+        few, all_hidden = pick(evaluation, name, 0.15), pick(evaluation, name, 1.0)
+        assert few["pooled_r"] == pytest.approx(all_hidden["pooled_r"])
+    replicate = [pick(evaluation, "replicate", rate, "half")["pooled_r"] for rate in (0.15, 1.0)]
+    assert replicate[0] == pytest.approx(replicate[1])
+
+
+def test_visible_context_falls_to_the_gene_mean_and_detected_does_not(evaluation):
+    assert abs(pick(evaluation, "model", context="visible")["r2_gene_mean"]) < 0.02
+    assert pick(evaluation, "model", context="detected")["r2_gene_mean"] > 0.2
+    assert pick(evaluation, "model", context="shuffled")["r2_gene_mean"] < 0.1
+    assert any("information in the detection set" in line for line in verdicts(evaluation))
+
+
+def test_best_is_the_best_closed_form_of_its_rate(evaluation):
+    for rate in (0.15, 1.0):
+        rows = [r for r in evaluation.rows if r["rate"] == rate and r["target"] == "full" and r["context"] is None]
+        best = max(rows, key=lambda r: r["r2_gene_mean"])
+        assert pick(evaluation, "model", rate, context="detected")["minus_best"]["predictor"] in {
+            r["predictor"] for r in rows if r["r2_gene_mean"] == best["r2_gene_mean"]
+        }
+
+
+def test_known_depth_reaches_every_predictor_at_full_hiding(run):
+    config = EvalConfig(masks=(1.0,), known_depth=True, bootstraps=50, engine="reference")
+    known = evaluate(run, config)
+    assert all(row["known_depth"] for row in known.rows)
+    ridge, total = (
+        pick(known, "detection ridge")["r2_gene_mean"],
+        pick(known, "detection + total ridge")["r2_gene_mean"],
+    )
+    assert total > ridge
+    assert pick(known, "model", context="detected")["r2_gene_mean"] > ridge
+
+
+def test_table_csv_and_figure_are_written(evaluation, tmp_path):
+    paths = save_evaluation(evaluation, tmp_path)
+    assert {p.name for p in paths} == {"eval.json", "eval.csv", "eval.png", "eval.svg"}
+    with (tmp_path / "eval.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == len(evaluation.rows)
+    assert float(lines[0]["pooled_r"]) == pytest.approx(evaluation.rows[0]["pooled_r"])
+    assert (tmp_path / "eval.png").read_bytes()[:4] == b"\x89PNG"
+    assert "<svg" in (tmp_path / "eval.svg").read_text()
+
+
+def test_shuffled_values_leave_nothing_to_find(simulated, tmp_path):
+    """Permuting each gene's counts over the cells that detect it breaks what detection says of values, but for depth."""
+    cells = np.arange(simulated.n_cells)
+    indptr, genes, counts = simulated.rows(cells)
+    generator = np.random.default_rng(2)
+    permuted = counts.copy()
+    for gene in range(simulated.n_genes):
+        at = np.flatnonzero(genes == gene)
+        permuted[at] = counts[generator.permutation(at)]
+
+    class Permuted:
+        def rows(self, chosen):
+            parts = [np.arange(indptr[c], indptr[c + 1]) for c in chosen]
+            ends = np.concatenate([[0], np.cumsum([len(p) for p in parts])])
+            return ends, genes[np.concatenate(parts)], permuted[np.concatenate(parts)]
+
+        def totals(self, chosen):
+            return np.full(len(chosen), 10_000)
+
+    vocabulary = run_vocabulary(simulated, cells[:280], 5)
+    forms = fit_closed_forms(Permuted(), vocabulary, cells[:280], components=3, factors=2)
+    batch = Packer(Permuted(), vocabulary, Hiding(1.0), known_depth=True)(cells[280:])
+    scores = Scores(len(forms.gene_mean))
+    scores.add(batch, forms.predict(batch))
+    for name in PREDICTORS[1:]:
+        assert scores.r2(name) < 0.01
+
+
+@pytest.mark.parametrize("split", ["binomial", "nb"])
+def test_halves_add_up_and_are_independent_given_the_rate(simulated, split):
+    cells = np.arange(100)
+    view = Halves(simulated, 0, split, np.arange(280))
+    a, b, whole = (
+        sparse(rows, simulated.n_genes) for rows in (view.rows(cells), view.other(cells), simulated.rows(cells))
+    )
+    np.testing.assert_array_equal(a + b, whole)
+    np.testing.assert_array_equal(view.totals(cells) + view.other_totals(cells), simulated.totals(cells))
+    np.testing.assert_array_equal(sparse(view.rows(cells[::-1]), simulated.n_genes)[::-1], a)
+    assert a.sum() / whole.sum() == pytest.approx(0.5, abs=0.02)
+
+
+def test_negative_binomial_halves_of_overdispersed_counts_are_less_alike_than_binomial_ones():
+    """Counts from one gamma-Poisson law: binomial halves share the excess, beta-binomial halves must not."""
+    generator = np.random.default_rng(5)
+    counts = generator.negative_binomial(2.0, 0.2, size=(4000, 3)) + 0
+
+    class Flat:
+        n_genes = 3
+
+        def rows(self, cells):
+            chosen = counts[cells]
+            ends = np.arange(len(cells) + 1) * 3
+            return ends, np.tile(np.arange(3), len(cells)), chosen.ravel()
+
+        def totals(self, cells):
+            return np.full(len(cells), 1000)
+
+    cells = np.arange(4000)
+    correlation = {}
+    for split in ("binomial", "nb"):
+        view = Halves(Flat(), 0, split, cells)
+        a = sparse(view.rows(cells), 3)
+        correlation[split] = np.corrcoef(a[:, 0], counts[:, 0] - a[:, 0])[0, 1]
+    assert correlation["binomial"] > 0.5
+    assert abs(correlation["nb"]) < 0.08
+
+
+def sparse(csr, n_genes):
+    indptr, genes, counts = csr
+    dense = np.zeros((len(indptr) - 1, n_genes), int)
+    dense[np.repeat(np.arange(len(indptr) - 1), np.diff(indptr)), genes] = counts
+    return dense
+
+
+def test_replicate_values_are_those_of_the_other_half(simulated):
+    vocabulary = np.arange(simulated.n_genes, dtype=np.int32)
+    view = Halves(simulated, 0, "binomial", np.arange(280))
+    cells = np.arange(20)
+    batch = Packer(view, vocabulary, Hiding(1.0))(cells)
+    b = sparse(view.other(cells), simulated.n_genes)
+    expected = np.log1p(b / view.other_totals(cells)[:, None] * 1e4)[batch.target_cells, batch.genes[batch.targets]]
+    np.testing.assert_allclose(replicate_values(view, batch, vocabulary), expected)
+
+
+def test_embedding_goes_into_an_h5ad(run, simulated, tmp_path):
+    source = simulated.path.parent / "counts.h5ad"
+    embed(run, source, out=tmp_path / "embedded.h5ad", engine="reference")
+    import anndata
+
+    adata = anndata.read_h5ad(tmp_path / "embedded.h5ad")
+    original = anndata.read_h5ad(source)
+    assert list(adata.obs_names) == list(original.obs_names)
+    assert adata.obsm["X_sckit"].shape == (360, 64)
+    first = np.asarray(original[adata.obs_names][:5, adata.var_names].X)
+    np.testing.assert_array_equal(adata.X[:5].toarray(), first)
+    middle = np.vstack(
+        [adata.obsm["X_sckit"][adata.obs["cell_type"] == t].mean(0) for t in sorted(set(adata.obs["cell_type"]))]
+    )
+    spread = adata.obsm["X_sckit"].std(0)
+    assert (np.ptp(middle, axis=0) / spread).max() > 1
+
+
+def test_a_run_without_its_store_is_one_sentence(run, tmp_path):
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for path in run.iterdir():
+        if path.is_file():
+            (moved / path.name).write_bytes(path.read_bytes())
+    (moved / "data.json").write_text(json.dumps({"store": str(tmp_path / "gone.sckit"), "inside": False}))
+    with pytest.raises(DataError):
+        evaluate(moved, EvalConfig(engine="reference"))
+
+
+def test_panel_rows_agree_with_an_independent_computation(shared_data, tmp_path):
+    """pbmc_panel, two whole runs held out, genes in at least 20 training cells; numbers computed with other code."""
+    from sckit.store import prepare
+
+    store = prepare([shared_data / "pbmc_panel" / "pbmc_panel.h5ad"], tmp_path / "panel.sckit")
+    held_out = store.obs["dataset"].isin(["pbmc1k_v3", "pbmc4k_half"]).to_numpy()
+    train, test = np.flatnonzero(~held_out), np.flatnonzero(held_out)
+    vocabulary = run_vocabulary(store, train, 20)
+    forms = fit_closed_forms(store, vocabulary, train)
+    scores = Scores(int(vocabulary.max()) + 1)
+    packer = Packer(store, vocabulary, Hiding(1.0), scored=True)
+    halves = Halves(store, 0, "binomial", train)
+    half_packer, half_scores = Packer(halves, vocabulary, Hiding(1.0), scored=True), Scores(int(vocabulary.max()) + 1)
+    for part in np.array_split(test, 12):
+        scores.add(batch := packer(part), forms.predict(batch))
+        half = half_packer(part)
+        half_scores.add(half, forms.predict(half) | {"replicate": replicate_values(halves, half, vocabulary)})
+
+    def row(name, of=scores):
+        return of.row(name, rate=1.0, context=None, known_depth=False)
+
+    assert row("gene mean")["pooled_r"] == pytest.approx(0.836, abs=0.01)
+    assert row("gene mean + depth")["pooled_r"] == pytest.approx(0.884, abs=0.01)
+    assert row("gene mean + depth")["r2_gene_mean"] == pytest.approx(0.552, abs=0.01)
+    assert row("detection ridge")["pooled_r"] == pytest.approx(0.922, abs=0.01)
+    assert row("detection ridge")["r2_gene_mean"] == pytest.approx(0.70, abs=0.01)
+    assert row("replicate", half_scores)["pooled_r"] == pytest.approx(0.740, abs=0.01)

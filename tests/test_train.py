@@ -1,0 +1,191 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from sckit.config import PretrainConfig
+from sckit.errors import ConfigError, DataError
+from sckit.run import HELD_OUT, TRAIN, VALIDATION, find_run, open_run
+from sckit.split import split_cells
+from sckit.train import load_model, pretrain
+
+SMALL = {
+    "engine": "reference",
+    "batch_tokens": 2000,
+    "checkpoint_steps": 3,
+    "components": 3,
+    "factors": 2,
+    "validate_cells": 20,
+}
+
+WORKER = """
+import sys
+from sckit.config import PretrainConfig
+from sckit.train import pretrain
+store, runs, resume = sys.argv[1:4]
+def listen(kind, facts):
+    if kind == "step":
+        print(facts["step"], flush=True)
+pretrain(store, PretrainConfig(steps=12, batch_tokens=2000, checkpoint_steps=3, components=3, factors=2,
+         validate_cells=20, mask="uniform", engine=sys.argv[4]), name="run", runs=runs, resume=resume or None, listen=listen)
+"""
+
+
+def weights(run: Path) -> dict[str, np.ndarray]:
+    folder = max((run / "checkpoints").iterdir())
+    return load_file(folder / "state.safetensors")
+
+
+def validations(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def work(store: Path, runs: Path, resume: str = "", *, kill_at: int | None = None, engine: str = "reference") -> None:
+    command = [sys.executable, "-c", WORKER, str(store), str(runs), resume, engine]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONWARNINGS": ""}
+    ) as worker:
+        for line in worker.stdout:
+            if kill_at is not None and int(line) == kill_at:
+                worker.send_signal(signal.SIGKILL)
+                break
+        worker.wait(timeout=300)
+        assert worker.returncode == (0 if kill_at is None else -signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def whole_run(simulated, tmp_path_factory):
+    runs = tmp_path_factory.mktemp("runs")
+    work(simulated.path, runs)
+    return runs / "run"
+
+
+@pytest.mark.parametrize("kill_at", [1, 5, 10], ids=lambda step: f"killed-at-step-{step}")
+def test_a_killed_run_resumes_bit_for_bit(simulated, whole_run, tmp_path, kill_at):
+    work(simulated.path, tmp_path, kill_at=kill_at)
+    work(simulated.path, tmp_path, resume=str(tmp_path / "run"))
+    expected, got = weights(whole_run), weights(tmp_path / "run")
+    assert expected.keys() == got.keys()
+    for name in expected:
+        np.testing.assert_array_equal(expected[name], got[name], err_msg=name)
+    for name in ("model.safetensors", "model.json"):
+        assert (whole_run / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
+
+    def lines(run):
+        return [{k: v for k, v in line.items() if k != "wall_s"} for line in validations(run)]
+
+    assert lines(whole_run) == lines(tmp_path / "run")
+
+
+def test_the_compiled_engine_repeats_itself_bit_for_bit(simulated, tmp_path):
+    for name in ("a", "b"):
+        pretrain(simulated.path, PretrainConfig(steps=4, **SMALL | {"engine": "numba"}), runs=tmp_path, name=name)
+    a, b = weights(tmp_path / "a"), weights(tmp_path / "b")
+    assert all((a[name] == b[name]).all() for name in a)
+
+
+def test_the_run_folder_says_what_was_done(whole_run):
+    names = {p.name for p in whole_run.iterdir()}
+    assert {"config.toml", "environment.json", "metrics.jsonl", "model.safetensors", "model.json", "split.npy"} <= names
+    assert (whole_run.parent / "latest").resolve() == whole_run.resolve()
+    run = open_run(whole_run)
+    assert run.config.mask == "uniform"
+    assert json.loads((whole_run / "environment.json").read_text())["torch"]
+    first = validations(whole_run)[0]
+    assert first["step"] == 0
+    assert first["r2_gene_mean"] == pytest.approx(first["r2 value ridge"], abs=1e-5)
+
+
+def test_training_improves_on_the_closed_forms_where_there_is_something_to_learn(simulated, tmp_path):
+    """From the gene mean alone, where much is left to learn, loss on unseen cells has to fall."""
+    config = PretrainConfig(epochs=6, mask=0.5, warm_start=False, lr=3e-3, linear_lr=1.0, **SMALL)
+    rows = []
+    done = pretrain(
+        simulated.path, config, runs=tmp_path, listen=lambda kind, f: rows.append(f) if kind == "validation" else 0
+    )
+    assert rows[0]["r2_gene_mean"] == pytest.approx(0, abs=1e-6)
+    assert done.best["r2_gene_mean"] > 0.1
+    assert load_model(done.run).config.width == 64
+
+
+def test_minutes_are_wall_clock(simulated, tmp_path):
+    started = time.monotonic()
+    done = pretrain(simulated.path, PretrainConfig(minutes=0.1, patience=99, **SMALL), runs=tmp_path, name="timed")
+    assert 6 <= done.wall_s < 15
+    assert time.monotonic() - started < 40
+    lines = validations(done.run)
+    assert len(lines) >= 5
+
+
+def test_early_stopping_keeps_the_best_model(simulated, tmp_path):
+    config = PretrainConfig(epochs=200, lr=0.3, gene_lr=1.0, patience=2, **SMALL)
+    done = pretrain(simulated.path, config, runs=tmp_path)
+    scores = [line["r2_gene_mean"] for line in validations(done.run)]
+    assert done.epochs < 199
+    assert done.best["r2_gene_mean"] == max(scores)
+    assert max(scores[-2:]) <= max(scores)
+
+
+def test_accumulated_gradients_are_those_of_one_larger_step(simulated, tmp_path):
+    facts = {}
+    for name, extra in (("one", {"batch_tokens": 2000}), ("two", {"batch_tokens": 2000, "accumulate": 2})):
+        config = PretrainConfig(epochs=1, **{**SMALL, **extra})
+        done = pretrain(simulated.path, config, runs=tmp_path, name=name)
+        facts[name] = json.loads((max((done.run / "checkpoints").iterdir()) / "state.json").read_text())
+    assert facts["two"]["step"] == -(-facts["one"]["step"] // 2)
+    assert facts["two"]["tokens"] == facts["one"]["tokens"]
+
+
+def test_groups_never_sit_on_both_sides(simulated):
+    dataset = simulated.obs["dataset"].to_numpy()
+    split = split_cells(simulated, PretrainConfig(group="dataset", hold_out=("run1", "run3")))
+    assert set(dataset[split == HELD_OUT]) == {"run1", "run3"}
+    assert set(dataset[split != HELD_OUT]) == {"run0", "run2"}
+    assert (split == VALIDATION).sum() == 18
+    chosen = split_cells(simulated, PretrainConfig(group="dataset"))
+    assert len(set(dataset[chosen == HELD_OUT])) == 1
+    assert not set(dataset[chosen == HELD_OUT]) & set(dataset[chosen == TRAIN])
+    cells = split_cells(simulated, PretrainConfig())
+    assert (cells == HELD_OUT).sum() == 72
+    np.testing.assert_array_equal(cells, split_cells(simulated, PretrainConfig()))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        pytest.param({"group": "donor"}, "no column donor", id="unknown-column"),
+        pytest.param({"group": "dataset", "hold_out": ("run9",)}, "run9 is not in dataset", id="unknown-value"),
+        pytest.param({"min_cells": 100_000}, "no gene is seen", id="min-cells-too-high"),
+    ],
+)
+def test_bad_splits_are_one_sentence(simulated, tmp_path, options, words):
+    with pytest.raises((ConfigError, DataError), match=words):
+        pretrain(simulated.path, PretrainConfig(steps=1, **SMALL | options), runs=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"mask": 0}, {"mask": 1.2}, {"steps": 1, "minutes": 1}, {"epochs": -1}, {"preset": "huge"}, {"hold_out": ("a",)}],
+    ids=str,
+)
+def test_bad_options_are_refused(options):
+    with pytest.raises(ConfigError):
+        PretrainConfig(**options)
+
+
+def test_a_missing_run_is_one_sentence(tmp_path):
+    with pytest.raises(ConfigError, match="no run"):
+        find_run(None, tmp_path)
+    with pytest.raises(ConfigError, match="not a run"):
+        find_run("nothing", tmp_path)
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "config.toml").write_text("")
+    with pytest.raises(DataError, match=r"lacks forms\.safetensors"):
+        open_run(tmp_path / "half")
