@@ -128,7 +128,7 @@ def _keys(table: GeneTable, *, by_id: bool) -> np.ndarray:
 
 
 def _refuse_duplicates(name: str, keys: np.ndarray) -> None:
-    values, times = np.unique(keys, return_counts=True)
+    values, times = np.unique(keys[keys != ""], return_counts=True)
     repeated = values[times > 1]
     if len(repeated):
         shown = ", ".join(repeated[:3])

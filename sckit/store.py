@@ -42,8 +42,8 @@ def prepare(
         raise
     except OSError as error:
         raise DataError(
-            f"{out} cannot be written ({error.strerror or error}); make room and run the same command again, "
-            f"it continues from {work.folder}."
+            f"{out} cannot be written ({error.strerror or error}); make room, or choose another --out, and run the "
+            f"command again, which continues from {work.folder}."
         ) from error
     work.publish()
     manifest = open_store(out).manifest

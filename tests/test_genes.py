@@ -58,12 +58,13 @@ def test_a_gene_without_an_id_goes_by_its_symbol():
 
 
 def test_repeated_genes_are_summed_or_refused():
-    repeated = table(["A", "B", "A", ""])
+    repeated = table(["A", "B", "A", "", ""])
     joined = join_genes([repeated], ["run1"])
-    assert joined.maps[0].tolist() == [0, 1, 0, -1]
-    assert (joined.summed, joined.lost) == ((1,), (1,))
+    assert joined.maps[0].tolist() == [0, 1, 0, -1, -1]
+    assert (joined.summed, joined.lost) == ((1,), (2,))
     with pytest.raises(DataError, match=r"run1 names 1 genes more than once \(A\)"):
         join_genes([repeated], ["run1"], duplicates="refuse")
+    assert len(join_genes([table(["A", "", ""])], ["run1"], duplicates="refuse")) == 1
 
 
 def test_nothing_in_common_shows_one_name_of_each():
