@@ -159,13 +159,7 @@ def describe(store: Store) -> list[tuple[str, str]]:
         ("bytes", f"{size_bytes(manifest):,}"),
         ("vocabulary hash", manifest["vocabulary_sha256"][:16]),
     ]
-    rows += [
-        (
-            f"source {source['name']}",
-            f"{source['kept']:,} of {source['cells']:,} cells, {source['path']}{_assay_note(source)}",
-        )
-        for source in manifest["sources"]
-    ]
+    rows += [(f"source {source['name']}", _source_line(source)) for source in manifest["sources"]]
     rows += [(f"option {name}", str(value)) for name, value in manifest["config"].items() if value not in (None, False)]
     rows += [(f"lost: {reason}", f"{n:,}") for reason, n in manifest["dropped"].items()]
     return rows
@@ -176,8 +170,13 @@ def size_bytes(manifest: dict[str, Any]) -> int:
     return sum(record["bytes"] for record in _files(manifest).values())
 
 
-def _assay_note(source: dict[str, Any]) -> str:
-    return "" if source["has_assay"] else " (no assay column: cells of every assay kept)"
+def _source_line(source: dict[str, Any]) -> str:
+    notes = [f"{source['kept']:,} of {source['cells']:,} cells"]
+    if not source["has_assay"]:
+        notes.append("no assay column, so cells of every assay were kept")
+    if source["genes_summed"]:
+        notes.append(f"{source['genes_summed']:,} genes summed with one of the same name")
+    return f"{', '.join(notes)}: {source['path']}"
 
 
 def _files(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:

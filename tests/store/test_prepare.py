@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from sckit.errors import ConfigError, DataError
-from sckit.store import PrepareConfig, prepare
+from sckit.store import PrepareConfig, describe, prepare
 from sckit.store_write import source_names
 
 N_CELLS, N_GENES = 23, 11
@@ -50,6 +50,10 @@ def test_inputs_are_joined_and_every_loss_is_counted(tmp_path, known_counts, wri
     assert [source["kept"] for source in sources] == [
         int((store.obs["source"] == name).sum()) for name in ("run", "run-2", "merfish")
     ]
+    lines = dict(describe(store))
+    assert "1 genes summed with one of the same name" in lines["source run"]
+    assert "no assay column, so cells of every assay were kept" in lines["source run-2"]
+    assert lines["lost: cells of assay 'MERFISH'"] == "2"
     assert [source["genes_summed"] for source in sources] == [1, 0, 0]
     assert [source["has_assay"] for source in sources] == [True, False, True]
     assert sum(n for reason, n in dropped.items() if reason.startswith("cells")) + store.n_cells == 14
