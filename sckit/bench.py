@@ -147,10 +147,9 @@ def _check_engine(case: Case, engine: str, qkv: list[Tensor]) -> None:
     offsets = pad(torch.tensor(lengths).cumsum(0), (1, 0))
     results = []
     for name, kind in ((engine, qkv[0].dtype), ("reference", torch.float64)):
-        leaves = [part[: sum(lengths)].to(kind).requires_grad_() for part in qkv]
-        out = attention(*leaves, offsets, torch.tensor(keys), engine=name)
-        out.square().sum().backward()
-        results.append([out.detach(), *(leaf.grad for leaf in leaves)])
+        q, k, v = (part[: sum(lengths)].to(kind, copy=True).requires_grad_() for part in qkv)
+        out = attention(q, k, v, offsets, torch.tensor(keys), engine=name)
+        results.append([out.detach(), *torch.autograd.grad(out.square().sum(), (q, k, v))])
     for got, want in zip(*results, strict=True):
         error = float((got.double() - want).abs().max() / want.abs().max())
         if not error <= LARGEST_ERROR[qkv[0].dtype]:

@@ -130,6 +130,22 @@ def score_gradients(
     code.chunks(vectors, columns)
 
 
+@njit(nogil=True, error_model="numpy")
+def _place(tensor, token, head):
+    """Return the address of one head of one token."""
+    return tensor[0] + token * tensor[1] + head * tensor[2]
+
+
+@njit(nogil=True, error_model="numpy")
+def _load_block(host, source, source_row, rows, row, lanes, width, first, n):
+    """Copy rows first..n into a block of rows that is else zero, and transposed into lanes [width, QUERIES]."""
+    padded = (n + 15) // 16 * 16  # the transposition takes eights, and a vector has up to sixteen lanes
+    fill(host, rows, padded * row // 4, np.float32(0.0))
+    skip = first * source_row
+    scale_rows(host, source + skip, source_row, rows + first * row, row, n - first, width, np.float32(1.0))
+    transpose(host, rows, row, lanes, 4 * QUERIES, padded, width)
+
+
 @njit(nogil=True, cache=True, error_model="numpy")
 def _forward_tasks(host, tensors, lse, pieces, shape, counter, scratch):
     """Draw (piece, head) tasks until none is left.
@@ -145,6 +161,7 @@ def _forward_tasks(host, tensors, lse, pieces, shape, counter, scratch):
     line = 4 * QUERIES
     top = np.empty(QUERIES, np.float32)
     total = np.empty(QUERIES, np.float32)
+    top_at, total_at = address(top), address(total)
     while True:
         task = take_ticket(host, address(counter))
         if task >= len(pieces) * heads:
@@ -152,10 +169,10 @@ def _forward_tasks(host, tensors, lse, pieces, shape, counter, scratch):
         piece = task // heads
         start, tokens, n_keys, first = pieces[piece, 0], pieces[piece, 1], pieces[piece, 2], pieces[piece, 3]
         head = task % heads
-        q_at = queries[0] + start * queries[1] + head * queries[2]
-        k_at = keys[0] + start * keys[1] + head * keys[2]
-        v_at = values[0] + start * values[1] + head * values[2]
-        out_at = out[0] + start * out[1] + head * out[2]
+        q_at = _place(queries, start, head)
+        k_at = _place(keys, start, head)
+        v_at = _place(values, start, head)
+        out_at = _place(out, start, head)
         # strided rows would thrash the sets of the first-level cache and the page table
         scale_rows(host, k_at, keys[1], keys_at, row, n_keys, width, np.float32(1.0))
         scale_rows(host, v_at, values[1], values_at, row, n_keys, width, np.float32(1.0))
@@ -163,28 +180,22 @@ def _forward_tasks(host, tensors, lse, pieces, shape, counter, scratch):
         for q0 in range(first, end, QUERIES):
             n = min(QUERIES, end - q0)
             n_vectors = (n + lanes - 1) // lanes
-            padded = (n + 15) // 16 * 16  # rows of the block: eights for the transposition, vectors of any width
-            fill(host, block, padded * row // 4, np.float32(0.0))
-            scale_rows(host, q_at + q0 * queries[1], queries[1], block, row, n, width, np.float32(1.0))
-            transpose(host, block, row, query_lanes, line, padded, width)
-            fill(host, address(top), QUERIES, np.float32(LOWEST))
-            fill(host, address(total), QUERIES, np.float32(0.0))
+            _load_block(host, q_at + q0 * queries[1], queries[1], block, row, query_lanes, width, 0, n)
+            fill(host, top_at, QUERIES, np.float32(LOWEST))
+            fill(host, total_at, QUERIES, np.float32(0.0))
             fill(host, sums, QUERIES * width, np.float32(0.0))
             own = max(0, n_keys - q0)  # from here on a query is not among the keys: it starts from itself
             if own < n:
-                fill(host, block, padded * row // 4, np.float32(0.0))
-                at = v_at + (q0 + own) * values[1]
-                scale_rows(host, at, values[1], block + own * row, row, n - own, width, np.float32(1.0))
-                transpose(host, block, row, sums, line, padded, width)
+                _load_block(host, v_at + q0 * values[1], values[1], block, row, sums, width, own, n)
                 for x in range(own, n):
                     top[x] = dot(host, q_at + (q0 + x) * queries[1], k_at + (q0 + x) * keys[1], width)
                     total[x] = 1.0
             for j0 in range(0, n_keys, FORWARD_KEYS):
                 rows = min(FORWARD_KEYS, n_keys - j0)
                 product(host, keys_at + j0 * row, row, 4, query_lanes, line, scores, line, rows, n_vectors, width, 0)
-                softmax_step(host, scores, line, rows, n_vectors, address(top), address(total), sums, width, scale)
+                softmax_step(host, scores, line, rows, n_vectors, top_at, total_at, sums, width, scale)
                 product(host, values_at + j0 * row, 4, row, scores, line, sums, line, width, n_vectors, rows, 1)
-            transpose(host, sums, line, block, row, width, padded)
+            transpose(host, sums, line, block, row, width, QUERIES)
             for x in range(n):
                 lse[head, start + q0 + x] = top[x] * scale + np.log2(total[x])
                 weight = np.float32(1.0) / total[x]
@@ -207,6 +218,7 @@ def _backward_tasks(host, tensors, lse, cells, shape, counter, scratch):
     wide = (width + lanes - 1) // lanes
     log_total = np.empty(QUERIES, np.float32)
     delta = np.empty(QUERIES, np.float32)
+    lse_at, delta_at = address(log_total), address(delta)
     while True:
         task = take_ticket(host, address(counter))
         if task >= len(cells) * heads:
@@ -214,77 +226,50 @@ def _backward_tasks(host, tensors, lse, cells, shape, counter, scratch):
         cell = task // heads
         start, tokens, n_keys = cells[cell, 0], cells[cell, 1], cells[cell, 2]
         head = task % heads
-        g_at = grads[0] + start * grads[1] + head * grads[2]
-        q_at = queries[0] + start * queries[1] + head * queries[2]
-        k_at = keys[0] + start * keys[1] + head * keys[2]
-        v_at = values[0] + start * values[1] + head * values[2]
-        out_at = out[0] + start * out[1] + head * out[2]
-        dq_at = to_q[0] + start * to_q[1] + head * to_q[2]
-        dk_at = to_k[0] + start * to_k[1] + head * to_k[2]
-        dv_at = to_v[0] + start * to_v[1] + head * to_v[2]
+        g_at = _place(grads, start, head)
+        q_at = _place(queries, start, head)
+        k_at = _place(keys, start, head)
+        v_at = _place(values, start, head)
+        out_at = _place(out, start, head)
+        dq_at = _place(to_q, start, head)
+        dk_at = _place(to_k, start, head)
+        dv_at = _place(to_v, start, head)
         scale_rows(host, k_at, keys[1], keys_at, row, n_keys, width, one)
         scale_rows(host, v_at, values[1], values_at, row, n_keys, width, one)
         for q0 in range(0, tokens, QUERIES):
             n = min(QUERIES, tokens - q0)
             n_vectors = (n + lanes - 1) // lanes
-            padded = (n + 15) // 16 * 16
-            fill(host, q_rows, padded * row // 4, np.float32(0.0))
-            fill(host, g_rows, padded * row // 4, np.float32(0.0))
-            scale_rows(host, q_at + q0 * queries[1], queries[1], q_rows, row, n, width, one)
-            scale_rows(host, g_at + q0 * grads[1], grads[1], g_rows, row, n, width, one)
-            transpose(host, q_rows, row, q_lanes, line, padded, width)
-            transpose(host, g_rows, row, g_lanes, line, padded, width)
-            fill(
-                host, address(log_total), QUERIES, np.float32(-LOWEST)
-            )  # a weight of zero for lanes beyond the last query
-            fill(host, address(delta), QUERIES, np.float32(0.0))
+            _load_block(host, q_at + q0 * queries[1], queries[1], q_rows, row, q_lanes, width, 0, n)
+            _load_block(host, g_at + q0 * grads[1], grads[1], g_rows, row, g_lanes, width, 0, n)
+            # lanes beyond the last query get a weight of zero
+            fill(host, lse_at, QUERIES, np.float32(-LOWEST))
+            fill(host, delta_at, QUERIES, np.float32(0.0))
             for x in range(n):
                 log_total[x] = lse[head, start + q0 + x]
                 delta[x] = dot(host, g_rows + x * row, out_at + (q0 + x) * out[1], width)
             fill(host, sums, QUERIES * width, np.float32(0.0))
             own = max(0, n_keys - q0)
             if own < n:
-                fill(host, block, padded * row // 4, np.float32(0.0))
+                _load_block(host, k_at + q0 * keys[1], keys[1], block, row, sums, width, own, n)
                 for x in range(own, n):
-                    i = q0 + x
-                    q_row, g_row, k_row, v_row = (
-                        q_rows + x * row,
-                        g_rows + x * row,
-                        k_at + i * keys[1],
-                        v_at + i * values[1],
-                    )
+                    token, q_row, g_row, k_row = q0 + x, q_rows + x * row, g_rows + x * row, block + x * row
                     weight = np.exp2(dot(host, q_row, k_row, width) * scale_log2 - log_total[x])
-                    slope = weight * (dot(host, g_row, v_row, width) - delta[x]) * scale
-                    scale_rows(host, g_row, row, dv_at + i * to_v[1], to_v[1], 1, width, weight)
-                    scale_rows(host, q_row, row, dk_at + i * to_k[1], to_k[1], 1, width, slope)
-                    scale_rows(host, k_row, row, block + x * row, row, 1, width, slope)
-                transpose(host, block, row, sums, line, padded, width)
+                    slope = weight * (dot(host, g_row, v_at + token * values[1], width) - delta[x]) * scale
+                    scale_rows(host, g_row, row, dv_at + token * to_v[1], to_v[1], 1, width, weight)
+                    scale_rows(host, q_row, row, dk_at + token * to_k[1], to_k[1], 1, width, slope)
+                    scale_rows(host, k_row, row, k_row, row, 1, width, slope)
+                transpose(host, block, row, sums, line, QUERIES, width)
             for j0 in range(0, n_keys, BACKWARD_KEYS):
                 rows = min(BACKWARD_KEYS, n_keys - j0)
-                k_rows, v_rows, dk_rows, dv_rows = (
-                    keys_at + j0 * row,
-                    values_at + j0 * row,
-                    to_keys + j0 * row,
-                    to_values + j0 * row,
-                )
+                k_rows, v_rows = keys_at + j0 * row, values_at + j0 * row
+                dk_rows, dv_rows = to_keys + j0 * row, to_values + j0 * row
                 product(host, k_rows, row, 4, q_lanes, line, scores, line, rows, n_vectors, width, 0)
                 product(host, v_rows, row, 4, g_lanes, line, slopes, line, rows, n_vectors, width, 0)
-                score_gradients(
-                    host,
-                    scores,
-                    slopes,
-                    line,
-                    rows,
-                    n_vectors,
-                    address(log_total),
-                    address(delta),
-                    scale_log2,
-                    scale,
-                )
+                score_gradients(host, scores, slopes, line, rows, n_vectors, lse_at, delta_at, scale_log2, scale)
                 product(host, k_rows, 4, row, slopes, line, sums, line, width, n_vectors, rows, 1)
                 product(host, scores, line, 4, g_rows, row, dv_rows, row, rows, wide, n, int(q0 > 0))
                 product(host, slopes, line, 4, q_rows, row, dk_rows, row, rows, wide, n, int(q0 > 0))
-            transpose(host, sums, line, block, row, width, padded)
+            transpose(host, sums, line, block, row, width, QUERIES)
             scale_rows(host, block, row, dq_at + q0 * to_q[1], to_q[1], n, width, one)
         scale_rows(host, to_keys, row, dk_at, to_k[1], n_keys, width, one)
         scale_rows(host, to_values, row, dv_at, to_v[1], n_keys, width, one)
