@@ -45,11 +45,8 @@ def run(qkv: Tensor, offsets: Tensor, keys: Tensor | None, engine: str) -> list[
         *[pytest.param("numba", 2, width, torch.float32, id=f"numba-{width}-wide") for width in (8, 24, 32, 64, 128)],
         *[pytest.param("triton", 1, width, torch.float32, id=f"triton-{width}-wide") for width in (16, 64, 128)],
         pytest.param("triton", 2, 32, torch.float32, id="triton-two-heads"),
-        *[
-            pytest.param("triton", 1, width, dtype, id=f"triton-{width}-wide-{str(dtype).removeprefix('torch.')}")
-            for width in (32, 64)
-            for dtype in (torch.float16, torch.bfloat16)
-        ],
+        pytest.param("triton", 1, 32, torch.bfloat16, id="triton-32-wide-bfloat16"),
+        pytest.param("triton", 1, 64, torch.float16, id="triton-64-wide-float16"),
     ],
 )
 @pytest.mark.usefixtures("nan_memory")
