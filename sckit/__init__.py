@@ -1,7 +1,13 @@
 """sckit: what masked pretraining on single-cell counts really gives, beside cheap baselines and a replicate ceiling."""
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sckit.embedding import embed
+    from sckit.evaluation import evaluate
+    from sckit.store import open_store, prepare
+    from sckit.train import load_model, pretrain
 
 __version__ = "0.1.0"
 

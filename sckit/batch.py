@@ -50,7 +50,7 @@ class Hiding:
     @property
     def key(self) -> int:
         """The 64-bit key of the hash."""
-        return int(mix(mix(np.uint64(self.seed)) ^ np.uint64(self.epoch)))
+        return int(mix(mix(np.array(self.seed, np.uint64)) ^ np.uint64(self.epoch)))
 
     def rates(self, cells: np.ndarray) -> np.ndarray:
         """Share hidden in each cell, float64 [C]."""

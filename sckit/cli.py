@@ -20,6 +20,9 @@ app = typer.Typer(
     help="What masked pretraining on single-cell counts really gives, beside cheap baselines and a replicate ceiling.",
 )
 
+bench = typer.Typer(no_args_is_help=True, help="Microbenchmarks of the hand-written kernels.")
+app.add_typer(bench, name="bench")
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document as the last line of stdout.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Runs = Annotated[Path, typer.Option(help="Folder that holds the runs.")]
@@ -262,7 +265,7 @@ def evaluate(
         from sckit.config import EvalConfig
         from sckit.report import print_evaluation, save_evaluation
 
-        masks = evaluation.SWEEP if sweep else tuple(_share(m) for m in mask or ["1.0"])
+        masks = evaluation.SWEEP if sweep else tuple(_number(m) for m in mask or ["1.0"])
         settings = EvalConfig(
             masks=masks,
             contexts=tuple(dict.fromkeys(context or ["detected"])),
@@ -310,13 +313,47 @@ def embed(
         _finish({"command": "embed", "run": run, "out": str(out), "shape": shape}, as_json=as_json)
 
 
+@bench.command()
+def kernels(
+    *,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; every variant is timed once in each.")] = 7,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. [default: torch's]")] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Time the attention engine beside what torch offers, as a share of the machine's own matrix product.
+
+    For example:
+
+        sckit bench kernels --rounds 5
+    """
+    with _user_errors():
+        import torch
+
+        from sckit.bench import bench_kernels
+        from sckit.device import choose_compute
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+
+        def tell(row: dict[str, Any]) -> None:
+            case = f"{row['case']:<17} H{row['heads']} D{row['head_dim']:<4} {row['pass']:<8} {row['engine']:<14}"
+            speed = f"{row['gflops']:>8.1f} GFLOP/s {row['share_of_peak']:>6.2f} of peak {row['median_ms']:>9.1f} ms"
+            typer.echo(case + speed)
+
+        document = bench_kernels(rounds=rounds, device=choose_compute(device).device.type, tell=tell)
+        _finish(document, as_json=as_json)
+
+
 def _share(text: str | None) -> float | str | None:
-    if text is None or text == "uniform":
-        return text
+    return text if text is None or text == "uniform" else _number(text)
+
+
+def _number(text: str) -> float:
     try:
         return float(text)
     except ValueError as error:
-        raise ConfigError(f"--mask {text} is not a share above 0 and up to 1, nor 'uniform'.") from error
+        raise ConfigError(f"--mask {text} is not a share above 0 and up to 1.") from error
 
 
 def _err(text: str) -> None:

@@ -138,8 +138,6 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         for mask in self.masks:
-            if not isinstance(mask, int | float):
-                raise ConfigError(f"--mask {mask} is not a share; evaluation takes numbers above 0 and up to 1.")
             check_mask(mask)
         for context in self.contexts:
             if context not in ("detected", "visible", "shuffled"):

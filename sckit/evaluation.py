@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 
 from sckit.baselines import PREDICTORS, ClosedForms, LabelDepth, fit_closed_forms, fit_label_depth
-from sckit.batch import SCORED_SHARE, Batch, Hiding, Packer, detected_in, fill, swap_like_depth
+from sckit.batch import SCORED_SHARE, Batch, CountsView, Hiding, Packer, detected_in, fill, swap_like_depth
 from sckit.config import EvalConfig
 from sckit.device import Compute, choose_compute
 from sckit.halves import Halves, replicate_values
 from sckit.metrics import Scores, resampling_unit
 from sckit.model import Model
+from sckit.predict import predict
 from sckit.run import HELD_OUT, TRAIN, Run, find_run, open_run
 from sckit.split import group_values
-from sckit.train import predict
 
 SWEEP = (0.15, 0.3, 0.5, 0.75, 0.9, 1.0)
 
@@ -79,7 +79,7 @@ class _Evaluator:
 
     def evaluate(self) -> Evaluation:
         rows, extras, entries = [], [], 0
-        targets = {"full": (self.store, self.run.forms)}
+        targets: dict[str, tuple[CountsView, ClosedForms]] = {"full": (self.store, self.run.forms)}
         if self.config.replicate_split:
             targets["half"] = self._halves()
         for target, (view, forms) in targets.items():
@@ -102,13 +102,15 @@ class _Evaluator:
             view, self.vocabulary, train, components=settings.components, factors=settings.factors, seed=settings.seed
         )
 
-    def _labels(self, view: Any, forms: ClosedForms) -> LabelDepth | None:
+    def _labels(self, view: CountsView, forms: ClosedForms) -> LabelDepth | None:
         if self.config.label is None:
             return None
         labels = group_values(self.store.obs, self.config.label)
         return fit_label_depth(view, self.vocabulary, self.run.cells(TRAIN), labels, forms)
 
-    def _score(self, view: Any, forms: ClosedForms, labels: LabelDepth | None, rate: float, target: str) -> Scores:
+    def _score(
+        self, view: CountsView, forms: ClosedForms, labels: LabelDepth | None, rate: float, target: str
+    ) -> Scores:
         packer = Packer(
             view,
             self.vocabulary,
@@ -173,9 +175,7 @@ class _Evaluator:
 
     def _notes(self) -> list[str]:
         groups = None if self.groups is None else self.groups[self.cells]
-        half = [
-            "half-depth target: the closed forms, also the one the model started from, are refitted on halves of the training cells"
-        ]
+        half = ["half-depth target: all closed forms, the model's own too, are refitted on halves of training cells"]
         return [
             *(half if self.config.replicate_split else []),
             f"{len(self.cells):,} held-out cells; scored: detected entries with a hash below {SCORED_SHARE}",

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sckit.batch import Batch, CountsView
+from sckit.batch import Batch
 from sckit.store import Store
 
 _BLOCK_CELLS = 1024
@@ -77,28 +77,22 @@ def _compress(indptr: np.ndarray, genes: np.ndarray, counts: np.ndarray) -> tupl
     return np.concatenate([[0], np.cumsum(kept)])[indptr], genes[kept], counts[kept]
 
 
-def _nb_sizes(view: CountsView, cells: np.ndarray) -> np.ndarray:
+def _nb_sizes(store: Store, cells: np.ndarray) -> np.ndarray:
     """Negative-binomial size of each gene by moments, allowing for depth; capped where a gene is not overdispersed.
 
-    With rates r = total / mean total: E[x] = mu r, Var[x] = mu r + mu^2 r^2 / size.
+    With rates r = total / mean total: E[x] = mu r and E[x^2 - x] = (mu^2 + mu^2 / size) r^2.
     """
-    mean_total = view.totals(cells).mean()
-    sums = squares = None
-    rate_squares = 0.0
+    mean_total = store.totals(cells).mean()
+    sums, squares, rate_squares = np.zeros(store.n_genes), np.zeros(store.n_genes), 0.0
     for start in range(0, len(cells), _BLOCK_CELLS):
         part = cells[start : start + _BLOCK_CELLS]
-        _, genes, counts = view.rows(part)
-        rate = view.totals(part) / mean_total
+        _, genes, counts = store.rows(part)
         x = counts.astype(np.float64)
-        size = int(getattr(view, "n_genes", genes.max() + 1))
-        if sums is None:
-            sums, squares = np.zeros(size), np.zeros(size)
-        sums += np.bincount(genes, x, minlength=size)
-        squares += np.bincount(genes, x * x - x, minlength=size)
-        rate_squares += (rate**2).sum()
+        sums += np.bincount(genes, x, minlength=store.n_genes)
+        squares += np.bincount(genes, x * x - x, minlength=store.n_genes)
+        rate_squares += ((store.totals(part) / mean_total) ** 2).sum()
     mu = sums / len(cells)
-    # sum of (x^2 - x) estimates (mu^2 + mu^2 / size) * sum r^2
     excess = squares / rate_squares - mu**2
     with np.errstate(divide="ignore", invalid="ignore"):
         size = np.where(excess > 0, mu**2 / excess, _MAX_SIZE)
-    return np.clip(np.nan_to_num(size, nan=_MAX_SIZE), 1e-3, _MAX_SIZE)
+    return np.clip(size, 1e-3, _MAX_SIZE)

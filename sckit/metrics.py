@@ -156,9 +156,10 @@ def _pooled(sums: np.ndarray) -> np.ndarray:
     return _correlation(sums, "y", "yy", "p", "pp", "yp")
 
 
-def _correlation(sums: np.ndarray, a: str, aa: str, b: str, bb: str, ab: str) -> np.ndarray:
-    """Pearson correlation of each row of sums; NaN where one side does not vary."""
-    n, a, aa, b, bb, ab = (sums[:, _COLUMN[x]] for x in ("n", a, aa, b, bb, ab))
+def _correlation(sums: np.ndarray, *names: str) -> np.ndarray:
+    """Pearson correlation of each row of sums, from the columns of a, aa, b, bb, ab; NaN without variance."""
+    n = sums[:, _COLUMN["n"]]
+    a, aa, b, bb, ab = (sums[:, _COLUMN[name]] for name in names)
     with np.errstate(invalid="ignore", divide="ignore"):
         variance_a, variance_b = aa - a * a / n, bb - b * b / n
         r = (ab - a * b / n) / np.sqrt(variance_a * variance_b)

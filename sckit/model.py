@@ -69,10 +69,15 @@ class Linear(nn.Module):
 
     def __init__(self, forms: ClosedForms) -> None:
         super().__init__()
-        for name in ("gene_mean", "axes", "ridge", "total", "loadings"):
-            setattr(self, name, nn.Parameter(_float32(getattr(forms, name))))
-        for name in ("origin", "noise", "total_of_x", "scales"):
-            self.register_buffer(name, _float32(getattr(forms, name)))
+        self.gene_mean = nn.Parameter(_float32(forms.gene_mean))
+        self.axes = nn.Parameter(_float32(forms.axes))
+        self.ridge = nn.Parameter(_float32(forms.ridge))
+        self.total = nn.Parameter(_float32(forms.total))
+        self.loadings = nn.Parameter(_float32(forms.loadings))
+        self.origin = nn.Buffer(_float32(forms.origin))
+        self.noise = nn.Buffer(_float32(forms.noise))
+        self.total_of_x = nn.Buffer(_float32(forms.total_of_x))
+        self.scales = nn.Buffer(_float32(forms.scales))
 
     def cell_state(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """X [C, F] and t [C] as in `ClosedForms.features`, by sums over the context tokens."""

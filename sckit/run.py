@@ -61,8 +61,8 @@ class Run:
         Matched by Ensembl id where both sides have them, else by symbol; DataError when nothing matches.
         """
         column = "id" if (store.genes["id"] != "").all() and (self.genes["id"] != "").all() else "symbol"
-        number = pd.Series(np.arange(len(self.genes)), index=self.genes[column])
-        found = store.genes[column].map(number[~number.index.duplicated()]).fillna(-1).to_numpy().astype(np.int32)
+        number = {name: i for i, name in reversed(list(enumerate(self.genes[column])))}  # the first of a repeated name
+        found = np.array([number.get(name, -1) for name in store.genes[column]], np.int32)
         if (found < 0).all():
             raise DataError(
                 f"no gene {column} of {store.path} is among the {len(self.genes)} that {self.path} was trained on."
@@ -75,7 +75,7 @@ class Run:
 
 
 def create_run(config: PretrainConfig, name: str | None, root: Path) -> Path:
-    """Make the folder of a new run and let `latest` point at it; ConfigError when the name is taken."""
+    """Make the folder of a new run; ConfigError when the name is taken."""
     path = root / (name or f"pretrain-{datetime.now(UTC):%Y%m%d-%H%M%S}")
     try:
         path.mkdir(parents=True)
@@ -83,7 +83,6 @@ def create_run(config: PretrainConfig, name: str | None, root: Path) -> Path:
         raise ConfigError(f"the run {path} exists; choose another --name, or go on with --resume {path}.") from error
     (path / "config.toml").write_text(to_toml(config))
     (path / "environment.json").write_text(json.dumps(environment(), indent=1))
-    point_latest(path)
     return path
 
 

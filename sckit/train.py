@@ -2,8 +2,9 @@
 
 import json
 import math
+import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ import torch
 from torch import Tensor
 
 from sckit.baselines import fit_closed_forms
-from sckit.batch import Batch, Hiding, Packer, detected_in, epoch_batches, fill
+from sckit.batch import Hiding, Packer, detected_in, epoch_batches
 from sckit.config import PretrainConfig
 from sckit.device import Compute, choose_compute
 from sckit.errors import DataError
 from sckit.metrics import Scores
 from sckit.model import Model, Tokens, without_warm_start
+from sckit.predict import predictions
 from sckit.run import (
     HELD_OUT,
     TRAIN,
@@ -86,11 +88,15 @@ def pretrain(
     root = Path(runs)
     if resume is not None:
         path = find_run(resume, root)
-        point_latest(path)
     else:
         path = create_run(config or PretrainConfig(), name, root)
-        _prepare_run(path, data, config or PretrainConfig(), listen)
+        try:
+            _prepare_run(path, data, config or PretrainConfig(), listen)
+        except BaseException:
+            shutil.rmtree(path)  # nothing was trained, and a half-made run must not become the latest
+            raise
     run = open_run(path)
+    point_latest(path)
     compute = choose_compute(run.config.device, run.config.engine)
     listen("note", {"text": str(compute)})
     return _Trainer(run, compute, listen).fit()
@@ -121,7 +127,7 @@ def _prepare_run(path: Path, data: Any, config: PretrainConfig, listen: Callable
         seed=config.seed,
         log=lambda text: listen("note", {"text": text}),
     )
-    save_setting(path, store, store.genes[vocabulary >= 0], split, forms)
+    save_setting(path, store, store.genes.iloc[np.flatnonzero(vocabulary >= 0)], split, forms)
 
 
 def _open_or_prepare(data: Any, path: Path, listen: Callable) -> Store:
@@ -262,25 +268,6 @@ class _Trainer:
 
     def _checkpoint(self) -> None:
         save_checkpoint(self.run.path, vars(self.at).copy(), self.model, self.optimiser)
-
-
-def predictions(
-    model: Model, packer: Packer, run: Run, cells: np.ndarray, compute: Compute, *, tokens: int = 32768
-) -> Iterator[tuple[Batch, dict[str, np.ndarray]]]:
-    """Batches of the cells with the predictions of the closed forms and the model for their targets."""
-    detected = replace(packer, context="detected")
-    lengths = np.zeros(int(cells.max()) + 1, np.int64)
-    lengths[cells] = detected_in(packer.view, packer.vocabulary, cells)
-    for part in fill(cells, lengths, tokens):
-        plain = detected(part)
-        seen = plain if packer.context == "detected" else packer(part)
-        yield plain, run.forms.predict(plain) | {"model": predict(model, seen, compute)}
-
-
-def predict(model: Model, batch: Batch, compute: Compute) -> np.ndarray:
-    """The model's values for the targets of a batch, float64 [M]."""
-    with torch.inference_mode(), compute.cast():
-        return model(Tokens.of(batch, compute.device)).double().cpu().numpy()
 
 
 def _forget_lines_after(path: Path, step: int) -> None:

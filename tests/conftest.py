@@ -1,4 +1,4 @@
-"""What every test shares: Triton's interpreter where there is no GPU, the real data when it is there, and a seeded generator."""
+"""What every test shares: Triton's interpreter without a GPU, the real data, a simulated store, a generator."""
 
 import os
 from pathlib import Path
@@ -30,7 +30,7 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture(scope="session")
 def simulated(tmp_path_factory):
-    """A store of 360 simulated cells and 150 genes: three cell types, four datasets, lognormal depth, Poisson counts."""
+    """A store of 360 simulated cells and 150 genes: three types, four datasets, lognormal depth, Poisson counts."""
     import anndata
     import pandas as pd
 

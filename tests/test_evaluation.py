@@ -110,7 +110,7 @@ def test_table_csv_and_figure_are_written(evaluation, tmp_path):
 
 
 def test_shuffled_values_leave_nothing_to_find(simulated, tmp_path):
-    """Permuting each gene's counts over the cells that detect it breaks what detection says of values, but for depth."""
+    """Permuting each gene's counts over the cells that detect it breaks what detection says of values."""
     cells = np.arange(simulated.n_cells)
     indptr, genes, counts = simulated.rows(cells)
     generator = np.random.default_rng(2)

@@ -34,7 +34,8 @@ def listen(kind, facts):
     if kind == "step":
         print(facts["step"], flush=True)
 pretrain(store, PretrainConfig(steps=12, batch_tokens=2000, checkpoint_steps=3, components=3, factors=2,
-         validate_cells=20, mask="uniform", engine=sys.argv[4]), name="run", runs=runs, resume=resume or None, listen=listen)
+         validate_cells=20, mask="uniform", engine=sys.argv[4]), name="run",
+         runs=runs, resume=resume or None, listen=listen)
 """
 
 

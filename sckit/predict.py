@@ -1,0 +1,31 @@
+"""Predictions of a model and of the closed forms for batches of cells."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from sckit.batch import Batch, Packer, detected_in, fill
+from sckit.device import Compute
+from sckit.model import Model, Tokens
+from sckit.run import Run
+
+
+def predictions(
+    model: Model, packer: Packer, run: Run, cells: np.ndarray, compute: Compute, *, tokens: int = 32768
+) -> Iterator[tuple[Batch, dict[str, np.ndarray]]]:
+    """Batches of the cells with the predictions of the closed forms and the model for their targets."""
+    detected = replace(packer, context="detected")
+    lengths = np.zeros(int(cells.max()) + 1, np.int64)
+    lengths[cells] = detected_in(packer.view, packer.vocabulary, cells)
+    for part in fill(cells, lengths, tokens):
+        plain = detected(part)
+        seen = plain if packer.context == "detected" else packer(part)
+        yield plain, run.forms.predict(plain) | {"model": predict(model, seen, compute)}
+
+
+def predict(model: Model, batch: Batch, compute: Compute) -> np.ndarray:
+    """The model's values for the targets of a batch, float64 [M]."""
+    with torch.inference_mode(), compute.cast():
+        return model(Tokens.of(batch, compute.device)).double().cpu().numpy()
