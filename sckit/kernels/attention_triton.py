@@ -85,7 +85,7 @@ def _forward_step(q, k_place, v_place, inside, top, total, out, scale_log2, UPCA
     return larger, total, out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])  # every batch has another number
 def _forward_kernel(
     Q, K, V, OUT, LSE, TILES, tokens, scale_log2,
     H: tl.constexpr, D: tl.constexpr, ROW: tl.constexpr, HEAD: tl.constexpr,
@@ -142,7 +142,7 @@ def _query_step(q, g, k_place, v_place, inside, lse, delta, dq, scale_log2, UPCA
     return _dot((weights * (slopes - delta[:, None])).to(k.dtype), k, dq, UPCAST)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])  # every batch has another number
 def _query_gradient_kernel(
     Q, K, V, OUT, GRAD, LSE, DELTA, DQ, DK, DV, TILES, tokens, scale, scale_log2,
     H: tl.constexpr, D: tl.constexpr, ROW: tl.constexpr, HEAD: tl.constexpr,
@@ -214,7 +214,7 @@ def _key_step(
     return dk, dv
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])  # every batch has another number
 def _key_gradient_kernel(
     Q, K, V, GRAD, LSE, DELTA, DK, DV, TILES, tokens, scale, scale_log2,
     H: tl.constexpr, D: tl.constexpr, ROW: tl.constexpr, HEAD: tl.constexpr,
