@@ -47,7 +47,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     facts = provenance(arguments.device)
     results = Path(__file__).parent / "results" / f"{arguments.name}.jsonl"
-    with results.open("a") as lines:
+    with results.open("a", buffering=1) as lines:  # a killed run leaves its rows
 
         def keep(row: dict[str, Any]) -> None:
             lines.write(json.dumps(row | facts) + "\n")
