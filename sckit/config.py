@@ -65,10 +65,10 @@ class PretrainConfig:
     """Column of obs whose values never sit on both sides of the split."""
     hold_out: tuple[str, ...] = ()
     """Values of the group column held out; without them a fifth of the groups, or of the cells."""
-    batch_tokens: int = 4096
+    batch_tokens: int = 8192
     accumulate: int = 1
     """Batches whose gradients are added up before a step."""
-    lr: float = 1e-3
+    lr: float = 5e-4
     gene_lr: float = 0.1
     """Learning rate of the gene embedding and the heads, as a share of lr."""
     linear_lr: float = 0.02

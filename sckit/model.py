@@ -22,6 +22,7 @@ from sckit.kernels.attention import AttentionPlan, attention, plan_attention
 
 VALUE_RANGE = (0.0, 9.25)  # up to log1p(1e4): a gene that holds all counts of its cell
 GUESS_RANGE = (-2.0, 6.0)  # of a prediction less the value of a single count
+STATE_RANGE = 3.0  # standard deviations over the training cells
 _CELL_EXTRAS = 5  # depth, total, whether the total is known, whether the context is visible only, log visible
 
 
@@ -184,7 +185,9 @@ class Model(nn.Module):
         with torch.autocast(tokens.values.device.type, enabled=False):
             base, floor, state = self._cells(tokens)
             residual = torch.where(tokens.hidden, 0.0, tokens.values - base.detach())
-            h = F.embedding(tokens.genes, self.gene.weight) + F.embedding(tokens.cell, self.cell(state))
+            # Clamped: a cell deeper than any in training must not be extrapolated.
+            known = self.cell(state.clamp(-STATE_RANGE, STATE_RANGE))
+            h = F.embedding(tokens.genes, self.gene.weight) + F.embedding(tokens.cell, known)
             # A count cannot be below one: how far the guess lies above that floor says how it will be wrong.
             h = h + _curve(base.detach() - floor[tokens.cell], self.guess_curve, *GUESS_RANGE)
             seen = _curve(tokens.values, self.curve, *VALUE_RANGE) + residual[:, None] * self.surprise

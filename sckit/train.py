@@ -39,6 +39,7 @@ from sckit.split import run_vocabulary, split_cells
 from sckit.store import Store, open_store, prepare
 
 DEFAULT_EPOCHS = 10
+_ROW_EPS = 1e-3
 _VALIDATIONS = 10  # at least so many over the budget, when an epoch is longer than that
 
 
@@ -284,7 +285,8 @@ def _loss(predicted: Tensor, truth: Tensor) -> Tensor:
 def _optimiser(model: Model, config: PretrainConfig) -> torch.optim.AdamW:
     """AdamW in four groups: what starts from the closed forms or belongs to single genes learns slower, without decay.
 
-    Adam moves a weight by about its learning rate however rarely it is used, so rows of rare genes would run away.
+    Adam moves a weight by about its learning rate however rarely it is used, so that rows of rare genes would wander on
+    noise; there `eps` lies above the gradient of a single token, and a row moves in proportion to what it has seen.
     """
     linear, genes = list(model.linear.parameters()), [model.gene.weight, model.head.weight, model.shared_head]
     known = {id(p) for p in (*linear, *genes)}
@@ -292,8 +294,8 @@ def _optimiser(model: Model, config: PretrainConfig) -> torch.optim.AdamW:
     groups = [
         {"params": [p for p in rest if p.ndim > 1], "weight_decay": config.weight_decay, "share": 1.0},
         {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0, "share": 1.0},
-        {"params": genes, "weight_decay": 0.0, "share": config.gene_lr},
-        {"params": linear, "weight_decay": 0.0, "share": config.linear_lr},
+        {"params": genes, "weight_decay": 0.0, "share": config.gene_lr, "eps": _ROW_EPS},
+        {"params": linear, "weight_decay": 0.0, "share": config.linear_lr, "eps": _ROW_EPS},
     ]
     return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98))
 
