@@ -81,7 +81,7 @@ class PretrainConfig:
     steps: int | None = None
     minutes: float | None = None
     """Wall clock of the training loop; the schedule fits itself to it."""
-    validate_cells: int = 1000
+    validate_cells: int = 256
     """At most so many training cells are set aside for the line per epoch and early stopping."""
     patience: int = 5
     """Stop after so many validations without a better one."""
