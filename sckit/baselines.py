@@ -20,6 +20,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from sckit.batch import Batch, CountsView
+from sckit.errors import ConfigError
 from sckit.regression import (
     ValueBlock,
     normal_equations,
@@ -32,6 +33,13 @@ from sckit.regression import (
 
 PREDICTORS = ("gene mean", "gene mean + depth", "detection ridge", "detection + total ridge", "value ridge")
 
+TOTAL_RANGE = 4.0
+"""Standard deviations beyond which a total is not extrapolated, lest one misread from few values do harm."""
+
+MISSING = ""
+"""Label of a cell without one."""
+
+_MOST_LABELS = 500
 _PCA_CELLS = 50_000  # the components converge long before; beyond this a seeded subset is used
 
 
@@ -69,7 +77,7 @@ class ClosedForms:
         return (np.log(np.maximum(n_detected, 1)) - self.scales[0]) / self.scales[1]
 
     def _standard_total(self, log_total: np.ndarray) -> np.ndarray:
-        return (log_total - self.scales[2]) / self.scales[3]
+        return np.clip((log_total - self.scales[2]) / self.scales[3], -TOTAL_RANGE, TOTAL_RANGE)
 
     def predict(self, batch: Batch) -> dict[str, np.ndarray]:
         """Predicted values of the batch's targets by every predictor, float64 [M] each."""
@@ -185,9 +193,11 @@ def fit_label_depth(
     penalty: float = 10.0,
 ) -> LabelDepth:
     """Fit the row "label + depth" on the cells; labels: one string for every cell of the store."""
-    names = np.unique(labels[cells])
-    position = np.searchsorted(names, labels).clip(max=len(names) - 1)
-    codes = np.where(names[position] == labels, position, -1)
+    names = np.setdiff1d(labels[cells], [MISSING])
+    if len(names) > _MOST_LABELS:
+        raise ConfigError(f"the label column has {len(names)} values; more than {_MOST_LABELS} are no cell types.")
+    number = {name: i for i, name in enumerate(names)}
+    codes = np.array([number.get(label, -1) for label in labels])
     n_genes = len(forms.gene_mean)
     draft = LabelDepth(np.zeros((n_genes, 2 + len(names))), codes, forms)
     blocks = (

@@ -155,6 +155,30 @@ class Packer:
         )
 
 
+class CutView:
+    """A view whose cells have at most `max_genes` genes of the vocabulary, a random choice by seed.
+
+    What is fitted on counts that are cut in training and evaluation has to be fitted on cut counts.
+    """
+
+    def __init__(self, view: CountsView, vocabulary: np.ndarray, max_genes: int, seed: int) -> None:
+        self._view, self._vocabulary, self._max_genes, self._seed = view, vocabulary, max_genes, seed
+
+    def rows(self, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """CSR of the cells with the genes of the vocabulary, cut."""
+        indptr, genes, counts = self._view.rows(cells)
+        keep = self._vocabulary[genes] >= 0
+        for c in np.flatnonzero(np.diff(np.concatenate([[0], np.cumsum(keep)])[indptr]) > self._max_genes):
+            known = indptr[c] + np.flatnonzero(keep[indptr[c] : indptr[c + 1]])
+            draws = entry_uniform(self._seed, cells[c], genes[known])
+            keep[known[np.argsort(draws)[self._max_genes :]]] = False
+        return np.concatenate([[0], np.cumsum(keep)])[indptr], genes[keep], counts[keep]
+
+    def totals(self, cells: np.ndarray) -> np.ndarray:
+        """Total counts [C] of the whole cells."""
+        return self._view.totals(cells)
+
+
 def revealed_log_total(values: np.ndarray, offsets: np.ndarray, visible: np.ndarray) -> np.ndarray:
     """Log of each cell's total counts as its visible values give it away, NaN where they do not; float64 [C].
 

@@ -167,12 +167,14 @@ def pretrain(
     patience: Annotated[int | None, typer.Option(help="Validations without a better one before stopping.")] = None,
     checkpoint_steps: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run. [default: by date]")] = None,
-    resume: Annotated[str | None, typer.Option(help="Go on with this run, bit for bit on a CPU.")] = None,
+    resume: Annotated[
+        str | None, typer.Option(help="Go on with this run; bit for bit on a CPU with --epochs or --steps.")
+    ] = None,
     config: ConfigFile = None,
     runs: Runs = Path("runs"),
-    engine: Engine = "auto",
-    device: Device = "auto",
-    seed: Seed = 0,
+    engine: Annotated[str | None, typer.Option(help="auto, reference, numba or triton. [default: auto]")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda. [default: auto]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random. [default: 0]")] = None,
     as_json: Json = False,
 ) -> None:
     """Hide a share of the detected values and train the lean model to fill them in.
@@ -213,6 +215,10 @@ def pretrain(
             "seed": seed,
         }
         given = {key: value for key, value in given.items() if value is not None}
+        if resume and (given or data or config or name):
+            raise ConfigError(f"--resume {resume} goes on with that run's own data and options; give no others.")
+        if given.keys() & {"epochs", "steps", "minutes"}:  # a budget given here replaces the file's
+            given = {"epochs": None, "steps": None, "minutes": None} | given
         settings = read_toml(PretrainConfig, config, **given) if config else from_dict(PretrainConfig, given, "sckit")
         with Bar() as bar:
             done = run_pretraining(data or None, settings, name=name, runs=runs, resume=resume, listen=bar.training)
@@ -265,6 +271,8 @@ def evaluate(
         from sckit.config import EvalConfig
         from sckit.report import print_evaluation, save_evaluation
 
+        if sweep and mask:
+            raise ConfigError(f"--sweep names its own shares; leave out --mask {' '.join(mask)}.")
         masks = evaluation.SWEEP if sweep else tuple(_number(m) for m in mask or ["1.0"])
         settings = EvalConfig(
             masks=masks,
@@ -368,7 +376,7 @@ def _print_pairs(pairs: list[tuple[str, str]]) -> None:
 
 def _finish(document: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(document, default=str))
+        typer.echo(json.dumps(document, default=str, allow_nan=False))
 
 
 if __name__ == "__main__":

@@ -102,6 +102,12 @@ class PretrainConfig:
         for name in ("min_cells", "max_genes", "batch_tokens", "accumulate", "patience", "checkpoint_steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}.")
+        for name in ("validate_cells", "lr", "clip"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"--{name.replace('_', '-')} must be above 0, not {getattr(self, name)}.")
+        for name in ("seed", "components", "factors", "gene_lr", "linear_lr", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"--{name.replace('_', '-')} must not be negative, not {getattr(self, name)}.")
         for name in ("warmup", "visible_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} is a share in [0, 1), not {getattr(self, name)}.")
@@ -144,6 +150,10 @@ class EvalConfig:
                 raise ConfigError(f"--context {context} is unknown; choose detected, visible or shuffled.")
         if self.split not in ("binomial", "nb"):
             raise ConfigError(f"--split {self.split} is unknown; choose binomial or nb.")
+        if self.seed < 0 or self.bootstraps < 1:
+            raise ConfigError(f"--seed {self.seed} must not be negative and --bootstraps {self.bootstraps} at least 1.")
+        if self.split != "binomial" and not self.replicate_split:
+            raise ConfigError(f"--split {self.split} says how --replicate-split works; give that too.")
         if self.max_cells is not None and self.max_cells < 2:
             raise ConfigError(f"--cells must be at least 2, not {self.max_cells}.")
 
@@ -160,7 +170,7 @@ def check_budget(epochs: float | None, steps: int | None, minutes: float | None)
     if len(given) > 1:
         raise ConfigError(f"{' and '.join(given)} are all budgets; give one of them.")
     for name, value in given.items():
-        if value <= 0:
+        if not value > 0:
             raise ConfigError(f"{name} must be positive, not {value}.")
 
 
@@ -179,7 +189,10 @@ def from_dict(config: type[C], values: dict[str, Any], origin: str) -> C:
     unknown = sorted(set(values) - known)
     if unknown:
         raise ConfigError(f"{origin} sets {', '.join(unknown)}, which {config.__name__} does not have.")
-    return config(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    try:
+        return config(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    except TypeError as error:
+        raise ConfigError(f"{origin} gives an option a value of the wrong type: {error}.") from error
 
 
 def to_toml(config: Any) -> str:

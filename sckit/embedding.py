@@ -31,8 +31,8 @@ def embed(
 ) -> Any:
     """AnnData of the data with the run's cell embeddings in obsm["X_sckit"], float32 [cells, width]; written to `out`.
 
-    data: a store or anything `prepare` reads; no cell is dropped. X holds the counts of the genes read. The embedding
-    is the mean of the final token states of a cell, nothing hidden. Raises ConfigError and DataError.
+    data: a store or anything `prepare` reads; only cells without counts are left out. X holds the counts of the genes
+    read. The embedding is the mean of the final token states of a cell, nothing hidden. Raises ConfigError, DataError.
     """
     opened = open_run(find_run(run, Path(runs)))
     compute = choose_compute(device, engine)
@@ -40,10 +40,12 @@ def embed(
     model.engine = compute.engine
     with tempfile.TemporaryDirectory() as scratch:
         store = _open(data, Path(scratch) / "input.sckit")
-        vocabulary = opened.vocabulary(store)
+        vocabulary = opened.numbers_in(store)
         known = int((vocabulary >= 0).sum())
         text = f"{known:,} of the run's {len(opened.genes):,} genes are in the data ({store.n_genes:,} genes)"
         listen("note", {"text": text})
+        for reason, number in store.manifest["dropped"].items():
+            listen("note", {"text": f"left out: {number:,} {reason}"})
         cells = np.arange(store.n_cells)
         packer = Packer(store, vocabulary, Hiding(_NOTHING_HIDDEN), max_genes=opened.config.max_genes)
         parts = fill(cells, detected_in(store, vocabulary, cells), batch_tokens)

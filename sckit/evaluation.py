@@ -12,17 +12,20 @@ from typing import Any
 
 import numpy as np
 
-from sckit.baselines import PREDICTORS, ClosedForms, LabelDepth, fit_closed_forms, fit_label_depth
-from sckit.batch import SCORED_SHARE, Batch, CountsView, Hiding, Packer, detected_in, fill, swap_like_depth
+from sckit.baselines import ClosedForms, LabelDepth, fit_closed_forms, fit_label_depth
+from sckit.batch import SCORED_SHARE, Batch, CountsView, CutView, Hiding, Packer, detected_in, fill, swap_like_depth
 from sckit.config import EvalConfig
 from sckit.device import Compute, choose_compute
-from sckit.halves import Halves, replicate_values
-from sckit.metrics import Scores, resampling_unit
+from sckit.errors import DataError
+from sckit.halves import Halves, nb_sizes, replicate_values
+from sckit.metrics import CLOSED_FORMS, Scores, resampling_unit, without_nan
 from sckit.model import Model
 from sckit.predict import predict
+from sckit.regression import stream
 from sckit.run import HELD_OUT, TRAIN, Run, find_run, open_run
 from sckit.split import group_values
 
+_CLUSTERS = 20
 SWEEP = (0.15, 0.3, 0.5, 0.75, 0.9, 1.0)
 
 
@@ -39,13 +42,8 @@ class Evaluation:
 
     def document(self) -> dict[str, Any]:
         """The one JSON document that `sckit eval --json` prints."""
-        return {
-            "command": "eval",
-            "run": str(self.run),
-            "cells": self.cells,
-            "entries": self.entries,
-            "rows": self.rows,
-        }
+        facts = {"run": str(self.run), "cells": self.cells, "entries": self.entries, "rows": self.rows}
+        return {"command": "eval"} | without_nan(facts)
 
 
 def evaluate(
@@ -71,10 +69,11 @@ class _Evaluator:
         self.compute: Compute = choose_compute(config.device, config.engine)
         self.model: Model = run.model(self.compute.device)
         self.model.engine = self.compute.engine
-        self.vocabulary = run.vocabulary(self.store)
+        self.vocabulary = run.vocabulary
         self.cells = _chosen(run.cells(HELD_OUT), config)
         self.known_depth = config.known_depth or run.config.known_depth
         column = config.group or run.config.group
+        self.cut = 0
         self.groups = group_values(self.store.obs, column) if column else None
 
     def evaluate(self) -> Evaluation:
@@ -95,18 +94,35 @@ class _Evaluator:
     def _halves(self) -> tuple[Halves, ClosedForms]:
         """The A halves of all cells, and the closed forms fitted on the A halves of the training cells."""
         self.listen("note", {"text": f"splitting counts into halves ({self.config.split}); refitting the closed forms"})
-        train = self.run.cells(TRAIN)
-        view = Halves(self.store, self.config.seed, self.config.split, train)
-        settings = self.run.config
-        return view, fit_closed_forms(
-            view, self.vocabulary, train, components=settings.components, factors=settings.factors, seed=settings.seed
+        train, settings = self.run.cells(TRAIN), self.run.config
+        sizes = nb_sizes(self.store, train, self._clusters(train)) if self.config.split == "nb" else None
+        view = Halves(self.store, self.config.seed, sizes)
+        cut = CutView(view, self.vocabulary, settings.max_genes, settings.seed)
+        forms = fit_closed_forms(
+            cut,
+            self.vocabulary,
+            train,
+            components=settings.components,
+            factors=settings.factors,
+            seed=settings.seed,
         )
+        return view, forms
+
+    def _clusters(self, cells: np.ndarray) -> np.ndarray:
+        """Twenty clusters of like cells by their detection components, int64 [len(cells)]."""
+        from scipy.cluster.vq import kmeans2
+
+        blocks = stream(self.store, self.vocabulary, cells)
+        x = np.concatenate([self.run.forms.block_features(block)[:, 2:-1] for block in blocks])
+        first = np.random.default_rng(self.config.seed).permutation(len(x))[:_CLUSTERS]
+        return kmeans2(x, x[first], minit="matrix")[1].astype(np.int64)
 
     def _labels(self, view: CountsView, forms: ClosedForms) -> LabelDepth | None:
         if self.config.label is None:
             return None
         labels = group_values(self.store.obs, self.config.label)
-        return fit_label_depth(view, self.vocabulary, self.run.cells(TRAIN), labels, forms)
+        cut = CutView(view, self.vocabulary, self.run.config.max_genes, self.run.config.seed)
+        return fit_label_depth(cut, self.vocabulary, self.run.cells(TRAIN), labels, forms)
 
     def _score(
         self, view: CountsView, forms: ClosedForms, labels: LabelDepth | None, rate: float, target: str
@@ -137,7 +153,10 @@ class _Evaluator:
                     batch = replace(packer, context=context, partners=partners)(part)
                 predicted[f"model/{context}"] = self._predict(batch, forms)
             scores.add(plain, predicted, view.totals(part))
-            self.listen("progress", {"target": target, "rate": rate, "done": i + 1, "of": len(parts), "cut": plain.cut})
+            self.cut += plain.cut if rate == self.config.masks[0] and target == "full" else 0
+            self.listen("progress", {"target": target, "rate": rate, "done": i + 1, "of": len(parts)})
+        if not scores.sums("gene mean")[:, 0].any():
+            raise DataError(f"no entry is scored with {rate:g} of the values hidden; hide more, or give more cells.")
         return scores
 
     def _predict(self, batch: Batch, forms: ClosedForms) -> np.ndarray:
@@ -155,21 +174,12 @@ class _Evaluator:
     def _rows(self, scores: Scores, rate: float, target: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Table rows of one rate and target, each paired with the detection ridge and the best closed form."""
         groups = None if self.groups is None else self.groups[scores.cells]
-        best = max((name for name in scores.predictors if name in _CLOSED_FORMS), key=scores.r2)
         rows, extras = [], []
-        order = [name for name in (*_CLOSED_FORMS, "replicate") if name in scores.predictors]
+        order = [name for name in (*CLOSED_FORMS, "replicate") if name in scores.predictors]
         for name in order + [name for name in scores.predictors if name.startswith("model/")]:
             predictor, _, context = name.partition("/")
-            row = scores.row(name, rate=rate, context=context or None, known_depth=self.known_depth, target=target)
-            rows.append(
-                row
-                | {
-                    "predictor": predictor,
-                    "ci": scores.intervals(name, groups),
-                    "minus_ridge": scores.difference(name, "detection ridge", groups),
-                    "minus_best": {"predictor": best} | scores.difference(name, best, groups),
-                }
-            )
+            where = {"rate": rate, "context": context or None, "known_depth": self.known_depth, "target": target}
+            rows.append(scores.full_row(name, groups, **where) | {"predictor": predictor})
             extras.append(scores.extras(name))
         return rows, extras
 
@@ -178,12 +188,11 @@ class _Evaluator:
         half = ["half-depth target: all closed forms, the model's own too, are refitted on halves of training cells"]
         return [
             *(half if self.config.replicate_split else []),
-            f"{len(self.cells):,} held-out cells; scored: detected entries with a hash below {SCORED_SHARE}",
+            f"{len(self.cells):,} held-out cells; scored: detected entries with a hash below {SCORED_SHARE}"
+            + (" (or below the share hidden, where that is less)" if min(self.config.masks) < SCORED_SHARE else ""),
+            *([f"{self.cut:,} entries of cells over {self.run.config.max_genes} genes were cut"] if self.cut else []),
             f"intervals: 95 % bootstrap over {resampling_unit(groups)}",
         ]
-
-
-_CLOSED_FORMS = (*PREDICTORS[:2], "label + depth", *PREDICTORS[2:])
 
 
 def _chosen(cells: np.ndarray, config: EvalConfig) -> np.ndarray:

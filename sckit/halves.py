@@ -13,13 +13,13 @@ class Halves:
     """The A halves of a store's cells as a view of counts; `other` gives the B halves.
 
     Binomial splitting makes halves that are independent given a Poisson count. For overdispersed genes they still share
-    the excess; "nb" splits by a beta-binomial with the gene's own size, which makes negative-binomial halves
-    independent (Neufeld, Popp, Gao, Battle, Witten 2023). Each cell has its own generator: nothing depends on order.
+    the excess; a beta-binomial split with the gene's own size makes negative-binomial halves independent given the
+    cell's mean (Neufeld, Popp, Gao, Battle, Witten 2023). Each cell has its own generator: nothing depends on order.
     """
 
-    def __init__(self, store: Store, seed: int, split: str, train: np.ndarray) -> None:
-        self._store, self._seed = store, seed
-        self._size = _nb_sizes(store, train) if split == "nb" else None
+    def __init__(self, store: Store, seed: int, sizes: np.ndarray | None = None) -> None:
+        """sizes: negative-binomial size of each gene of the store, from `nb_sizes`; None splits binomially."""
+        self._store, self._seed, self._size = store, seed, sizes
 
     def rows(self, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """CSR of the A halves; entries that came out zero are left out."""
@@ -77,22 +77,28 @@ def _compress(indptr: np.ndarray, genes: np.ndarray, counts: np.ndarray) -> tupl
     return np.concatenate([[0], np.cumsum(kept)])[indptr], genes[kept], counts[kept]
 
 
-def _nb_sizes(store: Store, cells: np.ndarray) -> np.ndarray:
-    """Negative-binomial size of each gene by moments, allowing for depth; capped where a gene is not overdispersed.
+def nb_sizes(store: Store, cells: np.ndarray, clusters: np.ndarray) -> np.ndarray:
+    """Negative-binomial size of each gene of the store by moments within clusters of like cells, capped.
 
-    With rates r = total / mean total: E[x] = mu r and E[x^2 - x] = (mu^2 + mu^2 / size) r^2.
+    clusters: number of each cell's cluster [len(cells)]. A cell's mean m is its total times the share of the gene in
+    its cluster, and E[(x - m)^2 - m] = m^2 / size. Over all cells at once the differences between cell types would
+    count as noise, and the split would take them out of the replicate.
     """
-    mean_total = store.totals(cells).mean()
-    sums, squares, rate_squares = np.zeros(store.n_genes), np.zeros(store.n_genes), 0.0
+    totals = store.totals(cells).astype(np.float64)
+    count = int(clusters.max()) + 1
+    pooled, squared_totals = np.bincount(clusters, totals), np.bincount(clusters, totals**2)
+    sums, squares, weighted = (np.zeros((count, store.n_genes)) for _ in range(3))
     for start in range(0, len(cells), _BLOCK_CELLS):
-        part = cells[start : start + _BLOCK_CELLS]
-        _, genes, counts = store.rows(part)
-        x = counts.astype(np.float64)
-        sums += np.bincount(genes, x, minlength=store.n_genes)
-        squares += np.bincount(genes, x * x - x, minlength=store.n_genes)
-        rate_squares += ((store.totals(part) / mean_total) ** 2).sum()
-    mu = sums / len(cells)
-    excess = squares / rate_squares - mu**2
+        part = slice(start, start + _BLOCK_CELLS)
+        indptr, genes, counts = store.rows(cells[part])
+        x, cell = counts.astype(np.float64), np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
+        at = clusters[part][cell] * store.n_genes + genes
+        for table, values in ((sums, x), (squares, x * x), (weighted, x * totals[part][cell])):
+            table += np.bincount(at, values, minlength=table.size).reshape(table.shape)
+    share = sums / np.maximum(pooled, 1)[:, None]
+    # sum over cells of (x - m)^2 - m with m = share * total, and of m^2
+    excess = (squares - 2 * share * weighted + share**2 * squared_totals[:, None] - sums).sum(0)
+    means = (share**2 * squared_totals[:, None]).sum(0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        size = np.where(excess > 0, mu**2 / excess, _MAX_SIZE)
+        size = np.where(excess > 0, means / excess, _MAX_SIZE)
     return np.clip(size, 1e-3, _MAX_SIZE)

@@ -10,6 +10,10 @@ import numpy as np
 
 from sckit.batch import Batch
 
+CLOSED_FORMS = (
+    "gene mean", "gene mean + depth", "label + depth", "detection ridge", "detection + total ridge", "value ridge",
+)  # fmt: skip
+
 _FEW_GROUPS = 5  # below this, resampling whole groups gives no interval; cells are resampled within each group
 _MIN_ENTRIES = 20  # for a gene's own correlation
 
@@ -26,6 +30,7 @@ class Scores:
         self._cells: list[np.ndarray] = []
         self._parts: dict[str, list[np.ndarray]] = {}
         self._genes: dict[str, np.ndarray] = {}
+        self._drawn: tuple = (None, None, {})
 
     def add(self, batch: Batch, predicted: dict[str, np.ndarray], totals: np.ndarray | None = None) -> None:
         """Add a batch: predictions [M] by name, with "gene mean" and "gene mean + depth" among them.
@@ -84,6 +89,15 @@ class Scores:
             "known_depth": known_depth,
         }
 
+    def full_row(self, name: str, groups: np.ndarray | None, **where: Any) -> dict[str, Any]:
+        """`row` with intervals and the paired differences to the detection ridge and to the best closed form."""
+        best = max((other for other in self.predictors if other in CLOSED_FORMS), key=self.r2)
+        return self.row(name, **where) | {
+            "ci": self.intervals(name, groups),
+            "minus_ridge": self.difference(name, "detection ridge", groups),
+            "minus_best": {"predictor": best} | self.difference(name, best, groups),
+        }
+
     def extras(self, name: str) -> dict[str, float | None]:
         """Columns that only the table and the CSV show."""
         total, genes = self.sums(name).sum(0), self._genes[name]
@@ -98,17 +112,25 @@ class Scores:
 
     def intervals(self, name: str, groups: np.ndarray | None) -> dict[str, list[float]]:
         """95 % bootstrap intervals of pooled r and of R2 against the gene mean. groups: labels [cells] or None."""
-        drawn = self._draws(groups) @ self.sums(name)
+        drawn = self._resample(name, groups)
         return {"pooled_r": _interval(_pooled(drawn)), "r2_gene_mean": _interval(_r2(drawn))}
 
     def difference(self, name: str, other: str, groups: np.ndarray | None) -> dict[str, Any]:
         """R2 against the gene mean of one predictor less that of another, with the paired 95 % interval."""
-        draws = self._draws(groups)
-        difference = _r2(draws @ self.sums(name)) - _r2(draws @ self.sums(other))
+        difference = _r2(self._resample(name, groups)) - _r2(self._resample(other, groups))
         return {"r2_gene_mean": self.r2(name) - self.r2(other), "ci": _interval(difference)}
 
+    def _resample(self, name: str, groups: np.ndarray | None) -> np.ndarray:
+        """Sums of a predictor over bootstrap draws, [bootstraps, columns]; all share the draws, so that they pair."""
+        if groups is not self._drawn[0] or self._drawn[1] is None:
+            self._drawn = groups, self._draws(groups), {}
+        _, draws, done = self._drawn
+        if name not in done:
+            done[name] = draws @ self.sums(name)
+        return done[name]
+
     def _draws(self, groups: np.ndarray | None) -> np.ndarray:
-        """How often each cell is drawn, [bootstraps, cells]; the same draws for every predictor, so that they pair."""
+        """How often each cell is drawn, [bootstraps, cells]."""
         generator = np.random.default_rng(self._seed)
         n = len(self.cells)
         labels = np.zeros(n, np.int64) if groups is None else np.unique(groups, return_inverse=True)[1]
@@ -128,8 +150,7 @@ class Scores:
         table = self._genes[name]
         table = table[table[:, 0] >= _MIN_ENTRIES]
         n, (a, aa, b, bb, ab) = table[:, 0], table[:, first : first + 5].T
-        with np.errstate(invalid="ignore", divide="ignore"):
-            r = (ab - a * b / n) / np.sqrt((aa - a * a / n) * (bb - b * b / n))
+        r = _pearson(n, a, aa, b, bb, ab)
         r = r[np.isfinite(r)]
         return float(np.median(r)) if len(r) else None
 
@@ -138,6 +159,15 @@ class Scores:
         r = _pooled(sums[sums[:, 0] >= 3])
         r = r[np.isfinite(r)]
         return float(r.mean()) if len(r) else None
+
+
+def without_nan(value: Any) -> Any:
+    """The same nested lists and dicts with None for what is not finite: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def resampling_unit(groups: np.ndarray | None) -> str:
@@ -160,6 +190,11 @@ def _correlation(sums: np.ndarray, *names: str) -> np.ndarray:
     """Pearson correlation of each row of sums, from the columns of a, aa, b, bb, ab; NaN without variance."""
     n = sums[:, _COLUMN["n"]]
     a, aa, b, bb, ab = (sums[:, _COLUMN[name]] for name in names)
+    return _pearson(n, a, aa, b, bb, ab)
+
+
+def _pearson(n: np.ndarray, a: np.ndarray, aa: np.ndarray, b: np.ndarray, bb: np.ndarray, ab: np.ndarray) -> np.ndarray:
+    """Correlation from sums; NaN where one side does not vary beyond rounding."""
     with np.errstate(invalid="ignore", divide="ignore"):
         variance_a, variance_b = aa - a * a / n, bb - b * b / n
         r = (ab - a * b / n) / np.sqrt(variance_a * variance_b)
@@ -172,7 +207,8 @@ def _r2(sums: np.ndarray) -> np.ndarray:
 
 
 def _interval(draws: np.ndarray) -> list[float]:
-    low, high = np.nanquantile(draws, [0.025, 0.975])
+    draws = draws[np.isfinite(draws)]
+    low, high = np.quantile(draws, [0.025, 0.975]) if len(draws) else (np.nan, np.nan)
     return [float(low), float(high)]
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sckit.baselines import ClosedForms
+from sckit.baselines import TOTAL_RANGE, ClosedForms
 from sckit.batch import Batch
 from sckit.config import ModelConfig
 from sckit.kernels.attention import AttentionPlan, attention, plan_attention
@@ -87,7 +87,7 @@ class Linear(nn.Module):
         components = known.new_zeros(cells, known.shape[1]).index_add(0, tokens.cell, known) - self.origin
         depth = (tokens.log_detected - self.scales[0]) / self.scales[1]
         x = torch.cat([torch.ones_like(depth)[:, None], depth[:, None], components], 1)
-        return x, (tokens.log_total - self.scales[2]) / self.scales[3]
+        return x, ((tokens.log_total - self.scales[2]) / self.scales[3]).clamp(-TOTAL_RANGE, TOTAL_RANGE)
 
     def forward(self, genes: Tensor, cell: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """Detection + total ridge of genes [N] in cells [N]; the detection ridge where the total is unknown."""
@@ -133,7 +133,9 @@ class Block(nn.Module):
 
     def forward(self, h: Tensor, plan: AttentionPlan, engine: str, keep: Tensor | None = None) -> Tensor:
         """States [T, E] -> [T, E], or [M, E] of the tokens to keep: the last block owes nothing to the others."""
-        q, k, v = self.qkv(self.attention_norm(h)).view(len(h), 3, self.heads, -1).unbind(1)  # [T, H, D] each
+        q, k, v = (
+            self.qkv(self.attention_norm(h)).view(len(h), 3, self.heads, h.shape[1] // self.heads).unbind(1)
+        )  # [T, H, D] each
         mixed = attention(q, k, v, plan=plan, engine=engine).flatten(1)  # [T, E]
         if keep is not None:
             h, mixed = h.index_select(0, keep), mixed.index_select(0, keep)

@@ -54,5 +54,5 @@ def _validation_line(row: dict[str, Any]) -> str:
     names = ("gene mean + depth", "detection ridge", "value ridge")
     beside = ", ".join(f"{name} {row[f'r2 {name}']:.4f}" for name in names)
     where = f"epoch {row['epoch']:.2f} step {row['step']}: {row['rate']:.0%} hidden"
-    model = f"model R² {row['r2_gene_mean']:.4f} (pooled r {row['pooled_r']:.3f})"
+    model = f"model R² {row['r2_gene_mean']:.4f} (pooled r {row['pooled_r'] or float('nan'):.3f})"
     return f"{where}: {model}; gene mean 0, {beside}{' *' if row['better'] else ''}"

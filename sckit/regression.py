@@ -121,5 +121,5 @@ def posterior(residuals: sp.csr_array, loadings: np.ndarray, noise: np.ndarray) 
     factors = loadings.shape[1]
     weighted = loadings / noise[:, None]
     outer = (weighted[:, :, None] * loadings[:, None, :]).reshape(len(loadings), -1)
-    precision = (ones_like(residuals) @ outer).reshape(-1, factors, factors) + np.eye(factors)
+    precision = (ones_like(residuals) @ outer).reshape(len(residuals.indptr) - 1, factors, factors) + np.eye(factors)
     return np.linalg.solve(precision, (residuals @ weighted)[..., None])[..., 0]

@@ -76,7 +76,8 @@ def _information(rows: list[dict[str, Any]]) -> list[str]:
     model = {(r["target"], r["rate"], r["context"]): r["r2_gene_mean"] for r in rows if r["predictor"] == "model"}
     lines = []
     for (target, rate, context), r2 in model.items():
-        if context == "visible" and (target, rate, "detected") in model:
+        # Below 1.0 the visible context also lacks the closed forms, so the gap would say more than that.
+        if context == "visible" and rate == 1.0 and (target, rate, "detected") in model:
             gain = model[target, rate, "detected"] - r2
             text = f"information in the detection set (detected - visible): R² {gain:+.3f}"
             lines.append(f"{rate:.0%} hidden, {target} depth: {text}")
@@ -89,6 +90,8 @@ def _ceiling(rows: list[dict[str, Any]]) -> list[str]:
     replicate = {r["rate"]: r for r in rows if r["predictor"] == "replicate"}
     for row in (r for r in rows if row_name(r) == "model" and r["target"] == "half"):
         ceiling = replicate[row["rate"]]["pooled_r"]
+        if ceiling is None or row["pooled_r"] is None:
+            continue
         low, high = row["ci"]["pooled_r"]
         place = "above" if low > ceiling else "below" if high < ceiling else "at"
         root = f", its square root {ceiling**0.5:.3f}" if ceiling > 0 else ""
@@ -102,7 +105,7 @@ def _ceiling(rows: list[dict[str, Any]]) -> list[str]:
 def save_evaluation(evaluation: Evaluation, folder: Path) -> list[Path]:
     """Write eval.json, eval.csv, and the figure as eval.png and eval.svg; returns the paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "eval.json").write_text(json.dumps(evaluation.document(), indent=1))
+    (folder / "eval.json").write_text(json.dumps(evaluation.document(), indent=1, allow_nan=False))
     _write_csv(evaluation, folder / "eval.csv")
     figures = draw_sweep(evaluation, folder / "eval")
     return [folder / "eval.json", folder / "eval.csv", *figures]
@@ -139,7 +142,8 @@ def _draw_panel(axis: Any, rows: list[dict[str, Any]], column: str) -> None:
         if points[0]["predictor"] == "replicate":
             _draw_replicate(axis, points[0][column], column)
             continue
-        x, y = [row["rate"] for row in points], [row[column] for row in points]
+        x = [row["rate"] for row in points]
+        y = [float("nan") if row[column] is None else row[column] for row in points]
         is_model = points[0]["predictor"] == "model"
         style = {"color": _COLOURS[points[0]["predictor"]], "linestyle": _STYLES[points[0]["context"] or "detected"]}
         style |= {"marker": "o" if is_model else ".", "linewidth": 2.0 if is_model else 1.3, "markersize": 5}
@@ -152,8 +156,10 @@ def _draw_panel(axis: Any, rows: list[dict[str, Any]], column: str) -> None:
         axis.spines[side].set_visible(False)
 
 
-def _draw_replicate(axis: Any, value: float, column: str) -> None:
+def _draw_replicate(axis: Any, value: float | None, column: str) -> None:
     """The replicate does not depend on what is hidden: a line across the panel, or a remark when it lies far below."""
+    if value is None:
+        return
     if column == "r2_gene_mean" and value < -0.25:
         axis.annotate(f"replicate: R² {value:.2f}, far below", (0.02, 0.03), xycoords="axes fraction", fontsize=8)
         return

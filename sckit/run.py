@@ -1,5 +1,6 @@
 """The run folder: resolved config, environment, split, closed forms, metrics, model and checkpoints; never pickle."""
 
+import hashlib
 import json
 import os
 import platform
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
@@ -36,37 +38,47 @@ class Run:
     genes: pd.DataFrame  # [G] columns id, symbol: the model's vocabulary
     forms: ClosedForms
     split: np.ndarray  # int8 [cells of the store], TRAIN, VALIDATION or HELD_OUT
+    vocabulary: np.ndarray  # int32 [genes of the store], number in the model or -1
 
     @property
     def store(self) -> Store:
         """The store that the run was trained on; DataError when it has moved or changed."""
         where = json.loads((self.path / "data.json").read_text())
         store = open_store(self.path / where["store"] if where["inside"] else Path(where["store"]))
-        if len(self.split) != store.n_cells:
+        if _fingerprint(store) != where["manifest_sha256"]:
             raise DataError(
-                f"the store {store.path} has {store.n_cells} cells, but the run was made on {len(self.split)}."
+                f"the store {store.path} is not the one {self.path} was trained on; restore it or train again."
             )
         return store
 
     def model(self, device: torch.device | str = "cpu") -> Model:
         """The best model of the run, in evaluation mode."""
-        shape = json.loads((self.path / "model.json").read_text())
+        try:
+            shape = json.loads((self.path / "model.json").read_text())
+            weights = load_file(self.path / "model.safetensors")
+        except (OSError, ValueError, SafetensorError) as error:
+            raise DataError(
+                f"the run {self.path} has no whole model ({error}); go on with --resume {self.path}."
+            ) from error
         model = Model(from_dict(ModelConfig, shape["model"], str(self.path / "model.json")), self.forms)
-        model.load_state_dict(load_file(self.path / "model.safetensors"))
+        model.load_state_dict(weights)
         return model.to(device).eval()
 
-    def vocabulary(self, store: Store) -> np.ndarray:
-        """Number in the model of each gene of a store, int32 [genes of the store], -1 for genes it does not know.
+    def numbers_in(self, store: Store) -> np.ndarray:
+        """Number in the model of each gene of another store, int32 [genes of the store], -1 for genes it does not know.
 
-        Matched by Ensembl id where both sides have them, else by symbol; DataError when nothing matches.
+        Each gene is matched by Ensembl id where both sides have one, else by symbol, and no number is given twice.
+        Raises DataError when nothing matches.
         """
-        column = "id" if (store.genes["id"] != "").all() and (self.genes["id"] != "").all() else "symbol"
-        number = {name: i for i, name in reversed(list(enumerate(self.genes[column])))}  # the first of a repeated name
-        found = np.array([number.get(name, -1) for name in store.genes[column]], np.int32)
-        if (found < 0).all():
-            raise DataError(
-                f"no gene {column} of {store.path} is among the {len(self.genes)} that {self.path} was trained on."
-            )
+        numbers = {name: i for i, row in reversed(list(enumerate(_names(self.genes)))) for name in row}
+        taken, found = set(), np.full(store.n_genes, -1, np.int32)
+        for position, row in enumerate(_names(store.genes)):
+            number = next((numbers[name] for name in row if name in numbers), -1)
+            if number >= 0 and number not in taken:
+                taken.add(number)
+                found[position] = number
+        if not taken:
+            raise DataError(f"no gene of {store.path} is among the {len(self.genes)} that {self.path} was trained on.")
         return found
 
     def cells(self, part: int) -> np.ndarray:
@@ -76,6 +88,10 @@ class Run:
 
 def create_run(config: PretrainConfig, name: str | None, root: Path) -> Path:
     """Make the folder of a new run; ConfigError when the name is taken."""
+    if name is not None and (name == "latest" or Path(name).name != name):
+        raise ConfigError(f"--name {name} must be a plain name, and not latest; say where with --runs.")
+    if root.exists() and not root.is_dir():
+        raise ConfigError(f"--runs {root} is a file; name a folder.")
     path = root / (name or f"pretrain-{datetime.now(UTC):%Y%m%d-%H%M%S}")
     try:
         path.mkdir(parents=True)
@@ -93,13 +109,17 @@ def point_latest(path: Path) -> None:
     link.replace(path.parent / "latest")
 
 
-def save_setting(path: Path, store: Store, genes: pd.DataFrame, split: np.ndarray, forms: ClosedForms) -> None:
-    """Write what is fixed before the first step."""
+def save_setting(path: Path, store: Store, split: np.ndarray, vocabulary: np.ndarray, forms: ClosedForms) -> None:
+    """Write what is fixed before the first step; arrays as in `Run`."""
+    genes = store.genes.iloc[np.flatnonzero(vocabulary >= 0)]
     inside = store.path.resolve().is_relative_to(path.resolve())
     where = str(store.path.resolve().relative_to(path.resolve())) if inside else str(store.path.resolve())
-    (path / "data.json").write_text(json.dumps({"store": where, "inside": inside}))
+    (path / "data.json").write_text(
+        json.dumps({"store": where, "inside": inside, "manifest_sha256": _fingerprint(store)})
+    )
     genes[["id", "symbol"]].reset_index(drop=True).to_parquet(path / "genes.parquet")
     np.save(path / "split.npy", split.astype(np.int8))
+    np.save(path / "vocabulary.npy", vocabulary)
     save_arrays({k: np.ascontiguousarray(v) for k, v in forms.arrays().items()}, path / "forms.safetensors")
 
 
@@ -128,18 +148,19 @@ def find_run(path: Path | str | None, root: Path) -> Path:
 
 def open_run(path: Path) -> Run:
     """Read a run back; DataError when it is incomplete or damaged."""
-    for name in ("forms.safetensors", "genes.parquet", "split.npy", "data.json"):
+    for name in ("forms.safetensors", "genes.parquet", "split.npy", "vocabulary.npy", "data.json"):
         if not (path / name).is_file():
             raise DataError(f"the run {path} lacks {name}; it did not get as far as training: train again.")
     try:
         forms = ClosedForms(**load_arrays(path / "forms.safetensors"))
         genes, split = pd.read_parquet(path / "genes.parquet"), np.load(path / "split.npy")
-        return Run(path, read_toml(PretrainConfig, path / "config.toml"), genes, forms, split)
+        config = read_toml(PretrainConfig, path / "config.toml")
+        return Run(path, config, genes, forms, split, np.load(path / "vocabulary.npy"))
     except FileNotFoundError as error:
         raise DataError(
             f"the run {path} lacks {Path(error.filename).name}; it did not get as far as training."
         ) from error
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise DataError(f"the run {path} is damaged ({error}); train again.") from error
 
 
@@ -167,7 +188,13 @@ def load_checkpoint(run: Path, model: Model, optimiser: torch.optim.Optimizer) -
     whole = sorted(p for p in (run / "checkpoints").glob("step-*") if not p.suffix)
     if not whole:
         return None
-    tensors = load_file(whole[-1] / "state.safetensors")
+    try:
+        tensors = load_file(whole[-1] / "state.safetensors")
+        state = json.loads((whole[-1] / "state.json").read_text())
+    except (OSError, ValueError, SafetensorError) as error:
+        raise DataError(
+            f"the checkpoint {whole[-1]} is damaged ({error}); remove it to start from the one before."
+        ) from error
     model.load_state_dict({k[len("model.") :]: v for k, v in tensors.items() if k.startswith("model.")})
     slots: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
@@ -175,7 +202,17 @@ def load_checkpoint(run: Path, model: Model, optimiser: torch.optim.Optimizer) -
             _, index, key = name.split(".", 2)
             slots.setdefault(int(index), {})[key] = tensor
     optimiser.load_state_dict({"state": slots, "param_groups": optimiser.state_dict()["param_groups"]})
-    return json.loads((whole[-1] / "state.json").read_text())
+    return state
+
+
+def _names(genes: pd.DataFrame) -> list[list[str]]:
+    """Id and symbol of each gene, the id first; empty ones left out."""
+    return [[name for name in row if name] for row in zip(genes["id"], genes["symbol"], strict=True)]
+
+
+def _fingerprint(store: Store) -> str:
+    """Hash of the manifest, which holds the checksums of everything else."""
+    return hashlib.sha256((store.path / "manifest.json").read_bytes()).hexdigest()
 
 
 def environment() -> dict[str, str]:

@@ -47,10 +47,11 @@ def _held_out(store: Store, config: PretrainConfig, generator: np.random.Generat
 
 
 def group_values(obs: pd.DataFrame, column: str) -> np.ndarray:
-    """The column of obs as strings [cells]; ConfigError that lists the columns when it is not there."""
+    """The column of obs as strings [cells], empty where missing; ConfigError when it is not there."""
     if column not in obs.columns:
         raise ConfigError(f"there is no column {column} in obs; it has {', '.join(map(str, obs.columns))}.")
-    return obs[column].astype(str).to_numpy()
+    values = obs[column]
+    return np.where(values.isna(), "", values.astype(str)).astype(str)
 
 
 def run_vocabulary(store: Store, train: np.ndarray, min_cells: int, *, block: int = 4096) -> np.ndarray:

@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from sckit.baselines import fit_closed_forms
-from sckit.batch import Hiding, Packer, detected_in, epoch_batches
+from sckit.batch import CutView, Hiding, Packer, detected_in, epoch_batches
 from sckit.config import PretrainConfig
 from sckit.device import Compute, choose_compute
 from sckit.errors import DataError
-from sckit.metrics import Scores
+from sckit.metrics import Scores, without_nan
 from sckit.model import Model, Tokens, without_warm_start
+from sckit.optimise import make_optimiser, schedule, squared_error
 from sckit.predict import predictions
 from sckit.run import (
     HELD_OUT,
@@ -39,7 +39,6 @@ from sckit.split import run_vocabulary, split_cells
 from sckit.store import Store, open_store, prepare
 
 DEFAULT_EPOCHS = 10
-_ROW_EPS = 1e-3
 _VALIDATIONS = 10  # at least so many over the budget, when an epoch is longer than that
 
 
@@ -90,6 +89,9 @@ def pretrain(
     if resume is not None:
         path = find_run(resume, root)
     else:
+        choose_compute(
+            (config or PretrainConfig()).device, (config or PretrainConfig()).engine
+        )  # refuse before the work
         path = create_run(config or PretrainConfig(), name, root)
         try:
             _prepare_run(path, data, config or PretrainConfig(), listen)
@@ -97,7 +99,6 @@ def pretrain(
             shutil.rmtree(path)  # nothing was trained, and a half-made run must not become the latest
             raise
     run = open_run(path)
-    point_latest(path)
     compute = choose_compute(run.config.device, run.config.engine)
     listen("note", {"text": str(compute)})
     return _Trainer(run, compute, listen).fit()
@@ -120,7 +121,7 @@ def _prepare_run(path: Path, data: Any, config: PretrainConfig, listen: Callable
         "note", {"text": f"{text}; {vocabulary.max() + 1:,} genes seen in at least {config.min_cells} training cells"}
     )
     forms = fit_closed_forms(
-        store,
+        CutView(store, vocabulary, config.max_genes, config.seed),
         vocabulary,
         train,
         components=config.components,
@@ -128,7 +129,7 @@ def _prepare_run(path: Path, data: Any, config: PretrainConfig, listen: Callable
         seed=config.seed,
         log=lambda text: listen("note", {"text": text}),
     )
-    save_setting(path, store, store.genes.iloc[np.flatnonzero(vocabulary >= 0)], split, forms)
+    save_setting(path, store, split, vocabulary, forms)
 
 
 def _open_or_prepare(data: Any, path: Path, listen: Callable) -> Store:
@@ -149,30 +150,33 @@ class _Trainer:
     def __init__(self, run: Run, compute: Compute, listen: Callable) -> None:
         self.run, self.config, self.compute, self.listen = run, run.config, compute, listen
         self.store = run.store
-        self.vocabulary = run_vocabulary(self.store, run.cells(TRAIN), self.config.min_cells)
+        self.vocabulary = run.vocabulary
         self.train = run.cells(TRAIN)
         self.lengths = np.zeros(self.store.n_cells, np.int64)
         self.lengths[self.train] = detected_in(self.store, self.vocabulary, self.train)
         start = run.forms if self.config.warm_start else without_warm_start(run.forms)
         self.model = Model(self.config.model, start, seed=self.config.seed).to(compute.device)
         self.model.engine = compute.engine
-        self.optimiser = _optimiser(self.model, self.config)
+        self.optimiser = make_optimiser(self.model, self.config)
         self.at = _Progress()
         self.begun_s = 0.0
 
     def fit(self) -> Pretrained:
         """Train until the budget is spent or validation stops improving; the best model is what remains."""
         state = load_checkpoint(self.run.path, self.model, self.optimiser)
-        if state is not None:
+        if state is None:
+            (self.run.path / "metrics.jsonl").unlink(missing_ok=True)
+        else:
             self.at = _Progress(**state)
             _forget_lines_after(self.run.path / "metrics.jsonl", self.at.step)
             self.listen("note", {"text": f"resuming {self.run.path} after step {self.at.step}"})
         self.begun_s = time.monotonic() - self.at.elapsed_s
         if state is None:
             self._validate()
+        point_latest(self.run.path)
         while self.share() < 1 and self.at.worse < self.config.patience:
             self._train_one_step()
-            if self.share() >= min(self.at.next_validation, 1.0):
+            if self.share() >= min(self.at.next_validation, 1.0) - 1e-9:
                 self._validate()
             if self.at.step % self.config.checkpoint_steps == 0:
                 self._checkpoint()
@@ -201,7 +205,7 @@ class _Trainer:
     def _train_one_step(self) -> None:
         config, at = self.config, self.at
         for group in self.optimiser.param_groups:
-            group["lr"] = group["share"] * config.lr * _schedule(self.share(), config.warmup)
+            group["lr"] = group["share"] * config.lr * schedule(self.share(), config.warmup)
         loss_sum = 0.0
         batches = self._batches(at.epoch)
         chosen = range(at.batch, min(at.batch + config.accumulate, len(batches)))
@@ -209,7 +213,7 @@ class _Trainer:
             batch = self._packer(at.epoch, self._context(i))(batches[i])
             tokens = Tokens.of(batch, self.compute.device)
             with self.compute.cast():
-                loss = _loss(self.model(tokens), tokens.truth) / len(chosen)
+                loss = squared_error(self.model(tokens), tokens.truth) / len(chosen)
             loss.backward()
             loss_sum += float(loss.detach())
             at.tokens, at.cells, at.cut = at.tokens + len(batch.genes), at.cells + len(batch.cells), at.cut + batch.cut
@@ -230,7 +234,8 @@ class _Trainer:
     def _context(self, batch: int) -> str:
         """The control context for an even `visible_share` of the batches, the trained one for the others."""
         share = self.config.visible_share if self.config.context == "detected" else 1.0
-        return "visible" if math.floor((batch + 1) * share) > math.floor(batch * share) else "detected"
+        count = self.at.epoch * len(self._batches(self.at.epoch)) + batch
+        return "visible" if math.floor((count + 1) * share) > math.floor(count * share) else "detected"
 
     def _packer(self, epoch: int, context: str) -> Packer:
         config = self.config
@@ -245,9 +250,10 @@ class _Trainer:
         row = self._validation_row()
         row |= {"epoch": at.epoch + at.batch / max(len(self._batches(at.epoch)), 1), "step": at.step}
         with (self.run.path / "metrics.jsonl").open("a") as lines:
-            lines.write(json.dumps(row | {"tokens": at.tokens, "wall_s": round(at.elapsed_s, 3)}) + "\n")
+            lines.write(json.dumps(row | {"tokens": at.tokens, "cut": at.cut, "wall_s": round(at.elapsed_s, 3)}) + "\n")
         better = row["r2_gene_mean"] > at.best
-        at.best, at.worse = max(at.best, row["r2_gene_mean"]), 0 if better else at.worse + 1
+        warming = self.share() <= config.warmup
+        at.best, at.worse = max(at.best, row["r2_gene_mean"]), 0 if better or warming else at.worse + 1
         if better:
             save_model(self.run.path, self.model, row)
         per_epoch = 1 / (config.epochs or DEFAULT_EPOCHS) if config.minutes is None and config.steps is None else 1.0
@@ -263,9 +269,13 @@ class _Trainer:
         scores = Scores(len(self.run.genes), seed=self.config.seed)
         for batch, predicted in predictions(self.model, packer, self.run, self.run.cells(VALIDATION), self.compute):
             scores.add(batch, predicted)
-        return scores.row("model", rate=rate, context=self.config.context, known_depth=self.config.known_depth) | {
-            f"r2 {name}": scores.r2(name) for name in scores.predictors if name != "model"
-        }
+        if not scores.sums("gene mean")[:, 0].any():
+            raise DataError(
+                f"no validation value is hidden with --mask {self.config.mask}; hide more, or give more cells."
+            )
+        where = {"rate": rate, "context": self.config.context, "known_depth": self.config.known_depth}
+        beside = {f"r2 {name}": scores.r2(name) for name in scores.predictors if name != "model"}
+        return without_nan(scores.full_row("model", None, **where) | beside)
 
     def _checkpoint(self) -> None:
         save_checkpoint(self.run.path, vars(self.at).copy(), self.model, self.optimiser)
@@ -273,35 +283,5 @@ class _Trainer:
 
 def _forget_lines_after(path: Path, step: int) -> None:
     """Drop the validations of steps that a resumed run is going to repeat."""
-    lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
+    lines = [line for line in path.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step]
     path.write_text("".join(f"{line}\n" for line in lines))
-
-
-def _loss(predicted: Tensor, truth: Tensor) -> Tensor:
-    """Mean squared error in log1p of counts per 10,000; zero, with a gradient, for a batch without targets."""
-    return ((predicted - truth) ** 2).sum() / max(len(truth), 1)
-
-
-def _optimiser(model: Model, config: PretrainConfig) -> torch.optim.AdamW:
-    """AdamW in four groups: what starts from the closed forms or belongs to single genes learns slower, without decay.
-
-    Adam moves a weight by about its learning rate however rarely it is used, so that rows of rare genes would wander on
-    noise; there `eps` lies above the gradient of a single token, and a row moves in proportion to what it has seen.
-    """
-    linear, genes = list(model.linear.parameters()), [model.gene.weight, model.head.weight, model.shared_head]
-    known = {id(p) for p in (*linear, *genes)}
-    rest = [p for p in model.parameters() if id(p) not in known]
-    groups = [
-        {"params": [p for p in rest if p.ndim > 1], "weight_decay": config.weight_decay, "share": 1.0},
-        {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0, "share": 1.0},
-        {"params": genes, "weight_decay": 0.0, "share": config.gene_lr, "eps": _ROW_EPS},
-        {"params": linear, "weight_decay": 0.0, "share": config.linear_lr, "eps": _ROW_EPS},
-    ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98))
-
-
-def _schedule(share: float, warmup: float) -> float:
-    """Linear warm-up over the first `warmup` of the budget, then a cosine to a hundredth."""
-    if share < warmup:
-        return max(share, 1e-3) / warmup
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, (share - warmup) / (1 - warmup))))

@@ -10,7 +10,7 @@ from sckit.config import EvalConfig, PretrainConfig
 from sckit.embedding import embed
 from sckit.errors import DataError
 from sckit.evaluation import evaluate
-from sckit.halves import Halves, replicate_values
+from sckit.halves import Halves, nb_sizes, replicate_values
 from sckit.metrics import Scores
 from sckit.report import save_evaluation, verdicts
 from sckit.split import run_vocabulary
@@ -140,7 +140,8 @@ def test_shuffled_values_leave_nothing_to_find(simulated, tmp_path):
 @pytest.mark.parametrize("split", ["binomial", "nb"])
 def test_halves_add_up_and_are_independent_given_the_rate(simulated, split):
     cells = np.arange(100)
-    view = Halves(simulated, 0, split, np.arange(280))
+    sizes = nb_sizes(simulated, np.arange(280), np.zeros(280, int)) if split == "nb" else None
+    view = Halves(simulated, 0, sizes)
     a, b, whole = (
         sparse(rows, simulated.n_genes) for rows in (view.rows(cells), view.other(cells), simulated.rows(cells))
     )
@@ -169,11 +170,31 @@ def test_negative_binomial_halves_of_overdispersed_counts_are_less_alike_than_bi
     cells = np.arange(4000)
     correlation = {}
     for split in ("binomial", "nb"):
-        view = Halves(Flat(), 0, split, cells)
+        view = Halves(Flat(), 0, nb_sizes(Flat(), cells, np.zeros(4000, int)) if split == "nb" else None)
         a = sparse(view.rows(cells), 3)
         correlation[split] = np.corrcoef(a[:, 0], counts[:, 0] - a[:, 0])[0, 1]
     assert correlation["binomial"] > 0.5
     assert abs(correlation["nb"]) < 0.08
+
+
+def test_cell_types_are_not_taken_for_overdispersion():
+    """Two Poisson types: within clusters no gene is overdispersed, over all cells the markers look so."""
+    generator = np.random.default_rng(6)
+    kind = np.arange(2000) % 2
+    counts = generator.poisson(np.array([[2.0, 20.0, 8.0], [20.0, 2.0, 8.0]])[kind])
+
+    class Types:
+        n_genes = 3
+
+        def rows(self, cells):
+            return np.arange(len(cells) + 1) * 3, np.tile(np.arange(3), len(cells)), counts[cells].ravel()
+
+        def totals(self, cells):
+            return np.full(len(cells), 30)
+
+    cells = np.arange(2000)
+    assert nb_sizes(Types(), cells, kind).min() > 50
+    assert nb_sizes(Types(), cells, np.zeros(2000, int))[:2].max() < 3
 
 
 def sparse(csr, n_genes):
@@ -185,7 +206,7 @@ def sparse(csr, n_genes):
 
 def test_replicate_values_are_those_of_the_other_half(simulated):
     vocabulary = np.arange(simulated.n_genes, dtype=np.int32)
-    view = Halves(simulated, 0, "binomial", np.arange(280))
+    view = Halves(simulated, 0)
     cells = np.arange(20)
     batch = Packer(view, vocabulary, Hiding(1.0))(cells)
     b = sparse(view.other(cells), simulated.n_genes)
@@ -233,7 +254,7 @@ def test_panel_rows_agree_with_an_independent_computation(shared_data, tmp_path)
     forms = fit_closed_forms(store, vocabulary, train)
     scores = Scores(int(vocabulary.max()) + 1)
     packer = Packer(store, vocabulary, Hiding(1.0), scored=True)
-    halves = Halves(store, 0, "binomial", train)
+    halves = Halves(store, 0)
     half_packer, half_scores = Packer(halves, vocabulary, Hiding(1.0), scored=True), Scores(int(vocabulary.max()) + 1)
     for part in np.array_split(test, 12):
         scores.add(batch := packer(part), forms.predict(batch))

@@ -20,7 +20,7 @@ ROOMS = [
     ["regression", "baselines", "halves", "metrics"],
     ["model", "device"],
     ["run"],
-    ["split", "predict"],
+    ["split", "predict", "optimise"],
     ["train"],
     ["evaluation", "embedding"],
     ["report", "progress"],
