@@ -18,6 +18,9 @@ from sckit.kernels.counts_reference import entry_uniform, mix
 SCORED_SHARE = 0.15
 """Entries with a hash below this are the scored set; it is the same at every rate of at least this."""
 
+WHOLE_SHARE = 0.3
+"""Share of the cells that "uniform" hides whole: at nearly every lower rate the visible values tell the cell's total."""
+
 _MIN_VISIBLE_FOR_TOTAL = 8
 _RATE_DRAW = 2**32 - 1  # a gene number no store has: the hash of a cell itself
 CONTEXTS = ("detected", "visible", "shuffled")
@@ -40,7 +43,7 @@ class Hiding:
     """Which values are hidden: every entry whose hash with `seed` and `epoch` is below its cell's rate."""
 
     rate: float | str = SCORED_SHARE
-    """Share of the detected values hidden, in (0, 1], or "uniform": a rate per cell drawn from (0, 1]."""
+    """Share of the detected values hidden, in (0, 1], or "uniform": a rate a cell from (0, 1], 1 for 30 %."""
     seed: int = 0
     epoch: int = 0
 
@@ -55,7 +58,8 @@ class Hiding:
     def rates(self, cells: np.ndarray) -> np.ndarray:
         """Share hidden in each cell, float64 [C]."""
         if self.rate == "uniform":
-            return 1.0 - entry_uniform(self.key, cells, np.full(len(cells), _RATE_DRAW))
+            draw = entry_uniform(self.key, cells, np.full(len(cells), _RATE_DRAW))
+            return np.where(draw < WHOLE_SHARE, 1.0, (1.0 - draw) / (1.0 - WHOLE_SHARE))
         return np.full(len(cells), float(self.rate))
 
 

@@ -154,6 +154,14 @@ def test_fill_keeps_order(cells):
     np.testing.assert_array_equal(np.concatenate([*parts, np.zeros(0, np.int64)]), cells)
 
 
+def test_uniform_rates_cover_the_range_and_hide_some_cells_whole():
+    rates = Hiding("uniform", seed=1).rates(np.arange(20_000))
+    assert (rates == 1).mean() == pytest.approx(0.3, abs=0.02)
+    part = rates[rates < 1]
+    assert part.min() > 0
+    np.testing.assert_allclose(np.histogram(part, 10, (0, 1))[0] / len(part), 0.1, atol=0.02)
+
+
 @pytest.mark.parametrize("rate", [0, -0.1, 1.2, "half", float("nan")], ids=str)
 def test_bad_rates_are_refused(rate):
     with pytest.raises(ConfigError, match="--mask"):
