@@ -202,15 +202,37 @@ def test_unknown_group_and_label_columns(simulated, tmp_path):
     assert "no column kind" in one_sentence(result)
 
 
+@pytest.mark.parametrize(
+    "extra", [["--lr", "0.5"], ["--seed", "3"], ["--name", "x"], ["other.h5ad"]], ids=lambda e: e[0].strip("-")
+)
+def test_resume_takes_no_other_options(extra, tmp_path):
+    result = invoke("pretrain", *extra, "--resume", "run", "--runs", tmp_path)
+    assert "--resume run goes on with that run's own" in one_sentence(result)
+    assert result.exit_code == 2
+
+
+def test_a_run_that_cannot_start_leaves_nothing_behind(simulated, tmp_path):
+    assert invoke("pretrain", simulated.path, "--device", "cuda:9", "--runs", tmp_path).exit_code == 2
+    assert invoke("pretrain", simulated.path, "--group", "donor", "--runs", tmp_path).exit_code == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["latest", "a/b", "..", "."])
+def test_names_of_runs_are_plain(simulated, tmp_path, name):
+    result = invoke("pretrain", simulated.path, "--name", name, "--runs", tmp_path / "runs")
+    assert "--name" in one_sentence(result)
+
+
 def test_a_config_file_is_read_and_the_command_line_wins(simulated, tmp_path):
     (tmp_path / "options.toml").write_text(
-        'mask = 0.4\nsteps = 1\nbatch_tokens = 2000\ncomponents = 2\nengine = "reference"\n'
+        'seed = 7\nmask = 0.4\nsteps = 1\nbatch_tokens = 2000\ncomponents = 2\nengine = "reference"\n'
     )
     options = ["--config", tmp_path / "options.toml", "--runs", tmp_path, "--name", "run"]
     assert invoke("pretrain", simulated.path, *options, "--components", "4").exit_code == 0
     written = (tmp_path / "run" / "config.toml").read_text()
     assert "mask = 0.4" in written
     assert "components = 4" in written
+    assert "seed = 7" in written
     (tmp_path / "options.toml").write_text("masks = 0.4\n")
     result = invoke("pretrain", simulated.path, *options[:2])
     assert "masks" in one_sentence(result)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from sckit.baselines import PREDICTORS, fit_closed_forms
-from sckit.batch import Hiding, Packer
+from sckit.batch import CutView, Hiding, Packer
 from sckit.config import EvalConfig, PretrainConfig
 from sckit.embedding import embed
 from sckit.errors import DataError
@@ -241,6 +241,38 @@ def test_a_run_without_its_store_is_one_sentence(run, tmp_path):
     (moved / "data.json").write_text(json.dumps({"store": str(tmp_path / "gone.sckit"), "inside": False}))
     with pytest.raises(DataError):
         evaluate(moved, EvalConfig(engine="reference"))
+
+
+def test_a_replaced_store_is_refused(simulated, tmp_path):
+    """Other rows under the same row numbers would turn training cells into held-out ones."""
+    from sckit.store import PrepareConfig, prepare
+
+    source, path = simulated.path.parent / "counts.h5ad", tmp_path / "s.sckit"
+    prepare([source], path)
+    config = PretrainConfig(steps=1, batch_tokens=2000, components=2, factors=0, engine="reference")
+    run = pretrain(path, config, runs=tmp_path).run
+    evaluate(run, EvalConfig(engine="reference", bootstraps=10))
+    prepare([source], path, config=PrepareConfig(min_counts=100), overwrite=True)
+    with pytest.raises(DataError, match="is not the one"):
+        evaluate(run, EvalConfig(engine="reference"))
+
+
+def test_a_share_too_small_to_score_anything_is_one_sentence(run):
+    with pytest.raises(DataError, match="no entry is scored"):
+        evaluate(run, EvalConfig(masks=(1e-9,), engine="reference"))
+
+
+def test_closed_forms_of_cut_cells_are_fitted_on_cut_cells(simulated):
+    vocabulary = run_vocabulary(simulated, np.arange(280), 1)
+    scores = {}
+    for name, view in (("whole", simulated), ("cut", CutView(simulated, vocabulary, 40, 0))):
+        forms = fit_closed_forms(view, vocabulary, np.arange(280), components=2, factors=2)
+        batch = Packer(simulated, vocabulary, Hiding(1.0), max_genes=40)(np.arange(280, 360))
+        of = Scores(len(forms.gene_mean))
+        of.add(batch, forms.predict(batch))
+        scores[name] = of.r2("detection ridge")
+    assert batch.cut > 0
+    assert scores["cut"] > scores["whole"] + 0.05
 
 
 def test_panel_rows_agree_with_an_independent_computation(shared_data, tmp_path):

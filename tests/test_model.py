@@ -105,6 +105,26 @@ def test_visible_context_does_not_show_which_hidden_genes_there_are(world):
     np.testing.assert_allclose(predict(model, fewer), predict(model, batch)[: len(fewer.targets)], atol=2e-6, rtol=1e-5)
 
 
+def test_cells_without_a_known_gene_and_batches_without_a_token(world):
+    store, vocabulary, forms = world
+    nothing = np.full_like(vocabulary, -1)
+    model = Model(ModelConfig(), forms)
+    empty = Packer(store, nothing, Hiding(1.0))(np.arange(3))
+    assert predict(model, empty).shape == (0,)
+    assert all(values.shape == (0,) for values in forms.predict(empty).values())
+    with torch.inference_mode():
+        assert model.embed(Tokens.of(empty, CPU)).shape == (3, 64)
+
+
+def test_a_vocabulary_of_one_gene(simulated):
+    vocabulary = np.where(np.arange(simulated.n_genes) == 3, 0, -1).astype(np.int32)
+    forms = fit_closed_forms(simulated, vocabulary, np.arange(280))
+    batch = Packer(simulated, vocabulary, Hiding(1.0))(np.arange(280, 300))
+    np.testing.assert_allclose(
+        predict(Model(ModelConfig(), forms), batch), forms.predict(batch)["value ridge"], atol=1e-5
+    )
+
+
 def test_every_parameter_learns(world):
     store, vocabulary, forms = world
     model = disturbed(Model(ModelConfig(), forms))
