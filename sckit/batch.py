@@ -19,7 +19,7 @@ SCORED_SHARE = 0.15
 """Entries with a hash below this are the scored set; it is the same at every rate of at least this."""
 
 WHOLE_SHARE = 0.3
-"""Share of the cells that "uniform" hides whole: at nearly every lower rate the visible values tell the cell's total."""
+"""Share of the cells that "uniform" hides whole: at nearly every lower rate the visible values tell the total."""
 
 _MIN_VISIBLE_FOR_TOTAL = 8
 _RATE_DRAW = 2**32 - 1  # a gene number no store has: the hash of a cell itself

@@ -43,7 +43,7 @@ class PretrainConfig:
     """One masked pretraining run."""
 
     mask: float | str = 0.15
-    """Share of the detected values hidden, in (0, 1], or "uniform": drawn per cell from (0, 1], and 1 for three in ten."""
+    """Share of the detected values hidden, in (0, 1], or "uniform": drawn per cell, 1 for three cells in ten."""
     context: str = "detected"
     """What a hidden token shows to the others: "detected" its gene, "visible" nothing."""
     visible_share: float = 0.1

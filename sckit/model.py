@@ -38,6 +38,7 @@ class Tokens:
     targets: Tensor  # int64 [M]
     truth: Tensor  # float32 [M]
     log_detected: Tensor  # float32 [C]
+    shows_some: Tensor  # float32 [C], 0 where a cell has no context token
     log_total: Tensor  # float32 [C], NaN where unknown
     plan: AttentionPlan
     visible_only: bool
@@ -54,6 +55,7 @@ class Tokens:
             "targets": batch.targets,
             "truth": batch.truth,
             "log_detected": np.log(np.maximum(batch.n_detected, 1)).astype(np.float32),
+            "shows_some": (batch.keys > 0).astype(np.float32),
             "log_total": batch.log_total.astype(np.float32),
         }
         tensors = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
@@ -70,11 +72,11 @@ class Linear(nn.Module):
 
     def __init__(self, forms: ClosedForms) -> None:
         super().__init__()
-        self.gene_mean = nn.Parameter(_float32(forms.gene_mean))
         self.axes = nn.Parameter(_float32(forms.axes))
         self.ridge = nn.Parameter(_float32(forms.ridge))
         self.total = nn.Parameter(_float32(forms.total))
         self.loadings = nn.Parameter(_float32(forms.loadings))
+        self.gene_mean = nn.Buffer(_float32(forms.gene_mean))
         self.origin = nn.Buffer(_float32(forms.origin))
         self.noise = nn.Buffer(_float32(forms.noise))
         self.total_of_x = nn.Buffer(_float32(forms.total_of_x))
@@ -174,6 +176,9 @@ class Model(nn.Module):
         """Predicted values of the targets, float32 [M], in log1p of counts per 10,000."""
         base, h = self._states(tokens, tokens.targets)
         genes = tokens.genes[tokens.targets]
+        if tokens.visible_only:
+            # A cell that shows nothing leaves nothing to learn from but the gene: its mean is the prediction.
+            h = h * tokens.shows_some[tokens.cell[tokens.targets], None]
         return base + (h.float() * (self.shared_head + F.embedding(genes, self.head.weight))).sum(1)
 
     def embed(self, tokens: Tokens) -> Tensor:

@@ -129,7 +129,8 @@ def draw_sweep(evaluation: Evaluation, stem: Path) -> list[Path]:
             _draw_panel(axis, rows, column)
             depth = "full-depth target" if target == "full" else "half-depth target"
             axis.set(xlabel="share of the values hidden", ylabel=title, title=f"{title}, {depth}")
-        line[1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=8)
+        handles, labels = line[0].get_legend_handles_labels()  # this panel has the replicate's lines too
+        line[1].legend(handles, labels, loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=8)
     paths = [stem.with_suffix(".png"), stem.with_suffix(".svg")]
     for path in paths:
         figure.savefig(path, dpi=150)
