@@ -158,7 +158,7 @@ def pretrain(
     hold_out: Annotated[
         str | None, typer.Option(help="Values of the group column held out, separated by commas.")
     ] = None,
-    epochs: Annotated[float | None, typer.Option(help="Budget in epochs. [default: 10]")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Budget in epochs. [default: 5]")] = None,
     steps: Annotated[int | None, typer.Option(help="Budget in steps.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Budget in minutes of the training loop.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,

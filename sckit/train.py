@@ -38,7 +38,7 @@ from sckit.run import (
 from sckit.split import run_vocabulary, split_cells
 from sckit.store import Store, open_store, prepare
 
-DEFAULT_EPOCHS = 10
+DEFAULT_EPOCHS = 5
 _VALIDATIONS = 10  # at least so many over the budget, when an epoch is longer than that
 
 
