@@ -1,15 +1,14 @@
 """Commands: parse, call one function, print, exit code. Heavy imports wait until a command runs."""
 
-import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from sckit.errors import ConfigError, SckitError
+from sckit.cli_bench import bench
+from sckit.cli_options import ConfigFile, Device, Engine, Json, RunArgument, Runs, Seed, finish, say, user_errors
+from sckit.errors import ConfigError
 from sckit.progress import Bar
 
 app = typer.Typer(
@@ -19,30 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="What masked pretraining on single-cell counts really gives, beside cheap baselines and a replicate ceiling.",
 )
-
-bench = typer.Typer(no_args_is_help=True, help="Microbenchmarks of the hand-written kernels.")
 app.add_typer(bench, name="bench")
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document as the last line of stdout.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
-Runs = Annotated[Path, typer.Option(help="Folder that holds the runs.")]
-Engine = Annotated[str, typer.Option(help="Attention engine: auto, reference, numba or triton.")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file of options; the command line wins.")]
-RunArgument = Annotated[str | None, typer.Argument(help="Run folder or name; by default the latest run.")]
-
-
-@contextmanager
-def _user_errors() -> Iterator[None]:
-    """One sentence and an exit code instead of a traceback: 1 for bad data, 2 for bad usage."""
-    try:
-        yield
-    except SckitError as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(error.exit_code) from None
-    except KeyboardInterrupt:
-        typer.echo("Interrupted.", err=True)
-        raise typer.Exit(130) from None
 
 
 @app.callback(invoke_without_command=True)
@@ -88,7 +64,7 @@ def prepare(
 
         sckit prepare run1/ run2.h5ad --out both.sckit --genes 4000 --min-genes 200 --max-mito 0.2
     """
-    with _user_errors():
+    with user_errors():
         from sckit import store as stores
 
         config = stores.PrepareConfig(
@@ -107,7 +83,7 @@ def prepare(
         with Bar() as bar:
             store = stores.prepare(inputs or [], out, config=config, progress=bar.cells, overwrite=overwrite)
         _print_pairs(stores.describe(store))
-        _finish(store.report, as_json=as_json)
+        finish(store.report, as_json=as_json)
 
 
 @app.command()
@@ -121,15 +97,15 @@ def info(
 
     Example: sckit info pbmc.sckit --verify
     """
-    with _user_errors():
+    with user_errors():
         from sckit import store as stores
 
         opened = stores.open_store(store)
         _print_pairs(stores.describe(opened))
         if verify:
             opened.verify()
-            _err("all files agree with their checksums")
-        _finish({"command": "info", "store": str(store), "verified": verify, **opened.manifest}, as_json=as_json)
+            say("all files agree with their checksums")
+        finish({"command": "info", "store": str(store), "verified": verify, **opened.manifest}, as_json=as_json)
 
 
 @app.command()
@@ -187,7 +163,7 @@ def pretrain(
 
         sckit pretrain --resume runs/latest
     """
-    with _user_errors():
+    with user_errors():
         from sckit.config import PretrainConfig, from_dict, read_toml
         from sckit.train import pretrain as run_pretraining
 
@@ -222,11 +198,11 @@ def pretrain(
         settings = read_toml(PretrainConfig, config, **given) if config else from_dict(PretrainConfig, given, "sckit")
         with Bar() as bar:
             done = run_pretraining(data or None, settings, name=name, runs=runs, resume=resume, listen=bar.training)
-        _err(f"run {done.run}: {done.tokens_per_s:,.0f} tokens/s, {done.cells_per_s:,.1f} cells/s, {done.wall_s:.1f} s")
-        _err(f"next: sckit eval {done.run} --mask 1.0")
+        say(f"run {done.run}: {done.tokens_per_s:,.0f} tokens/s, {done.cells_per_s:,.1f} cells/s, {done.wall_s:.1f} s")
+        say(f"next: sckit eval {done.run} --mask 1.0")
         document = {"command": "pretrain", "run": str(done.run), "tokens_per_s": done.tokens_per_s}
         document |= {"cells_per_s": done.cells_per_s, "wall_s": done.wall_s, "epochs": done.epochs, "best": done.best}
-        _finish(document, as_json=as_json)
+        finish(document, as_json=as_json)
 
 
 @app.command("eval")
@@ -264,7 +240,7 @@ def evaluate(
 
         sckit eval --sweep --context detected --context visible --replicate-split
     """
-    with _user_errors():
+    with user_errors():
         from rich.console import Console
 
         from sckit import evaluation
@@ -292,8 +268,8 @@ def evaluate(
             result = evaluation.evaluate(run, settings, runs=runs, listen=bar.evaluation)
         print_evaluation(result, Console(width=None if sys.stdout.isatty() else 120))
         for path in save_evaluation(result, out or result.run / "eval"):
-            _err(f"wrote {path}")
-        _finish(result.document(), as_json=as_json)
+            say(f"wrote {path}")
+        finish(result.document(), as_json=as_json)
 
 
 @app.command()
@@ -311,46 +287,14 @@ def embed(
 
     Example: sckit embed runs/latest pbmc.h5ad --out embedded.h5ad
     """
-    with _user_errors():
+    with user_errors():
         from sckit.embedding import embed as run_embedding
 
         with Bar() as bar:
             adata = run_embedding(run, data, out=out, runs=runs, engine=engine, device=device, listen=bar.evaluation)
         shape = list(adata.obsm["X_sckit"].shape)
-        _err(f"wrote {out}: obsm['X_sckit'] {shape}, for scanpy.pp.neighbors(adata, use_rep='X_sckit')")
-        _finish({"command": "embed", "run": run, "out": str(out), "shape": shape}, as_json=as_json)
-
-
-@bench.command()
-def kernels(
-    *,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds; every variant is timed once in each.")] = 7,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. [default: torch's]")] = None,
-    device: Device = "auto",
-    as_json: Json = False,
-) -> None:
-    """Time the attention engine beside what torch offers, as a share of the machine's own matrix product.
-
-    For example:
-
-        sckit bench kernels --rounds 5
-    """
-    with _user_errors():
-        import torch
-
-        from sckit.bench import bench_kernels
-        from sckit.device import choose_compute
-
-        if threads is not None:
-            torch.set_num_threads(threads)
-
-        def tell(row: dict[str, Any]) -> None:
-            case = f"{row['case']:<17} H{row['heads']} D{row['head_dim']:<4} {row['pass']:<8} {row['engine']:<14}"
-            speed = f"{row['gflops']:>8.1f} GFLOP/s {row['share_of_peak']:>6.2f} of peak {row['median_ms']:>9.1f} ms"
-            typer.echo(case + speed)
-
-        document = bench_kernels(rounds=rounds, device=choose_compute(device).device.type, tell=tell)
-        _finish(document, as_json=as_json)
+        say(f"wrote {out}: obsm['X_sckit'] {shape}, for scanpy.pp.neighbors(adata, use_rep='X_sckit')")
+        finish({"command": "embed", "run": run, "out": str(out), "shape": shape}, as_json=as_json)
 
 
 def _share(text: str | None) -> float | str | None:
@@ -364,19 +308,10 @@ def _number(text: str) -> float:
         raise ConfigError(f"--mask {text} is not a share above 0 and up to 1.") from error
 
 
-def _err(text: str) -> None:
-    typer.echo(text, err=True)
-
-
 def _print_pairs(pairs: list[tuple[str, str]]) -> None:
     width = max(len(name) for name, _ in pairs)
     for name, value in pairs:
         typer.echo(f"{name:<{width}}  {value}")
-
-
-def _finish(document: dict[str, Any], *, as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps(document, default=str, allow_nan=False))
 
 
 if __name__ == "__main__":
