@@ -8,7 +8,7 @@ first, and no result depends on which thread ran it.
 import math
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import accumulate
@@ -20,9 +20,6 @@ from torch import Tensor
 
 from sckit.kernels.attention_plan import AttentionPlan
 from sckit.kernels.simd import (
-    Code,
-    Float,
-    Value,
     address,
     dot,
     fill,
@@ -31,8 +28,14 @@ from sckit.kernels.simd import (
     scale_rows,
     take_ticket,
     transpose,
-    vector_code,
     vector_type,
+)
+from sckit.kernels.simd_softmax import (
+    add_own_key,
+    bounded_score_gradients,
+    bounded_softmax_step,
+    score_gradients,
+    softmax_step,
 )
 
 QUERIES = 48  # per block: a multiple of three vectors of any width
@@ -41,93 +44,7 @@ BACKWARD_KEYS = 64  # the same for two such buffers
 PIECE = 384  # queries per forward task, so that one long cell does not hold up the end
 LOG2_E = math.log2(math.e)
 LOWEST = -1e30
-
-
-@vector_code
-def softmax_step(
-    code: Code,
-    scores: Value,
-    row: Value,
-    keys: Value,
-    vectors: Value,
-    top: Value,
-    total: Value,
-    sums: Value,
-    width: Value,
-    scale: Float,
-) -> None:
-    """Turn scores [keys, lanes] into exp2(scale * (score - top)) and bring the running softmax up to date.
-
-    top [lanes] is the largest score so far, total [lanes] the sum of the exponentials, sums [width, lanes] their sum
-    weighted with V; total and sums are rescaled where top rises.
-    """
-    builder = code.builder
-
-    def columns(wide: int, offset: Value) -> None:
-        scores_at, top_at, total_at, sums_at = (code.add(at, offset) for at in (scores, top, total, sums))
-        lanes = range(wide)
-        factor = code.splat(scale)
-
-        def larger(at: Sequence[Value], tops: Sequence[Value]) -> list[Value]:
-            return [code.max(tops[v], code.load(at[0], v)) for v in lanes]
-
-        def exponential(at: Sequence[Value], totals: Sequence[Value]) -> list[Value]:
-            new = [code.exp2(code.fma(code.load(at[0], v), factor, shift[v])) for v in lanes]
-            for v in lanes:
-                code.store(new[v], at[0], v)
-            return [builder.fadd(totals[v], new[v]) for v in lanes]
-
-        def rescale(at: Sequence[Value], _: Sequence[Value]) -> None:
-            for v in lanes:
-                code.store(builder.fmul(code.load(at[0], v), decay[v]), at[0], v)
-
-        before = [code.load(top_at, v) for v in lanes]
-        tops = code.repeat(keys, [(scores_at, row)], larger, before)
-        shift = [builder.fneg(builder.fmul(tops[v], factor)) for v in lanes]
-        # the difference of the rounded products is what the earlier exponentials were really shifted by
-        decay = [code.exp2(builder.fadd(builder.fmul(before[v], factor), shift[v])) for v in lanes]
-        start = [builder.fmul(code.load(total_at, v), decay[v]) for v in lanes]
-        totals = code.repeat(keys, [(scores_at, row)], exponential, start)
-        code.repeat(width, [(sums_at, row)], rescale)
-        for v in lanes:
-            code.store(tops[v], top_at, v)
-            code.store(totals[v], total_at, v)
-
-    code.chunks(vectors, columns)
-
-
-@vector_code
-def score_gradients(
-    code: Code,
-    scores: Value,
-    slopes: Value,
-    row: Value,
-    keys: Value,
-    vectors: Value,
-    lse: Value,
-    delta: Value,
-    scale_log2: Float,
-    scale: Float,
-) -> None:
-    """Turn scores into weights p = exp2(scale_log2 * score - lse), and slopes dp into p * (dp - delta) * scale."""
-    builder = code.builder
-
-    def columns(wide: int, offset: Value) -> None:
-        lanes = range(wide)
-        factor, outer = code.splat(scale_log2), code.splat(scale)
-        shift = [builder.fneg(code.load(code.add(lse, offset), v)) for v in lanes]
-        deltas = [code.load(code.add(delta, offset), v) for v in lanes]
-
-        def step(at: Sequence[Value], _: Sequence[Value]) -> None:
-            for v in lanes:
-                weight = code.exp2(code.fma(code.load(at[0], v), factor, shift[v]))
-                slope = builder.fsub(code.load(at[1], v), deltas[v])
-                code.store(weight, at[0], v)
-                code.store(builder.fmul(builder.fmul(weight, outer), slope), at[1], v)
-
-        code.repeat(keys, [(code.add(scores, offset), row), (code.add(slopes, offset), row)], step)
-
-    code.chunks(vectors, columns)
+BOUND = np.float32(50.0)  # exp2 of twice this, times the keys of a cell, is far from the ends of float32
 
 
 @njit(nogil=True, error_model="numpy")
@@ -137,13 +54,23 @@ def _place(tensor, token, head):
 
 
 @njit(nogil=True, error_model="numpy")
-def _load_block(host, source, source_row, rows, row, lanes, width, first, n):
-    """Copy rows first..n into a block of rows that is else zero, and transposed into lanes [width, QUERIES]."""
+def _load_block(host, source, source_row, rows, row, lanes, width, first, n, factor):
+    """Copy factor * rows first..n into a block that is else zero, and transposed into lanes [width, QUERIES]."""
     padded = (n + 15) // 16 * 16  # the transposition takes eights, and a vector has up to sixteen lanes
     fill(host, rows, padded * row // 4, np.float32(0.0))
     skip = first * source_row
-    scale_rows(host, source + skip, source_row, rows + first * row, row, n - first, width, np.float32(1.0))
+    scale_rows(host, source + skip, source_row, rows + first * row, row, n - first, width, factor)
     transpose(host, rows, row, lanes, 4 * QUERIES, padded, width)
+
+
+@njit(nogil=True, error_model="numpy")
+def _largest_square(host, rows, row, n, width):
+    """Return the largest squared norm of n rows; NaN if there is one."""
+    largest = np.float32(0.0)
+    for x in range(n):
+        square = dot(host, rows + x * row, rows + x * row, width)
+        largest = square if not square <= largest else largest
+    return largest
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -157,10 +84,12 @@ def _forward_tasks(host, tensors, lse, pieces, shape, counter, scratch):
     heads, width, lanes, row = shape
     queries, keys, values, out = tensors
     keys_at, values_at, block, query_lanes, sums, scores = scratch
-    scale = np.float32(LOG2_E / math.sqrt(width))
+    scale_log2 = np.float32(LOG2_E / math.sqrt(width))
+    one = np.float32(1.0)
     line = 4 * QUERIES
     top = np.empty(QUERIES, np.float32)
     total = np.empty(QUERIES, np.float32)
+    own_weight = np.empty(QUERIES, np.float32)
     top_at, total_at = address(top), address(total)
     while True:
         task = take_ticket(host, address(counter))
@@ -174,32 +103,51 @@ def _forward_tasks(host, tensors, lse, pieces, shape, counter, scratch):
         v_at = _place(values, start, head)
         out_at = _place(out, start, head)
         # strided rows would thrash the sets of the first-level cache and the page table
-        scale_rows(host, k_at, keys[1], keys_at, row, n_keys, width, np.float32(1.0))
-        scale_rows(host, v_at, values[1], values_at, row, n_keys, width, np.float32(1.0))
+        scale_rows(host, k_at, keys[1], keys_at, row, n_keys, width, one)
+        scale_rows(host, v_at, values[1], values_at, row, n_keys, width, one)
+        key_square = _largest_square(host, keys_at, row, n_keys, width)
         end = min(first + PIECE, tokens)
         for q0 in range(first, end, QUERIES):
             n = min(QUERIES, end - q0)
             n_vectors = (n + lanes - 1) // lanes
-            _load_block(host, q_at + q0 * queries[1], queries[1], block, row, query_lanes, width, 0, n)
-            fill(host, top_at, QUERIES, np.float32(LOWEST))
+            _load_block(host, q_at + q0 * queries[1], queries[1], block, row, query_lanes, width, 0, n, scale_log2)
             fill(host, total_at, QUERIES, np.float32(0.0))
             fill(host, sums, QUERIES * width, np.float32(0.0))
-            own = max(0, n_keys - q0)  # from here on a query is not among the keys: it starts from itself
-            if own < n:
-                _load_block(host, v_at + q0 * values[1], values[1], block, row, sums, width, own, n)
-                for x in range(own, n):
-                    top[x] = dot(host, q_at + (q0 + x) * queries[1], k_at + (q0 + x) * keys[1], width)
-                    total[x] = 1.0
+            # no score can be larger than the product of the norms: then exponentials need no maximum
+            bounded = _largest_square(host, block, row, n, width) * key_square <= BOUND * BOUND
+            fill(host, top_at, QUERIES, np.float32(0.0 if bounded else LOWEST))
             for j0 in range(0, n_keys, FORWARD_KEYS):
                 rows = min(FORWARD_KEYS, n_keys - j0)
                 product(host, keys_at + j0 * row, row, 4, query_lanes, line, scores, line, rows, n_vectors, width, 0)
-                softmax_step(host, scores, line, rows, n_vectors, top_at, total_at, sums, width, scale)
+                if bounded:
+                    bounded_softmax_step(host, scores, line, rows, n_vectors, total_at)
+                else:
+                    softmax_step(host, scores, line, rows, n_vectors, top_at, total_at, sums, width)
                 product(host, values_at + j0 * row, 4, row, scores, line, sums, line, width, n_vectors, rows, 1)
+            own = min(max(0, n_keys - q0), n)  # from here on a query is not among the keys, and sees its own besides
+            own_weight[:] = 0.0
+            for x in range(n):
+                log_total = top[x] + np.log2(total[x])
+                joint, past = log_total, one / total[x]
+                if x >= own:
+                    score = dot(host, block + x * row, k_at + (q0 + x) * keys[1], width)
+                    if n_keys == 0:
+                        joint, past = score, np.float32(0.0)
+                    else:
+                        larger = max(log_total, score)
+                        joint = larger + np.log2(np.exp2(log_total - larger) + np.exp2(score - larger))
+                        past *= np.exp2(log_total - joint)
+                    own_weight[x] = np.exp2(score - joint)
+                lse[head, start + q0 + x] = joint
+                total[x] = past
+            if own < n:
+                value_lanes = query_lanes
+                _load_block(host, v_at + q0 * values[1], values[1], block, row, value_lanes, width, own, n, one)
+                add_own_key(host, sums, value_lanes, line, width, n_vectors, total_at, address(own_weight))
+                fill(host, total_at, QUERIES, one)
             transpose(host, sums, line, block, row, width, QUERIES)
             for x in range(n):
-                lse[head, start + q0 + x] = top[x] * scale + np.log2(total[x])
-                weight = np.float32(1.0) / total[x]
-                scale_rows(host, block + x * row, row, out_at + (q0 + x) * out[1], out[1], 1, width, weight)
+                scale_rows(host, block + x * row, row, out_at + (q0 + x) * out[1], out[1], 1, width, total[x])
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -213,6 +161,7 @@ def _backward_tasks(host, tensors, lse, cells, shape, counter, scratch):
     keys_at, values_at, to_keys, to_values, block, q_rows, g_rows, q_lanes, g_lanes, sums, scores, slopes = scratch
     scale = np.float32(1.0 / math.sqrt(width))
     scale_log2 = np.float32(LOG2_E / math.sqrt(width))
+    ln_2 = np.float32(1.0 / LOG2_E)  # turns scale_log2, which is in the copied queries, into scale
     one = np.float32(1.0)
     line = 4 * QUERIES
     wide = (width + lanes - 1) // lanes
@@ -236,27 +185,31 @@ def _backward_tasks(host, tensors, lse, cells, shape, counter, scratch):
         dv_at = _place(to_v, start, head)
         scale_rows(host, k_at, keys[1], keys_at, row, n_keys, width, one)
         scale_rows(host, v_at, values[1], values_at, row, n_keys, width, one)
+        key_square = _largest_square(host, keys_at, row, n_keys, width)
         for q0 in range(0, tokens, QUERIES):
             n = min(QUERIES, tokens - q0)
             n_vectors = (n + lanes - 1) // lanes
-            _load_block(host, q_at + q0 * queries[1], queries[1], q_rows, row, q_lanes, width, 0, n)
-            _load_block(host, g_at + q0 * grads[1], grads[1], g_rows, row, g_lanes, width, 0, n)
-            # lanes beyond the last query get a weight of zero
-            fill(host, lse_at, QUERIES, np.float32(-LOWEST))
+            _load_block(host, q_at + q0 * queries[1], queries[1], q_rows, row, q_lanes, width, 0, n, scale_log2)
+            _load_block(host, g_at + q0 * grads[1], grads[1], g_rows, row, g_lanes, width, 0, n, one)
+            # what lanes beyond the last query hold is in no sum
+            fill(host, lse_at, QUERIES, np.float32(0.0))
             fill(host, delta_at, QUERIES, np.float32(0.0))
+            highest = np.float32(0.0)
             for x in range(n):
                 log_total[x] = lse[head, start + q0 + x]
+                highest = max(highest, log_total[x])
                 delta[x] = dot(host, g_rows + x * row, out_at + (q0 + x) * out[1], width)
+            bounded = _largest_square(host, q_rows, row, n, width) * key_square <= BOUND * BOUND and highest <= BOUND
             fill(host, sums, QUERIES * width, np.float32(0.0))
             own = max(0, n_keys - q0)
             if own < n:
-                _load_block(host, k_at + q0 * keys[1], keys[1], block, row, sums, width, own, n)
+                _load_block(host, k_at + q0 * keys[1], keys[1], block, row, sums, width, own, n, one)
                 for x in range(own, n):
                     token, q_row, g_row, k_row = q0 + x, q_rows + x * row, g_rows + x * row, block + x * row
-                    weight = np.exp2(dot(host, q_row, k_row, width) * scale_log2 - log_total[x])
-                    slope = weight * (dot(host, g_row, v_at + token * values[1], width) - delta[x]) * scale
+                    weight = np.exp2(dot(host, q_row, k_row, width) - log_total[x])
+                    slope = weight * (dot(host, g_row, v_at + token * values[1], width) - delta[x])
                     scale_rows(host, g_row, row, dv_at + token * to_v[1], to_v[1], 1, width, weight)
-                    scale_rows(host, q_row, row, dk_at + token * to_k[1], to_k[1], 1, width, slope)
+                    scale_rows(host, q_row, row, dk_at + token * to_k[1], to_k[1], 1, width, slope * ln_2)
                     scale_rows(host, k_row, row, k_row, row, 1, width, slope)
                 transpose(host, block, row, sums, line, QUERIES, width)
             for j0 in range(0, n_keys, BACKWARD_KEYS):
@@ -265,13 +218,16 @@ def _backward_tasks(host, tensors, lse, cells, shape, counter, scratch):
                 dk_rows, dv_rows = to_keys + j0 * row, to_values + j0 * row
                 product(host, k_rows, row, 4, q_lanes, line, scores, line, rows, n_vectors, width, 0)
                 product(host, v_rows, row, 4, g_lanes, line, slopes, line, rows, n_vectors, width, 0)
-                score_gradients(host, scores, slopes, line, rows, n_vectors, lse_at, delta_at, scale_log2, scale)
+                if bounded:
+                    bounded_score_gradients(host, scores, slopes, line, rows, n_vectors, lse_at, delta_at)
+                else:
+                    score_gradients(host, scores, slopes, line, rows, n_vectors, lse_at, delta_at)
                 product(host, k_rows, 4, row, slopes, line, sums, line, width, n_vectors, rows, 1)
                 product(host, scores, line, 4, g_rows, row, dv_rows, row, rows, wide, n, int(q0 > 0))
                 product(host, slopes, line, 4, q_rows, row, dk_rows, row, rows, wide, n, int(q0 > 0))
             transpose(host, sums, line, block, row, width, QUERIES)
-            scale_rows(host, block, row, dq_at + q0 * to_q[1], to_q[1], n, width, one)
-        scale_rows(host, to_keys, row, dk_at, to_k[1], n_keys, width, one)
+            scale_rows(host, block, row, dq_at + q0 * to_q[1], to_q[1], n, width, scale)
+        scale_rows(host, to_keys, row, dk_at, to_k[1], n_keys, width, ln_2)
         scale_rows(host, to_values, row, dv_at, to_v[1], n_keys, width, one)
 
 

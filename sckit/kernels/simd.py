@@ -47,13 +47,14 @@ def host_width() -> int:
 def vector_type(width: int) -> np.ndarray:
     """Return an empty array whose type tells compiled code the vector width.
 
-    The field's name is a digest of this file. Numba's cache on disk looks at the types and at the file of the jitted
-    function only, and would otherwise answer an edit here with machine code from before.
+    The field's name is a digest of the files of vector code. Numba's cache on disk looks at the types and at the file
+    of the jitted function only, and would otherwise answer an edit there with machine code from before.
     """
     if width not in TILE_ROWS:
         message = f"vector width must be one of {sorted(TILE_ROWS)}, got {width}."
         raise ValueError(message)
-    digest = sha256(Path(__file__).read_bytes()).hexdigest()[:16]
+    files = sorted(Path(__file__).parent.glob("simd*.py"))
+    digest = sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
     return np.empty(0, np.dtype([(f"simd_{digest}", np.float32, (width,))]))
 
 
@@ -104,9 +105,9 @@ class Code:
         """Return the larger; b where either is not a number, so a constant in a lets NaN through."""
         return self.builder.select(self.builder.fcmp_ordered(">", a, b), a, b)
 
-    def exp2(self, x: Value) -> Value:
-        """Return 2**x for x up to 126, and 2**-126 below -126."""
-        x = self.max(self.const(-126.0), x)
+    def exp2(self, x: Value, *, clamp: bool = True) -> Value:
+        """Return 2**x for x up to 126, and 2**-126 below -126; without the clamp x must not lie there."""
+        x = self.max(self.const(-126.0), x) if clamp else x
         rounded = self.builder.fadd(x, self.const(ROUND))
         fraction = self.builder.fsub(x, self.builder.fsub(rounded, self.const(ROUND)))
         power = self.const(EXP2[-1])
