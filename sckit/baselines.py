@@ -21,12 +21,12 @@ import scipy.sparse as sp
 
 from sckit.batch import Batch, CountsView
 from sckit.errors import ConfigError
+from sckit.kernels.counts_numba import entry_dot
 from sckit.regression import (
     ValueBlock,
     normal_equations,
     posterior,
     principal_axes,
-    rowdot,
     solve_ridge,
     stream,
 )
@@ -87,17 +87,17 @@ class ClosedForms:
         factors = self.factors(batch, x, t)
         return {
             "gene mean": self.gene_mean[genes],
-            "gene mean + depth": rowdot(self.depth[genes], x[cell, :2]),
-            "detection ridge": rowdot(self.ridge[genes], x[cell]),
+            "gene mean + depth": entry_dot(self.depth, genes, x[:, :2], cell),
+            "detection ridge": entry_dot(self.ridge, genes, x, cell),
             "detection + total ridge": with_total,
-            "value ridge": with_total + rowdot(self.loadings[genes], factors[cell]),
+            "value ridge": with_total + entry_dot(self.loadings, genes, factors, cell),
         }
 
     def blend(self, x: np.ndarray, t: np.ndarray, genes: np.ndarray, cell: np.ndarray) -> np.ndarray:
         """Detection + total ridge of genes [N] in cells [N] where the total is known, else the detection ridge."""
         known = np.isfinite(t)
         full = np.column_stack([x, np.where(known, t, 0.0)])
-        return np.where(known[cell], rowdot(self.total[genes], full[cell]), rowdot(self.ridge[genes], x[cell]))
+        return np.where(known[cell], entry_dot(self.total, genes, full, cell), entry_dot(self.ridge, genes, x, cell))
 
     def factors(self, batch: Batch, x: np.ndarray, t: np.ndarray) -> np.ndarray:
         """Posterior mean of the value factors given the visible values, [C, J]; zero where nothing is visible."""
@@ -129,7 +129,7 @@ class LabelDepth:
     def predict(self, batch: Batch) -> np.ndarray:
         """Predicted values of the batch's targets, float64 [M]."""
         x = self.features(batch.cells, batch.n_detected)
-        return rowdot(self.coefficients[batch.genes[batch.targets]], x[batch.target_cells])
+        return entry_dot(self.coefficients, batch.genes[batch.targets], x, batch.target_cells)
 
 
 def fit_closed_forms(
@@ -242,7 +242,7 @@ def _fit_factors(
 
     def residuals() -> Iterable[sp.csr_array]:
         for block in stream(view, vocabulary, cells):
-            fitted = rowdot(forms.total[block.values.indices], forms.block_features(block)[block.cell_of_entry])
+            fitted = entry_dot(forms.total, block.values.indices, forms.block_features(block), block.cell_of_entry)
             yield block.with_values(block.values.data - fitted)
 
     counted, squares = np.zeros(n_genes), np.zeros(n_genes)

@@ -12,7 +12,7 @@ import numpy as np
 
 from sckit.config import check_mask
 from sckit.errors import ConfigError
-from sckit.kernels.counts_numba import pack
+from sckit.kernels.counts_numba import cut, pack
 from sckit.kernels.counts_reference import entry_uniform, mix
 
 SCORED_SHARE = 0.15
@@ -170,13 +170,8 @@ class CutView:
 
     def rows(self, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """CSR of the cells with the genes of the vocabulary, cut."""
-        indptr, genes, counts = self._view.rows(cells)
-        keep = self._vocabulary[genes] >= 0
-        for c in np.flatnonzero(np.diff(np.concatenate([[0], np.cumsum(keep)])[indptr]) > self._max_genes):
-            known = indptr[c] + np.flatnonzero(keep[indptr[c] : indptr[c + 1]])
-            draws = entry_uniform(self._seed, cells[c], genes[known])
-            keep[known[np.argsort(draws)[self._max_genes :]]] = False
-        return np.concatenate([[0], np.cumsum(keep)])[indptr], genes[keep], counts[keep]
+        csr = self._view.rows(cells)
+        return cut(csr, cells, self._seed, vocabulary=self._vocabulary, max_genes=self._max_genes)
 
     def totals(self, cells: np.ndarray) -> np.ndarray:
         """Total counts [C] of the whole cells."""

@@ -3,9 +3,12 @@
 import numpy as np
 
 from sckit.batch import Batch
+from sckit.kernels.counts_numba import split
+from sckit.kernels.counts_reference import mix
 from sckit.store import Store
 
 _BLOCK_CELLS = 1024
+_SPLIT = np.uint64(2**64 - 1)  # where hiding has the epoch: no entry is split by the hash that hides it
 _MAX_SIZE = 1e4  # a size this large is Poisson to any practical precision
 
 
@@ -14,45 +17,39 @@ class Halves:
 
     Binomial splitting makes halves that are independent given a Poisson count. For overdispersed genes they still share
     the excess; a beta-binomial split with the gene's own size makes negative-binomial halves independent given the
-    cell's mean (Neufeld, Popp, Gao, Battle, Witten 2023). Each cell has its own generator: nothing depends on order.
+    cell's mean (Neufeld, Popp, Gao, Battle, Witten 2023). Draws are hashes of (seed, cell, gene): order plays no part.
     """
 
     def __init__(self, store: Store, seed: int, sizes: np.ndarray | None = None) -> None:
         """sizes: negative-binomial size of each gene of the store, from `nb_sizes`; None splits binomially."""
-        self._store, self._seed, self._size = store, seed, sizes
+        self._store, self._sizes = store, sizes
+        self._key = int(mix(mix(np.array(seed, np.uint64)) ^ _SPLIT))
+        self._kept: dict[bool, tuple] = {}
 
     def rows(self, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """CSR of the A halves; entries that came out zero are left out."""
-        return _compress(*self._split(cells, 0)[:3])
+        return self._half(cells, second=False)[0]
 
     def other(self, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """CSR of the B halves."""
-        return _compress(*self._split(cells, 1)[:3])
+        return self._half(cells, second=True)[0]
 
     def totals(self, cells: np.ndarray) -> np.ndarray:
         """Total counts [C] of the A halves, at least 1."""
-        return self._split(cells, 0)[3]
+        return self._half(cells, second=False)[1]
 
     def other_totals(self, cells: np.ndarray) -> np.ndarray:
         """Total counts [C] of the B halves, at least 1."""
-        return self._split(cells, 1)[3]
+        return self._half(cells, second=True)[1]
 
-    def _split(self, cells: np.ndarray, half: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        indptr, genes, counts = self._store.rows(cells)
-        whole = self._store.totals(cells).astype(np.int64)
-        first, totals = np.empty(len(counts), np.int64), np.empty(len(cells), np.int64)
-        for c, cell in enumerate(cells):
-            span = slice(indptr[c], indptr[c + 1])
-            generator = np.random.default_rng((self._seed, int(cell)))
-            share = (
-                0.5 if self._size is None else generator.beta(self._size[genes[span]] / 2, self._size[genes[span]] / 2)
-            )
-            first[span] = generator.binomial(counts[span].astype(np.int64), share)
-            # The counts outside the store's genes belong to the total as well.
-            totals[c] = first[span].sum() + generator.binomial(max(int(whole[c] - counts[span].sum()), 0), 0.5)
-        if half == 0:
-            return indptr, genes, first, np.maximum(totals, 1)
-        return indptr, genes, counts.astype(np.int64) - first, np.maximum(whole - totals, 1)
+    def _half(self, cells: np.ndarray, *, second: bool) -> tuple[tuple, np.ndarray]:
+        """CSR and totals of one half; the last one is kept, because totals are asked for right after the rows."""
+        kept = self._kept.get(second)
+        if kept is None or not np.array_equal(kept[0], cells):
+            csr, whole = self._store.rows(cells), self._store.totals(cells).astype(np.int64)
+            half = split(csr, cells, whole, self._key, sizes=self._sizes, second=second)
+            kept = self._kept[second] = cells.copy(), half
+        return kept[1]
 
 
 def replicate_values(view: Halves, batch: Batch, vocabulary: np.ndarray) -> np.ndarray:
@@ -70,11 +67,6 @@ def replicate_values(view: Halves, batch: Batch, vocabulary: np.ndarray) -> np.n
     found = order[np.minimum(at, len(order) - 1)] if len(order) else np.zeros(len(wanted), np.int64)
     hit = (at < len(order)) & (entries[found] == wanted) if len(order) else np.zeros(len(wanted), bool)
     return np.where(hit, values[found] if len(order) else 0.0, 0.0)
-
-
-def _compress(indptr: np.ndarray, genes: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    kept = counts > 0
-    return np.concatenate([[0], np.cumsum(kept)])[indptr], genes[kept], counts[kept]
 
 
 def nb_sizes(store: Store, cells: np.ndarray, clusters: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from sckit.batch import CountsView
+from sckit.kernels.counts_numba import normalise
 
 BLOCK_CELLS = 1024
 _SUBSPACE_PASSES = 6
@@ -41,24 +42,14 @@ def stream(view: CountsView, vocabulary: np.ndarray, cells: np.ndarray) -> Itera
     n_genes = int(vocabulary.max()) + 1
     for start in range(0, len(cells), BLOCK_CELLS):
         part = cells[start : start + BLOCK_CELLS]
-        indptr, genes, counts = view.rows(part)
         totals = view.totals(part)
-        gene = vocabulary[genes]
-        known = gene >= 0
-        kept = np.concatenate([[0], np.cumsum(known)])[indptr]
-        scale = np.repeat(1e4 / totals, np.diff(indptr))
-        values = np.log1p(counts[known] * scale[known])
-        yield ValueBlock(part, sp.csr_array((values, gene[known], kept), (len(part), n_genes)), totals)
+        indptr, genes, values = normalise(view.rows(part), totals, vocabulary)
+        yield ValueBlock(part, sp.csr_array((values, genes, indptr), (len(part), n_genes)), totals)
 
 
 def ones_like(matrix: sp.csr_array) -> sp.csr_array:
     """Ones at the stored entries of a matrix."""
     return sp.csr_array((np.ones(len(matrix.data)), matrix.indices, matrix.indptr), matrix.shape)
-
-
-def rowdot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Dot products of paired rows, [N, k] and [N, k] -> [N]."""
-    return np.einsum("ij,ij->i", a, b)
 
 
 def principal_axes(

@@ -1,21 +1,154 @@
-"""Counts kernels in Numba: the hash that hides entries, and the packing of detected genes."""
+"""Counts kernels in Numba: one loop over the entries of CSR counts where numpy makes a pass for every step.
+
+All take CSR as (indptr int64 [C + 1], genes [nnz], counts [nnz]) with any integer types, run on one thread without the
+GIL, and allocate nothing that grows with the number of genes. What is random is a hash of (key, cell, gene): a cell
+gives the same result alone and in any batch.
+"""
 
 import numpy as np
 from numba import njit
+
+from sckit.kernels.counts_reference import entry_uniform
+
+Csr = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_OUTSIDE = np.uint64(2**32 - 1)  # a gene number no store has: the counts of a cell in other genes
+_TABLED = 16  # 96 % of the counts of PBMC are below; the rest cost a logarithm each
 
 
 @njit(cache=True, nogil=True)
 def mix(x):
     """The finaliser of SplitMix64 (Steele, Lea, Flood 2014)."""
-    x = np.uint64(x) + np.uint64(0x9E3779B97F4A7C15)
+    x = np.uint64(x) + _GOLDEN
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 
 @njit(cache=True, nogil=True)
-def _uniform(cell_key, gene):
-    return (mix(cell_key ^ np.uint64(gene)) >> np.uint64(11)) * 2.0**-53
+def _cell_key(key, cell):
+    return mix(key ^ mix(np.uint64(cell)))
+
+
+@njit(cache=True, nogil=True)
+def _uniform(state):
+    return (mix(state) >> np.uint64(11)) * 2.0**-53
+
+
+@njit(cache=True, nogil=True)
+def _popcount(x):
+    """Ones among 64 bits; LLVM makes one instruction of it."""
+    x -= (x >> np.uint64(1)) & np.uint64(0x5555555555555555)
+    x = (x & np.uint64(0x3333333333333333)) + ((x >> np.uint64(2)) & np.uint64(0x3333333333333333))
+    x = (x + (x >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
+    return np.int64((x * np.uint64(0x0101010101010101)) >> np.uint64(56))
+
+
+@njit(cache=True, nogil=True)
+def _row_sums(indptr, genes, counts, marked, totals, in_marked):
+    for c in range(len(totals)):
+        total, within = np.int64(0), np.int64(0)
+        for i in range(indptr[c], indptr[c + 1]):
+            count = np.int64(counts[i])
+            total += count
+            within += count * marked[genes[i]]
+        totals[c], in_marked[c] = total, within
+
+
+def row_sums(csr: Csr, marked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Counts of each cell, and those of them in marked genes: two int64 [C]. marked: bool [G]."""
+    totals, in_marked = np.empty(len(csr[0]) - 1, np.int64), np.empty(len(csr[0]) - 1, np.int64)
+    _row_sums(*csr, marked, totals, in_marked)
+    return totals, in_marked
+
+
+@njit(cache=True, nogil=True)
+def _gene_moments(indptr, genes, counts, totals, sums):
+    for c in range(len(totals)):
+        scale = 1e4 / max(totals[c], 1)
+        for i in range(indptr[c], indptr[c + 1]):
+            value = counts[i] * scale
+            sums[genes[i], 0] += value
+            sums[genes[i], 1] += value * value
+
+
+def gene_moments(csr: Csr, totals: np.ndarray, sums: np.ndarray) -> None:
+    """Add each gene's counts per 10,000, and their squares, to `sums` [G, 2]; totals: [C], 0 counts as 1."""
+    _gene_moments(*csr, totals, sums)
+
+
+@njit(cache=True, nogil=True)
+def _table(scale, table):
+    for count in range(len(table)):
+        table[count] = np.log1p(count * scale)
+
+
+@njit(cache=True, nogil=True)
+def _normalise(indptr, genes, counts, totals, vocabulary, out_indptr, out_genes, out_values):
+    at = 0
+    table = np.empty(_TABLED)
+    for c in range(len(totals)):
+        scale = 1e4 / totals[c]
+        _table(scale, table)
+        for i in range(indptr[c], indptr[c + 1]):
+            gene = vocabulary[genes[i]]
+            out_genes[at] = gene
+            out_values[at] = table[counts[i]] if counts[i] < _TABLED else np.log1p(counts[i] * scale)
+            at += gene >= 0
+        out_indptr[c + 1] = at
+
+
+def normalise(csr: Csr, totals: np.ndarray, vocabulary: np.ndarray) -> Csr:
+    """Renumber the genes, leave out those of number -1, turn counts into values.
+
+    totals: [C], above 0; vocabulary: [genes of the store] -> number of the model's gene or -1.
+    Returns CSR with genes int32 and values float64, log1p of counts per 10,000.
+    """
+    indptr, genes = np.zeros(len(csr[0]), np.int64), np.empty(len(csr[1]), np.int32)
+    values = np.empty(len(genes))
+    _normalise(*csr, totals, vocabulary, indptr, genes, values)
+    return indptr, genes[: indptr[-1]], values[: indptr[-1]]
+
+
+def _thresholds(csr: Csr, cells: np.ndarray, key: int, vocabulary: np.ndarray, max_genes: int) -> np.ndarray:
+    """The hash below which each cell's genes of the vocabulary are kept; 1.0 keeps all, float64 [C].
+
+    In numpy, because few cells are that long and Numba needs seconds to compile a sort.
+    """
+    indptr, genes, _ = csr
+    thresholds = np.ones(len(cells))
+    for c in np.flatnonzero(np.diff(indptr) > max_genes):
+        own = genes[indptr[c] : indptr[c + 1]]
+        own = own[vocabulary[own] >= 0]
+        if len(own) > max_genes:
+            thresholds[c] = np.partition(entry_uniform(key, cells[c], own), max_genes)[max_genes]
+    return thresholds
+
+
+@njit(cache=True, nogil=True)
+def _cut(indptr, genes, counts, cells, key, vocabulary, thresholds, out_indptr, out_genes, out_counts):
+    at = 0
+    for c in range(len(cells)):
+        cell_key = _cell_key(key, cells[c])
+        for i in range(indptr[c], indptr[c + 1]):
+            known = vocabulary[genes[i]] >= 0
+            if thresholds[c] < 1.0:
+                known &= _uniform(cell_key ^ np.uint64(genes[i])) < thresholds[c]
+            out_genes[at], out_counts[at] = genes[i], counts[i]
+            at += known
+        out_indptr[c + 1] = at
+
+
+def cut(csr: Csr, cells: np.ndarray, key: int, *, vocabulary: np.ndarray, max_genes: int) -> Csr:
+    """Keep the genes of the vocabulary, of a cell with more than max_genes a random max_genes; CSR, types as given.
+
+    cells: [C] their numbers, part of the hash; key: below 2^64; vocabulary: as in `normalise`, numbers are not changed.
+    """
+    indptr, genes, counts = np.zeros(len(csr[0]), np.int64), np.empty_like(csr[1]), np.empty_like(csr[2])
+    thresholds = _thresholds(csr, cells, key, vocabulary, max_genes)
+    _cut(*csr, cells, np.uint64(key), vocabulary, thresholds, indptr, genes, counts)
+    return indptr, genes[: indptr[-1]], counts[: indptr[-1]]
 
 
 @njit(cache=True, nogil=True)
@@ -28,7 +161,7 @@ def _pack(
     key,
     rates,
     vocabulary,
-    max_genes,
+    thresholds,
     out_gene,
     out_value,
     out_u,
@@ -36,66 +169,133 @@ def _pack(
     visible,
 ):
     """Fill the outputs cell by cell; returns how many entries were cut from cells over max_genes."""
-    cut = 0
+    left_out = 0
     at = 0
-    for c in range(cells.shape[0]):
-        hide_key = mix(key ^ mix(np.uint64(cells[c])))
-        length = 0
-        for i in range(indptr[c], indptr[c + 1]):
-            length += vocabulary[genes[i]] >= 0
-        threshold = 2.0
-        choose_key = mix((key + np.uint64(1)) ^ mix(np.uint64(cells[c])))
-        if length > max_genes:
-            draws = np.empty(length, np.float64)
-            j = 0
-            for i in range(indptr[c], indptr[c + 1]):
-                if vocabulary[genes[i]] >= 0:
-                    draws[j] = _uniform(choose_key, genes[i])
-                    j += 1
-            threshold = np.sort(draws)[max_genes]
-            cut += length - max_genes
+    longest = 0
+    for c in range(len(cells)):
+        longest = max(longest, indptr[c + 1] - indptr[c])
+    hidden_gene, hidden_value, hidden_u = np.empty(longest, np.int32), np.empty(longest), np.empty(longest)
+    table = np.empty(_TABLED)
+    for c in range(len(cells)):
+        hide_key, choose_key = _cell_key(key, cells[c]), _cell_key(key + np.uint64(1), cells[c])
         scale = 1e4 / totals[c]
-        # Two sweeps, visible then hidden, keep both groups in gene order without a scratch copy.
-        for hidden in range(2):
-            for i in range(indptr[c], indptr[c + 1]):
-                gene = vocabulary[genes[i]]
-                if gene < 0:
-                    continue
-                if threshold < 2.0 and _uniform(choose_key, genes[i]) >= threshold:
-                    continue
-                u = _uniform(hide_key, genes[i])
-                if (u < rates[c]) == (hidden == 1):
-                    out_gene[at] = gene
-                    out_value[at] = np.log1p(counts[i] * scale)
-                    out_u[at] = u
-                    at += 1
-            if hidden == 0:
-                visible[c] = at - offsets[c]
+        _table(scale, table)
+        hidden = 0
+        for i in range(indptr[c], indptr[c + 1]):
+            gene = vocabulary[genes[i]]
+            if gene < 0:
+                continue
+            if thresholds[c] < 1.0 and _uniform(choose_key ^ np.uint64(genes[i])) >= thresholds[c]:
+                left_out += 1
+                continue
+            u = _uniform(hide_key ^ np.uint64(genes[i]))
+            value = table[counts[i]] if counts[i] < _TABLED else np.log1p(counts[i] * scale)
+            hidden_gene[hidden], hidden_value[hidden], hidden_u[hidden] = gene, value, u
+            out_gene[at], out_value[at], out_u[at] = gene, value, u
+            hidden += u < rates[c]
+            at += u >= rates[c]
+        visible[c] = at - offsets[c]
+        for j in range(hidden):
+            out_gene[at], out_value[at], out_u[at] = hidden_gene[j], hidden_value[j], hidden_u[j]
+            at += 1
         offsets[c + 1] = at
-    return cut
+    return left_out
 
 
 def pack(
-    csr: tuple, cells: np.ndarray, totals: np.ndarray, hide: tuple, *, vocabulary: np.ndarray, max_genes: int
+    csr: Csr, cells: np.ndarray, totals: np.ndarray, hide: tuple, *, vocabulary: np.ndarray, max_genes: int
 ) -> tuple:
     """Pack the detected genes of some cells into one row of tokens, visible ones first within each cell.
 
-    csr: (indptr [C + 1], genes [nnz], counts [nnz]) of the cells; cells: [C] their numbers, part of the hash;
-    totals: [C] counts a cell was divided by; hide: (key, rates [C]), an entry is hidden when its hash is below its
-    cell's rate; vocabulary: [genes of the store] -> number of the model's gene or -1. A cell with more than max_genes
-    tokens keeps a random max_genes of them. The hash takes the store's gene numbers, so two models with different
-    vocabularies hide the same entries.
+    cells: [C] their numbers, part of the hash; totals: [C] counts a cell is divided by; hide: (key, rates [C]), an
+    entry is hidden when its hash is below its cell's rate; vocabulary: [genes of the store] -> number of the model's
+    gene or -1. A cell with more than max_genes tokens keeps a random max_genes of them. The hash takes the store's gene
+    numbers, so two models with different vocabularies hide the same entries.
 
     Returns ((genes int32 [T], values float32 [T] in log1p of counts per 10,000, uniforms float32 [T]),
     offsets int32 [C + 1], n_visible int32 [C], number of entries cut).
     """
-    indptr, genes, counts = csr
     key, rates = hide
-    size = len(genes)
+    size = len(csr[1])
     out = np.empty(size, np.int32), np.empty(size, np.float32), np.empty(size, np.float32)
     offsets, visible = np.zeros(len(cells) + 1, np.int32), np.zeros(len(cells), np.int32)
-    cut = _pack(
-        indptr, genes, counts, cells, totals, np.uint64(key), rates, vocabulary, max_genes, *out, offsets, visible
-    )
+    # Not the hash that hides: a cut cell would lose its visible entries first.
+    thresholds = _thresholds(csr, cells, key + 1, vocabulary, max_genes)
+    left_out = _pack(*csr, cells, totals, np.uint64(key), rates, vocabulary, thresholds, *out, offsets, visible)
     used = int(offsets[-1])
-    return tuple(x[:used] for x in out), offsets, visible, int(cut)
+    return tuple(x[:used] for x in out), offsets, visible, int(left_out)
+
+
+@njit(cache=True, nogil=True)
+def _binomial(n, state):
+    """Ones among the first n bits of a SplitMix64 stream: exactly binomial(n, 1/2)."""
+    ones = np.int64(0)
+    while n > 64:
+        ones += _popcount(mix(state))
+        state += _GOLDEN
+        n -= 64
+    return ones + _popcount(mix(state) >> np.uint64(64 - n)) if n > 0 else ones
+
+
+@njit(cache=True, nogil=True)
+def _urn(n, size, state):
+    """Polya's urn, one uniform a molecule: exactly beta-binomial(n, size / 2, size / 2)."""
+    ones = np.int64(0)
+    for drawn in range(n):
+        ones += _uniform(state) * (size + drawn) < 0.5 * size + ones
+        state += _GOLDEN
+    return ones
+
+
+@njit(cache=True, nogil=True)
+def _split(indptr, genes, counts, cells, totals, key, sizes, second, out_indptr, out_genes, out_counts, out_totals):
+    at = 0
+    for c in range(len(cells)):
+        cell_key = _cell_key(key, cells[c])
+        inside, first_total = np.int64(0), np.int64(0)
+        for i in range(indptr[c], indptr[c + 1]):
+            count = np.int64(counts[i])
+            state = cell_key ^ np.uint64(genes[i])
+            first = _urn(count, sizes[genes[i]], state) if len(sizes) else _binomial(count, state)
+            inside += count
+            first_total += first
+            mine = count - first if second else first
+            out_genes[at], out_counts[at] = genes[i], mine
+            at += mine > 0
+        first_total += _binomial(totals[c] - inside, cell_key ^ _OUTSIDE)
+        out_totals[c] = max(totals[c] - first_total if second else first_total, 1)
+        out_indptr[c + 1] = at
+
+
+def split(
+    csr: Csr, cells: np.ndarray, totals: np.ndarray, key: int, *, sizes: np.ndarray | None = None, second: bool = False
+) -> tuple[Csr, np.ndarray]:
+    """Draw each molecule into one of two halves and give one of them; the two halves add up to the counts.
+
+    cells: [C] their numbers, part of the hash; totals: [C] counts of the whole cell, those outside the entries are
+    split binomially; key: below 2^64; sizes: float64 [genes of the store], negative-binomial sizes above 0, for a
+    beta-binomial split, whose time grows with the counts (some nanoseconds a molecule; 64 molecules a hash without).
+
+    Returns (CSR without zeros, types as given; totals int64 [C] of the half, at least 1).
+    """
+    indptr, genes, counts = np.zeros(len(csr[0]), np.int64), np.empty_like(csr[1]), np.empty_like(csr[2])
+    half_totals = np.empty(len(cells), np.int64)
+    sizes = np.empty(0) if sizes is None else sizes
+    _split(*csr, cells, totals, np.uint64(key), sizes, second, indptr, genes, counts, half_totals)
+    return (indptr, genes[: indptr[-1]], counts[: indptr[-1]]), half_totals
+
+
+@njit(cache=True, nogil=True)
+def _entry_dot(of_gene, genes, of_cell, cells, out):
+    for i in range(len(out)):
+        total = 0.0
+        for k in range(of_gene.shape[1]):
+            total += of_gene[genes[i], k] * of_cell[cells[i], k]
+        out[i] = total
+
+
+def entry_dot(of_gene: np.ndarray, genes: np.ndarray, of_cell: np.ndarray, cells: np.ndarray) -> np.ndarray:
+    """Dot product of the gene's row and the cell's row of each entry: [G, k], [N], [C, k], [N] -> float64 [N]."""
+    out = np.empty(len(genes))
+    _entry_dot(of_gene, genes, of_cell, cells, out)
+    return out

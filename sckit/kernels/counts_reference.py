@@ -5,6 +5,7 @@ import numpy as np
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
+_OUTSIDE = 2**32 - 1
 
 
 def mix(x: np.ndarray) -> np.ndarray:
@@ -23,6 +24,38 @@ def entry_uniform(key: int, cells: np.ndarray, genes: np.ndarray) -> np.ndarray:
     """
     cell_key = mix(np.uint64(key) ^ mix(np.asarray(cells).astype(np.uint64)))
     return (mix(cell_key ^ np.asarray(genes).astype(np.uint64)) >> np.uint64(11)) * 2.0**-53
+
+
+def row_sums(csr: tuple, marked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Counts of each cell and those in marked genes; arguments and results as in `counts_numba.row_sums`."""
+    indptr, genes, counts = csr
+    counts = counts.astype(np.int64)
+    return tuple(np.diff(_before(kept)[indptr]) for kept in (counts, counts * marked[genes]))
+
+
+def gene_moments(csr: tuple, totals: np.ndarray, sums: np.ndarray) -> None:
+    """Add each gene's counts per 10,000 and their squares; arguments as in `counts_numba.gene_moments`."""
+    indptr, genes, counts = csr
+    values = counts * np.repeat(1e4 / np.maximum(totals, 1), np.diff(indptr))
+    sums += np.stack([np.bincount(genes, x, minlength=len(sums)) for x in (values, values * values)], 1)
+
+
+def normalise(csr: tuple, totals: np.ndarray, vocabulary: np.ndarray) -> tuple:
+    """Renumber genes, turn counts into values; arguments and results as in `counts_numba.normalise`."""
+    indptr, genes, counts = csr
+    gene, values = vocabulary[genes], np.log1p(counts * np.repeat(1e4 / totals, np.diff(indptr)))
+    known = gene >= 0
+    return _before(known)[indptr], gene[known].astype(np.int32), values[known]
+
+
+def cut(csr: tuple, cells: np.ndarray, key: int, *, vocabulary: np.ndarray, max_genes: int) -> tuple:
+    """Keep at most max_genes genes of the vocabulary a cell; arguments and results as in `counts_numba.cut`."""
+    indptr, genes, counts = csr
+    keep = vocabulary[genes] >= 0
+    for c in range(len(cells)):
+        known = indptr[c] + np.flatnonzero(keep[indptr[c] : indptr[c + 1]])
+        keep[known[np.argsort(entry_uniform(key, cells[c], genes[known]), kind="stable")[max_genes:]]] = False
+    return _before(keep)[indptr], genes[keep], counts[keep]
 
 
 def pack(
@@ -51,3 +84,61 @@ def pack(
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     packed = (gene.astype(np.int32), value.astype(np.float32), u.astype(np.float32))
     return packed, offsets, np.array(visible, np.int32), cut
+
+
+def split(
+    csr: tuple,
+    cells: np.ndarray,
+    totals: np.ndarray,
+    key: int,
+    *,
+    sizes: np.ndarray | None = None,
+    second: bool = False,
+) -> tuple:
+    """Draw each molecule into one of two halves; arguments and results as in `counts_numba.split`."""
+    indptr, genes, counts = csr
+    keys = mix(np.uint64(key) ^ mix(cells.astype(np.uint64)))
+    states = np.repeat(keys, np.diff(indptr)) ^ genes.astype(np.uint64)
+    whole = counts.astype(np.int64)
+    if sizes is None:
+        first = np.array([_ones(n, state) for n, state in zip(whole, states, strict=True)], np.int64)
+    else:
+        entries = zip(whole, sizes[genes], states, strict=True)
+        first = np.array([_urn(n, size, state) for n, size, state in entries], np.int64)
+    outside = totals - np.diff(_before(whole)[indptr])
+    first_totals = np.diff(_before(first)[indptr])
+    first_totals += [_ones(n, state) for n, state in zip(outside, keys ^ np.uint64(_OUTSIDE), strict=True)]
+    half, half_totals = (whole - first, totals - first_totals) if second else (first, first_totals)
+    kept = half > 0
+    csr = _before(kept)[indptr], genes[kept], half[kept].astype(counts.dtype)
+    return csr, np.maximum(half_totals, 1).astype(np.int64)
+
+
+def entry_dot(of_gene: np.ndarray, genes: np.ndarray, of_cell: np.ndarray, cells: np.ndarray) -> np.ndarray:
+    """Dot products of paired rows; arguments and result as in `counts_numba.entry_dot`."""
+    return (of_gene[genes] * of_cell[cells]).sum(1)
+
+
+def _before(entries: np.ndarray) -> np.ndarray:
+    """Sum of the entries before each, and of all: [nnz + 1] int64."""
+    return np.concatenate([[0], np.cumsum(entries, dtype=np.int64)])
+
+
+def _words(state: np.uint64, n: int) -> np.ndarray:
+    """The first n words of the SplitMix64 stream that begins at a state."""
+    with np.errstate(over="ignore"):
+        return mix(state + np.arange(n, dtype=np.uint64) * _GOLDEN)
+
+
+def _ones(n: int, state: np.uint64) -> int:
+    """Ones among the first n bits of a stream, the highest bit of a word first."""
+    bits = np.unpackbits(_words(state, -(-n // 64)).astype(">u8").view(np.uint8)) if n > 0 else np.zeros(0, np.uint8)
+    return int(bits[: max(n, 0)].sum())
+
+
+def _urn(n: int, size: float, state: np.uint64) -> int:
+    """Polya's urn: a molecule goes where the more of them are, from size / 2 on each side."""
+    ones = 0
+    for drawn, u in enumerate((_words(state, n) >> np.uint64(11)) * 2.0**-53):
+        ones += int(u * (size + drawn) < 0.5 * size + ones)
+    return ones
