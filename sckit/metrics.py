@@ -40,10 +40,11 @@ class Scores:
         cell, gene = batch.target_cells, batch.genes[batch.targets]
         y, mean, depth = batch.truth.astype(np.float64), predicted["gene mean"], predicted["gene mean + depth"]
         self._cells.append(batch.cells)
-        for name, p in predicted.items():
+        dev_mean, *deviances = _deviances(y, np.stack([mean, *predicted.values()]), totals, cell)
+        for (name, p), deviance in zip(predicted.items(), deviances, strict=True):
             c, q = y - mean, p - mean
             columns = [np.ones(len(y)), y, y * y, p, p * p, y * p, c, c * c, q, q * q, c * q, (y - p) ** 2, c * c]
-            columns += [(y - depth) ** 2, *_deviances(y, p, mean, totals, cell)]
+            columns += [(y - depth) ** 2, deviance, dev_mean]
             sums = np.stack([np.bincount(cell, x, minlength=len(batch.cells)) for x in columns], 1)
             self._parts.setdefault(name, []).append(sums)
             r, s = y - depth, p - depth
@@ -216,19 +217,17 @@ def _finite(x: float) -> float | None:
     return float(x) if np.isfinite(x) else None
 
 
-def _deviances(
-    y: np.ndarray, p: np.ndarray, mean: np.ndarray, totals: np.ndarray | None, cell: np.ndarray
-) -> list[np.ndarray]:
-    """Zero-truncated Poisson deviance of each count under p and under the gene mean, given the cell's total."""
+def _deviances(y: np.ndarray, values: np.ndarray, totals: np.ndarray | None, cell: np.ndarray) -> np.ndarray:
+    """Zero-truncated Poisson deviance of each count under rows of predicted values [P, M], given its cell's total."""
     if totals is None:
-        return [np.zeros(len(y)), np.zeros(len(y))]
+        return np.zeros_like(values)
     size = totals[cell] / 1e4
     count = np.maximum(np.rint(np.expm1(y) * size), 1)
-    return [truncated_poisson_deviance(count, np.expm1(np.clip(x, 0, 12)) * size) for x in (p, mean)]
+    return truncated_poisson_deviance(count, np.expm1(np.clip(values, 0, 12)) * size)
 
 
 def truncated_poisson_deviance(count: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """Deviance of counts >= 1 under zero-truncated Poisson laws of the given means (clipped to above 1), [N]."""
+    """Deviance of counts [N] >= 1 under zero-truncated Poisson laws of the means [..., N], clipped to above 1."""
     return 2 * (_log_likelihood(count, _rate_of_mean(count)) - _log_likelihood(count, _rate_of_mean(mean)))
 
 

@@ -30,7 +30,7 @@ def row_sums(csr: tuple, marked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Counts of each cell and those in marked genes; arguments and results as in `counts_numba.row_sums`."""
     indptr, genes, counts = csr
     counts = counts.astype(np.int64)
-    return tuple(np.diff(_before(kept)[indptr]) for kept in (counts, counts * marked[genes]))
+    return np.diff(_before(counts)[indptr]), np.diff(_before(counts * marked[genes])[indptr])
 
 
 def gene_moments(csr: tuple, totals: np.ndarray, sums: np.ndarray) -> None:
