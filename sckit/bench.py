@@ -1,128 +1,127 @@
-"""`sckit bench kernels`: the attention engines beside what torch offers, on batches shaped like real cells.
+"""`sckit bench kernels`: the attention engines beside what a user could run instead, on batches shaped like real cells.
 
-Every round times every variant once, so that other load on the machine hits them alike; the machine's own matrix
-product is timed in the same rounds. No speed is reported for an engine that disagrees with float64.
+Every round times every variant of every case once, so that other load on the machine hits them alike; the machine's
+own matrix product is timed in the same rounds. No speed is reported where an engine or a competitor disagrees with
+float64.
 """
 
+import os
+import platform
+import subprocess
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import pad
 
+from sckit.bench_cases import CASES, Case
+from sckit.bench_torch import Variant, competitors
 from sckit.errors import SckitError
 from sckit.kernels.attention import attention, choose_engine, plan_attention
+from sckit.run import environment
 
-Variant = Callable[[Tensor, Tensor, Tensor], Tensor]
-GEMM_SIDE = 1024
+GEMM_SIDE = {"cpu": 1024, "cuda": 8192}
 LARGEST_ERROR = {torch.float32: 5e-6, torch.float16: 5e-3, torch.bfloat16: 4e-2}
-BUCKET = 8
-
-
-@dataclass(frozen=True)
-class Case:
-    """A batch whose cells have the numbers of detected genes that 10x data have."""
-
-    name: str
-    heads: int
-    head_dim: int
-    median_tokens: int
-    """Median of detected genes a cell; lognormal with sigma 0.55, cut to 100..2500."""
-    cells: int
-    hidden_share: float = 0.0
-    """Share of a cell's tokens that are queries only."""
-
-    def lengths(self) -> list[int]:
-        """Tokens of each cell, the same in every run."""
-        law = np.random.default_rng(0).lognormal(np.log(self.median_tokens), 0.55, self.cells)
-        return law.clip(100, 2500).astype(int).tolist()
-
-    def keys(self) -> list[int]:
-        """Tokens of each cell that are keys."""
-        return [tokens - int(self.hidden_share * tokens) for tokens in self.lengths()]
-
-    def gflop(self, *, backward: bool) -> float:
-        """Work of the two products of the forward pass, times 3.5 with the five of the backward pass, in 1e9."""
-        pairs = sum(tokens * keys for tokens, keys in zip(self.lengths(), self.keys(), strict=True))
-        return 4 * pairs * self.heads * self.head_dim * (3.5 if backward else 1.0) / 1e9
-
-
-CASES = (
-    Case("long", 4, 32, 700, 24),
-    Case("short", 4, 32, 250, 64),
-    Case("long", 8, 64, 700, 12),
-    Case("short", 8, 64, 250, 32),
-    Case("short", 2, 32, 250, 64),
-    Case("long-half-hidden", 4, 32, 700, 24, 0.5),
-)
+"""Of an output or gradient against float64, as a share of the largest entry."""
+_GATE_CELLS = 3
 
 
 def bench_kernels(
     cases: Sequence[Case] = CASES,
     *,
-    rounds: int = 7,
+    rounds: int = 5,
     device: str = "cpu",
-    tell: Callable[[dict[str, Any]], None] = lambda row: None,
+    tell: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> dict[str, Any]:
     """Time attention forward, and forward with backward, on `torch.get_num_threads()` threads or a GPU.
 
-    Returns the document that `sckit bench kernels --json` ends with; `tell` gets every row as it is measured. gflops
-    and share_of_peak follow from medians over the rounds, and a share is of the matrix product in the same rounds.
-    Raises SckitError when an engine disagrees with float64.
+    Returns the document that `sckit bench kernels --json` ends with: one row for every case, engine and pass, with the
+    median and the 20th and 80th percentile of its times, gflops and share_of_peak from the median, and provenance.
+    `tell` hears what is timed, how many timings are done and how many there are.
+    Raises SckitError when an engine or competitor disagrees with float64.
     """
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    peaks, rows = [], []
-    for case in cases:
-        case_rows, peak = _bench_case(case, rounds, device, dtype)
-        peaks.append(peak)
-        for row in case_rows:
-            tell(row)
-        rows += case_rows
-    return {"command": "bench kernels", "peak_gflops": max(peaks), "rows": rows}
-
-
-def _bench_case(case: Case, rounds: int, device: str, dtype: torch.dtype) -> tuple[list[dict[str, Any]], float]:
-    """Return the rows of one case and the median of its matrix product in 1e9 operations a second."""
-    generator = torch.Generator().manual_seed(0)
-    tokens = sum(case.lengths())
-    qkv = [torch.randn(tokens, case.heads, case.head_dim, generator=generator).to(device, dtype) for _ in range(3)]
-    grad = torch.randn(tokens, case.heads, case.head_dim, generator=generator).to(device, dtype)
-    square = torch.randn(GEMM_SIDE, GEMM_SIDE, generator=generator).to(device, dtype)
     engine, _ = choose_engine(device, dtype)
-    _check_engine(case, engine, qkv)
-    variants = {engine: _engine(case, engine, device)} | torch_variants(case, device)
-    times: dict[tuple[str, str], list[float]] = {}
-    for measured in range(-1, rounds):  # the round before the first warms up
-        for name, variant in variants.items():
-            results = {
-                ("gemm", "fwd"): _wall_s(lambda: square @ square, device),
-                (name, "fwd"): _wall_s(lambda variant=variant: _forward(variant, qkv), device),
-                (name, "fwd+bwd"): _wall_s(lambda variant=variant: _both(variant, qkv, grad), device),
-            }
-            for key, wall_s in results.items():
-                if measured >= 0:
-                    times.setdefault(key, []).append(wall_s)
-    peak = 2 * GEMM_SIDE**3 / float(np.median(times.pop(("gemm", "fwd")))) / 1e9
-    rows = []
-    for (name, passes), walls in times.items():
-        median_s = float(np.median(walls))
-        gflops = case.gflop(backward=passes == "fwd+bwd") / median_s
-        row = {"op": "attention", "case": case.name, "heads": case.heads, "head_dim": case.head_dim, "pass": passes}
-        row |= {"engine": name, "gflops": gflops, "share_of_peak": gflops / peak, "median_ms": 1e3 * median_s}
-        rows.append(row)
-    return rows, peak
+    benches = [_CaseBench(case, engine, device, dtype) for case in cases]
+    total = sum(len(bench.variants) for bench in benches)
+    for round_ in range(-1, rounds):  # the round before the first warms up
+        done = (round_ + 1) * total
+        for bench in benches:
+            for name in bench.variants:
+                tell(f"{bench.case.name} H{bench.case.heads} D{bench.case.head_dim} {name}", done, total * (rounds + 1))
+                bench.time(name, keep=round_ >= 0)
+                done += 1
+    where = provenance(device, dtype)
+    rows = [row | where for bench in benches for row in bench.rows()]
+    document = {"command": "bench kernels", "peak_gflops": max(bench.peak() for bench in benches), "rows": rows}
+    left_out = {name: reason for bench in benches for name, reason in bench.left_out.items()}
+    return document | ({"left_out": left_out} if left_out else {})
 
 
-def _wall_s(run: Callable[[], Any], device: str) -> float:
-    start = time.perf_counter()
-    run()
+class _CaseBench:
+    """One case: its tensors, its variants, and their times in seconds."""
+
+    def __init__(self, case: Case, engine: str, device: str, dtype: torch.dtype) -> None:
+        self.case, self.device = case, device
+        generator = torch.Generator().manual_seed(0)
+        shape = sum(case.lengths()), case.heads, case.head_dim
+        *self.qkv, self.grad = (torch.randn(shape, generator=generator).to(device, dtype) for _ in range(4))
+        side = GEMM_SIDE[device]
+        self.square = torch.randn(side, side, generator=generator).to(device, dtype)
+        self.variants = _variants(case.lengths(), case.keys(), engine, device)
+        self.times: dict[tuple[str, str], list[float]] = {}
+        self.gemm_times: list[float] = []
+        few = _variants(case.lengths()[:_GATE_CELLS], case.keys()[:_GATE_CELLS], engine, device)
+        self.left_out = _check(case, few, self.qkv, engine)
+        for name in self.left_out:
+            del self.variants[name]
+
+    def time(self, name: str, *, keep: bool) -> None:
+        """Time one variant in both passes, and the matrix product beside them."""
+        variant = self.variants[name]
+        gemm_s = self._wall_s(lambda: self.square @ self.square)
+        forward_s = self._wall_s(lambda: _forward(variant, self.qkv))
+        both_s = self._wall_s(lambda: _both(variant, self.qkv, self.grad))
+        if keep:
+            self.gemm_times.append(gemm_s)
+            self.times.setdefault((name, "fwd"), []).append(forward_s)
+            self.times.setdefault((name, "fwd+bwd"), []).append(both_s)
+
+    def _wall_s(self, run: Callable[[], Any]) -> float:
+        repeats = 1 if self.device == "cpu" else 10
+        _finish(self.device)
+        start = time.perf_counter()
+        for _ in range(repeats):
+            run()
+        _finish(self.device)
+        return (time.perf_counter() - start) / repeats
+
+    def peak(self) -> float:
+        """Return the median of the matrix product in 1e9 operations a second."""
+        return 2 * len(self.square) ** 3 / float(np.median(self.gemm_times)) / 1e9
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return a row for each variant and pass."""
+        rows = []
+        for (name, passes), walls in self.times.items():
+            low_s, median_s, high_s = (float(x) for x in np.percentile(walls, (20, 50, 80)))
+            gflops = self.case.gflop(backward=passes == "fwd+bwd") / median_s
+            row: dict[str, Any] = {"op": "attention", "case": self.case.name}
+            row |= {"heads": self.case.heads, "head_dim": self.case.head_dim, "pass": passes, "engine": name}
+            row |= {"gflops": gflops, "share_of_peak": gflops / self.peak(), "median_ms": 1e3 * median_s}
+            rows.append(row | {"p20_ms": 1e3 * low_s, "p80_ms": 1e3 * high_s, "rounds": len(walls)} | self.case.facts())
+        return rows
+
+
+def _finish(device: str) -> None:
     if device != "cpu":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def _forward(variant: Variant, qkv: list[Tensor]) -> None:
@@ -135,91 +134,80 @@ def _both(variant: Variant, qkv: list[Tensor], grad: Tensor) -> None:
     variant(*leaves).backward(grad)
 
 
-def _engine(case: Case, engine: str, device: str) -> Variant:
-    offsets = pad(torch.tensor(case.lengths()).cumsum(0), (1, 0))
-    plan = plan_attention(offsets, torch.tensor(case.keys())).to(device)
-    return lambda q, k, v: attention(q, k, v, plan=plan, engine=engine)
-
-
-def _check_engine(case: Case, engine: str, qkv: list[Tensor]) -> None:
-    """Compare the first cells with float64, forward and gradients; no speed is worth having from a wrong engine."""
-    lengths, keys = case.lengths()[:3], case.keys()[:3]
+def _variants(lengths: list[int], keys: list[int], engine: str, device: str) -> dict[str, Variant]:
     offsets = pad(torch.tensor(lengths).cumsum(0), (1, 0))
-    results = []
-    for name, kind in ((engine, qkv[0].dtype), ("reference", torch.float64)):
-        q, k, v = (part[: sum(lengths)].to(kind, copy=True).requires_grad_() for part in qkv)
-        out = attention(q, k, v, offsets, torch.tensor(keys), engine=name)
-        results.append([out.detach(), *torch.autograd.grad(out.square().sum(), (q, k, v))])
-    for got, want in zip(*results, strict=True):
-        error = float((got.double() - want).abs().max() / want.abs().max())
-        if not error <= LARGEST_ERROR[qkv[0].dtype]:
-            message = (
-                f"engine {engine!r} is wrong by {error:.1e} of the largest entry on case {case.name!r} with"
-                f" {case.heads} heads of {case.head_dim}, so no speed is reported; run pytest tests/kernels."
-            )
-            raise SckitError(message)
+    plan = plan_attention(offsets, torch.tensor(keys)).to(device)
+    return {engine: lambda q, k, v: attention(q, k, v, plan=plan, engine=engine)} | competitors(lengths, keys, device)
 
 
-def torch_variants(case: Case, device: str) -> dict[str, Variant]:
-    """Return what a user could write with torch alone; those that pad only where every token is a key."""
-    lengths, keys = case.lengths(), case.keys()
-    masks: list[Tensor | None] = [None] * len(lengths)
-    if case.hidden_share:
-        masks = [_seen(tokens, n, device) for tokens, n in zip(lengths, keys, strict=True)]
+def _check(case: Case, variants: dict[str, Variant], qkv: list[Tensor], engine: str) -> dict[str, str]:
+    """Compare every variant with float64 on the first cells, output and gradients; else its speed is worth nothing.
 
-    def split(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return _each_cell(scaled_dot_product_attention, q, k, v, lengths, masks)
+    Returns the competitors that cannot run here and what they say.
+    """
+    lengths, keys = case.lengths()[:_GATE_CELLS], case.keys()[:_GATE_CELLS]
+    offsets = pad(torch.tensor(lengths).cumsum(0), (1, 0))
+    exact = partial(attention, offsets=offsets, keys=torch.tensor(keys), engine="reference")
+    want = _results(exact, qkv, sum(lengths), torch.float64)
+    left_out = {}
+    for name, variant in variants.items():
+        try:
+            results = _results(variant, qkv, sum(lengths), qkv[0].dtype)
+        except (RuntimeError, NotImplementedError) as error:
+            if name == engine:
+                raise
+            left_out[name] = str(error).splitlines()[0]
+            continue
+        for got, right in zip(results, want, strict=True):
+            error = float((got.double() - right).abs().max() / right.abs().max())
+            if not error <= LARGEST_ERROR[qkv[0].dtype]:
+                message = (
+                    f"{name!r} is wrong by {error:.1e} of the largest entry on case {case.name!r} with {case.heads}"
+                    f" heads of {case.head_dim}, so no speed is reported; run pytest tests/kernels."
+                )
+                raise SckitError(message)
+    return left_out
 
-    def matmul(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return _each_cell(_matmul_softmax_matmul, q, k, v, lengths, masks)
 
-    if case.hidden_share:
-        return {"torch-split": split, "torch-matmul": matmul}
-    order = np.argsort(lengths, kind="stable")
-    buckets = [order[i : i + BUCKET].tolist() for i in range(0, len(order), BUCKET)]
-    everything = [list(range(len(lengths)))]
+def _results(variant: Variant, qkv: list[Tensor], tokens: int, dtype: torch.dtype) -> list[Tensor]:
+    q, k, v = (part[:tokens].to(dtype, copy=True).requires_grad_() for part in qkv)
+    out = variant(q, k, v)
+    return [out.detach(), *torch.autograd.grad(out.double().square().sum(), (q, k, v))]
+
+
+def provenance(device: str, dtype: torch.dtype) -> dict[str, Any]:
+    """Return what a number means nothing without: time, commit, device, dtype, threads, load, versions."""
+    found = environment()
+    name = _processor() if device == "cpu" else torch.cuda.get_device_name()
     return {
-        "torch-split": split,
-        "torch-buckets": lambda q, k, v: _padded(q, k, v, lengths, buckets),
-        "torch-padded": lambda q, k, v: _padded(q, k, v, lengths, everything),
-        "torch-matmul": matmul,
-    }
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "device": name,
+        "dtype": str(dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 2),
+    } | {package: found[package] for package in ("sckit", "torch", "triton", "numba") if package in found}
 
 
-def _seen(tokens: int, keys: int, device: str) -> Tensor:
-    """Return the mask of one cell, True where a query sees a key."""
-    index = torch.arange(tokens, device=device)
-    return (index[None, :] < keys) | (index[None, :] == index[:, None])  # [L, L]
+def _commit() -> str | None:
+    """Return the commit of the checkout that this file is in, None when it is installed elsewhere."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+    git = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    done = subprocess.run(git, capture_output=True, text=True, check=False, cwd=root)
+    return done.stdout.strip() or None
 
 
-def _each_cell(
-    attend: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, lengths: list[int], masks: list[Tensor | None]
-) -> Tensor:
-    """Attend cell by cell; split and not slices, whose gradients are as large as the batch for every cell."""
-    parts = [whole.transpose(0, 1)[None].split(lengths, 2) for whole in (q, k, v)]  # [1, H, L, D] each
-    out = [attend(*cell, attn_mask=mask) for cell, mask in zip(zip(*parts, strict=True), masks, strict=True)]
-    return torch.cat(out, 2)[0].transpose(0, 1)
+def _processor() -> str:
+    """Return the processor's name, vector width and number of cores."""
+    from sckit.kernels.simd import host_width
 
-
-def _matmul_softmax_matmul(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None) -> Tensor:
-    scores = q @ k.mT * q.shape[-1] ** -0.5
-    if attn_mask is not None:
-        scores = scores.masked_fill(~attn_mask, -torch.inf)
-    return scores.softmax(-1) @ v
-
-
-def _padded(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], groups: list[list[int]]) -> Tensor:
-    """Attend in groups of cells padded to the longest of the group."""
-    parts = [whole.split(lengths) for whole in (q, k, v)]
-    out: list[Tensor] = [q] * len(lengths)
-    for group in groups:
-        tokens = torch.tensor([lengths[cell] for cell in group], device=q.device)
-        mask = torch.arange(int(tokens.max()), device=q.device) < tokens[:, None, None, None]  # [B, 1, 1, L]
-        dense = [
-            torch.nn.utils.rnn.pad_sequence([part[cell] for cell in group], batch_first=True).transpose(1, 2)
-            for part in parts
-        ]  # [B, H, L, D]
-        attended = scaled_dot_product_attention(*dense, attn_mask=mask).transpose(1, 2)  # [B, L, H, D]
-        for row, cell in enumerate(group):
-            out[cell] = attended[row, : lengths[cell]]
-    return torch.cat(out)
+    name = platform.processor() or platform.machine()
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        models = [
+            line.split(":", 1)[1].strip() for line in information.read_text().splitlines() if "model name" in line
+        ]
+        name = models[0] if models else name
+    return f"{name}, {host_width()} float32 lanes, {os.cpu_count()} cores"

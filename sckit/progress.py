@@ -45,6 +45,10 @@ class Bar:
             label = " ".join(f"{k} {facts[k]}" for k in ("target", "rate") if k in facts)
             self._progress.update(self._task, completed=facts["done"], total=facts["of"], description=label, rate="")
 
+    def timing(self, what: str, done: int, total: int) -> None:
+        """Progress of `bench`."""
+        self._progress.update(self._task, completed=done, total=total, description=what, rate="")
+
     def _note(self, text: str) -> None:
         self._progress.console.print(text, highlight=False, soft_wrap=True)
 
