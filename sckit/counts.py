@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 
 from sckit.errors import ConfigError, DataError
-from sckit.sources_block import CountsBlock, Source, cell_of_entry
+from sckit.sources_block import CountsBlock, Source
 from sckit.sources_files import strings
 
 KEPT = 0
@@ -58,8 +59,7 @@ class QualityRules:
             totals > (np.inf if self.max_counts is None else self.max_counts),
         ]
         if self.max_mito is not None and mito is not None:
-            in_mito = block.per_cell(block.counts * mito[block.genes])
-            masks.append(in_mito > self.max_mito * totals)
+            masks.append(block.weighted(mito.astype(np.float64)) > self.max_mito * totals)
         rules = np.arange(1, len(masks) + 1, dtype=np.int16)
         return np.select(masks, list(rules), default=np.int16(KEPT)).astype(np.int16)
 
@@ -134,10 +134,12 @@ class GeneMoments:
 
     def add(self, indptr: np.ndarray, genes: np.ndarray, counts: np.ndarray, totals: np.ndarray) -> None:
         """Take in C cells: CSR counts and the totals [C] they are divided by."""
-        values = counts * (_COUNTS_PER_CELL / np.maximum(totals, 1))[cell_of_entry(indptr)]
+        scale = _COUNTS_PER_CELL / np.maximum(totals, 1)
+        matrix = sp.csr_array((counts.astype(np.float64), genes, indptr), (len(totals), len(self._sum)))
         self.n_cells += len(totals)
-        self._sum += np.bincount(genes, weights=values, minlength=len(self._sum))
-        self._squares += np.bincount(genes, weights=values * values, minlength=len(self._sum))
+        self._sum += matrix.T @ scale
+        matrix.data *= matrix.data
+        self._squares += matrix.T @ scale**2
 
     def mean_and_variance(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and unbiased variance [G] of counts per 10,000."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 
 from sckit.errors import DataError
 from sckit.sources_files import readable, strings
@@ -52,10 +53,16 @@ class CountsBlock:
     obs: pd.DataFrame
     """C rows; the index holds the cell ids (barcodes)."""
 
-    def per_cell(self, weights: np.ndarray) -> np.ndarray:
-        """Sum of `weights` [nnz] over the entries of each cell: [C] float64, exact for whole numbers below 2**53."""
-        n_cells = len(self.indptr) - 1
-        return np.bincount(cell_of_entry(self.indptr), weights=weights, minlength=n_cells)
+    def totals(self) -> np.ndarray:
+        """Counts of each cell: [C] int64."""
+        filled = np.flatnonzero(np.diff(self.indptr))  # reduceat gives an empty cell the next cell's first entry
+        totals = np.zeros(len(self.indptr) - 1, np.int64)
+        totals[filled] = np.add.reduceat(self.counts, self.indptr[filled], dtype=np.int64)
+        return totals
+
+    def weighted(self, weights: np.ndarray) -> np.ndarray:
+        """Sum of counts times `weights` [G] over the genes of each cell: [C] float64."""
+        return sp.csr_array((self.counts, self.genes, self.indptr), (len(self.indptr) - 1, len(weights))) @ weights
 
 
 class Source:

@@ -96,7 +96,7 @@ class CellStream:
         """Filter one block, which begins at `cell` of its source, and renumber its genes."""
         source, stop = self.sources[number], cell + len(block.obs)
         n_genes = np.diff(block.indptr)
-        totals = block.per_cell(block.counts).astype(np.int64) if source.totals is None else source.totals[cell:stop]
+        totals = block.totals() if source.totals is None else source.totals[cell:stop]
         codes = self._labelled(number)[cell:stop].copy()
         broken = self._rules.broken(block, totals, self._mito[number])
         codes = np.where((codes == KEPT) & (broken > 0), broken + self._n_label_reasons, codes)

@@ -46,39 +46,6 @@ def _popcount(x):
 
 
 @njit(cache=True, nogil=True)
-def _row_sums(indptr, genes, counts, marked, totals, in_marked):
-    for c in range(len(totals)):
-        total, within = np.int64(0), np.int64(0)
-        for i in range(indptr[c], indptr[c + 1]):
-            count = np.int64(counts[i])
-            total += count
-            within += count * marked[genes[i]]
-        totals[c], in_marked[c] = total, within
-
-
-def row_sums(csr: Csr, marked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Counts of each cell, and those of them in marked genes: two int64 [C]. marked: bool [G]."""
-    totals, in_marked = np.empty(len(csr[0]) - 1, np.int64), np.empty(len(csr[0]) - 1, np.int64)
-    _row_sums(*csr, marked, totals, in_marked)
-    return totals, in_marked
-
-
-@njit(cache=True, nogil=True)
-def _gene_moments(indptr, genes, counts, totals, sums):
-    for c in range(len(totals)):
-        scale = 1e4 / max(totals[c], 1)
-        for i in range(indptr[c], indptr[c + 1]):
-            value = counts[i] * scale
-            sums[genes[i], 0] += value
-            sums[genes[i], 1] += value * value
-
-
-def gene_moments(csr: Csr, totals: np.ndarray, sums: np.ndarray) -> None:
-    """Add each gene's counts per 10,000, and their squares, to `sums` [G, 2]; totals: [C], 0 counts as 1."""
-    _gene_moments(*csr, totals, sums)
-
-
-@njit(cache=True, nogil=True)
 def _table(scale, table):
     for count in range(len(table)):
         table[count] = np.log1p(count * scale)

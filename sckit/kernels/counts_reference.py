@@ -26,20 +26,6 @@ def entry_uniform(key: int, cells: np.ndarray, genes: np.ndarray) -> np.ndarray:
     return (mix(cell_key ^ np.asarray(genes).astype(np.uint64)) >> np.uint64(11)) * 2.0**-53
 
 
-def row_sums(csr: tuple, marked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Counts of each cell and those in marked genes; arguments and results as in `counts_numba.row_sums`."""
-    indptr, genes, counts = csr
-    counts = counts.astype(np.int64)
-    return np.diff(_before(counts)[indptr]), np.diff(_before(counts * marked[genes])[indptr])
-
-
-def gene_moments(csr: tuple, totals: np.ndarray, sums: np.ndarray) -> None:
-    """Add each gene's counts per 10,000 and their squares; arguments as in `counts_numba.gene_moments`."""
-    indptr, genes, counts = csr
-    values = counts * np.repeat(1e4 / np.maximum(totals, 1), np.diff(indptr))
-    sums += np.stack([np.bincount(genes, x, minlength=len(sums)) for x in (values, values * values)], 1)
-
-
 def normalise(csr: tuple, totals: np.ndarray, vocabulary: np.ndarray) -> tuple:
     """Renumber genes, turn counts into values; arguments and results as in `counts_numba.normalise`."""
     indptr, genes, counts = csr
