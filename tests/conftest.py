@@ -7,9 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-# Triton reads this when @triton.jit decorates, so it has to be set before any kernel is imported.
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
+# The tensors of the tests are small, and several threads would mostly wait for each other.
+torch.set_num_threads(1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let Triton interpret, on CPU tensors, unless the tests that need a GPU were asked for."""
+    # Triton reads this when @triton.jit decorates, so it has to be set before any kernel is imported.
+    if config.option.markexpr != "gpu":
+        os.environ.setdefault("TRITON_INTERPRET", "1")
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -11,11 +11,14 @@ from torch import Tensor
 from sckit.kernels import attention as door
 from sckit.kernels.attention import attention, choose_engine, plan_attention
 
-CELLS = {  # engine: lengths around its tile, each with keys 0, 1, part and all where they differ
-    "numba": [(n, k) for n in (0, 1, 2, 47, 48, 49, 97, 400) for k in sorted({0, min(1, n), n * 3 // 5, n})],
-    "triton": [(n, k) for n in (0, 1, 2, 63, 64, 65) for k in sorted({0, n * 3 // 5, n})]
-    + [(129, k) for k in (0, 1, 70, 129)],
+TILES = {"numba": 48, "triton": 64}  # queries of a tile
+CELLS = {  # engine: (tokens, keys) around its tile, with no key, one, a part and all
+    engine: [
+        (n, k) for n in (0, 1, 2, tile - 1, tile, tile + 1, 2 * tile + 1) for k in sorted({0, min(1, n), n * 3 // 5, n})
+    ]
+    for engine, tile in TILES.items()
 }
+CELLS["numba"] += [(400, 400), (390, 120)]  # more than a task of the forward pass
 
 
 def packed(cells: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
@@ -42,11 +45,12 @@ def run(qkv: Tensor, offsets: Tensor, keys: Tensor | None, engine: str) -> list[
 @pytest.mark.parametrize(
     ("engine", "heads", "width", "dtype"),
     [
-        *[pytest.param("numba", 2, width, torch.float32, id=f"numba-{width}-wide") for width in (8, 24, 32, 64, 128)],
-        *[pytest.param("triton", 1, width, torch.float32, id=f"triton-{width}-wide") for width in (16, 64, 128)],
-        pytest.param("triton", 2, 32, torch.float32, id="triton-two-heads"),
-        pytest.param("triton", 1, 32, torch.bfloat16, id="triton-32-wide-bfloat16"),
-        pytest.param("triton", 1, 64, torch.float16, id="triton-64-wide-float16"),
+        *[pytest.param("numba", 2, width, torch.float32, id=f"numba-{width}-wide") for width in range(8, 129, 8)],
+        *[
+            pytest.param("triton", 2 if width == 32 else 1, width, dtype, id=f"triton-{width}-wide-{str(dtype)[6:]}")
+            for width in (16, 32, 64, 128)
+            for dtype in (torch.float32, torch.float16, torch.bfloat16)
+        ],
     ],
 )
 @pytest.mark.usefixtures("nan_memory")
@@ -82,6 +86,30 @@ def test_numba_keeps_its_stated_accuracy() -> None:
     exact = run(qkv.double(), offsets, None, "reference")
     for got, want, limit in zip(run(qkv, offsets, None, "numba"), exact, (2e-6, 5e-6, 5e-6, 5e-6), strict=True):
         assert (got - want).abs().max() <= limit * want.abs().max()
+
+
+@pytest.mark.parametrize("norm", [0.1, 6.0, 13.9, 14.1, 40.0])
+def test_numba_with_scores_on_either_side_of_its_bound(norm: float, assert_within_budget: Callable[..., None]) -> None:
+    offsets, keys = packed([(100, 60), (50, 50), (49, 1)])
+    qkv = random_qkv(int(offsets[-1]), 2, 32)
+    qkv[:, :2] *= norm / qkv[:, :2].norm(dim=-1, keepdim=True)  # the bound of 50 is passed at 14
+    qkv[3, 0] *= 2.0
+    exact = run(qkv.double(), offsets, keys, "reference")
+    plain = run(qkv, offsets, keys, "reference")
+    for name, *results in zip(("out", "dq", "dk", "dv"), run(qkv, offsets, keys, "numba"), exact, plain, strict=True):
+        assert_within_budget(*results, name)
+
+
+@pytest.mark.parametrize("engine", ["numba", "triton"])
+@pytest.mark.parametrize("where", [0, 1, 2], ids=["query", "key", "value"])
+def test_what_is_not_a_number_is_not_hidden(engine: str, where: int) -> None:
+    offsets, keys = packed([(70, 70), (20, 20)])
+    qkv = random_qkv(90, 1, 16)
+    qkv[5, where] = torch.nan
+    out = attention(*qkv.unbind(1), offsets, keys, engine=engine).isnan().any(-1).any(-1)
+    assert out[5]
+    assert not out[70:].any()
+    assert bool(out[:70].all()) == (where > 0)
 
 
 @pytest.mark.parametrize("lanes", [4, 8, 16])
