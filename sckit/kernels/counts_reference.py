@@ -50,14 +50,14 @@ def pack(
     """Pack detected genes visible first; arguments and results as in `counts_numba.pack`."""
     indptr, genes, counts = csr
     key, rates = hide
-    tokens, lengths, visible, cut = [], [], [], 0
+    tokens, lengths, visible, left_out = [(genes[:0], np.zeros(0), np.zeros(0))], [], [], 0
     for c in range(len(cells)):
         span = slice(indptr[c], indptr[c + 1])
         known = vocabulary[genes[span]] >= 0
         stored, count = genes[span][known], counts[span][known]
         if len(stored) > max_genes:
             chosen = np.sort(np.argsort(entry_uniform(key + 1, cells[c], stored), kind="stable")[:max_genes])
-            cut += len(stored) - max_genes
+            left_out += len(stored) - max_genes
             stored, count = stored[chosen], count[chosen]
         u = entry_uniform(key, cells[c], stored)
         gene = vocabulary[stored]
@@ -67,9 +67,9 @@ def pack(
         lengths.append(len(gene))
         visible.append(int((u >= rates[c]).sum()))
     gene, value, u = (np.concatenate(x) for x in zip(*tokens, strict=True))
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    offsets = _before(np.array(lengths, np.int64)).astype(np.int32)
     packed = (gene.astype(np.int32), value.astype(np.float32), u.astype(np.float32))
-    return packed, offsets, np.array(visible, np.int32), cut
+    return packed, offsets, np.array(visible, np.int32), left_out
 
 
 def split(
@@ -93,7 +93,8 @@ def split(
         first = np.array([_urn(n, size, state) for n, size, state in entries], np.int64)
     outside = totals - np.diff(_before(whole)[indptr])
     first_totals = np.diff(_before(first)[indptr])
-    first_totals += [_ones(n, state) for n, state in zip(outside, keys ^ np.uint64(_OUTSIDE), strict=True)]
+    remainders = zip(outside, keys ^ np.uint64(_OUTSIDE), strict=True)
+    first_totals += np.array([_ones(n, state) for n, state in remainders], np.int64)
     half, half_totals = (whole - first, totals - first_totals) if second else (first, first_totals)
     kept = half > 0
     csr = _before(kept)[indptr], genes[kept], half[kept].astype(counts.dtype)
