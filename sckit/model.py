@@ -19,6 +19,9 @@ from sckit.baselines import TOTAL_RANGE, ClosedForms
 from sckit.batch import Batch
 from sckit.config import ModelConfig
 from sckit.kernels.attention import AttentionPlan, attention, plan_attention
+from sckit.kernels.embed import EmbedTables, TokenScalars, embed
+from sckit.kernels.head import masked_head
+from sckit.kernels.rows import RowPlan, plan_rows
 
 VALUE_RANGE = (0.0, 9.25)  # up to log1p(1e4): a gene that holds all counts of its cell
 GUESS_RANGE = (-2.0, 6.0)  # of a prediction less the value of a single count
@@ -41,11 +44,15 @@ class Tokens:
     shows_some: Tensor  # float32 [C], 0 where a cell has no context token
     log_total: Tensor  # float32 [C], NaN where unknown
     plan: AttentionPlan
+    gene_rows: RowPlan  # of the tokens
+    cell_rows: RowPlan  # of the tokens
+    target_rows: RowPlan  # genes of the targets
     visible_only: bool
+    totals: str  # of how many cells the total is known: "none", "some" or "all"
 
     @classmethod
     def of(cls, batch: Batch, device: torch.device) -> "Tokens":
-        """Copy a batch to the device and plan its attention once for all layers."""
+        """Copy a batch to the device and plan once what all layers and both passes share."""
         arrays = {
             "genes": batch.genes.astype(np.int64),
             "values": batch.values,
@@ -59,11 +66,22 @@ class Tokens:
             "log_total": batch.log_total.astype(np.float32),
         }
         tensors = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
-        plan = plan_attention(torch.from_numpy(batch.offsets), torch.from_numpy(batch.keys)).to(device)
-        return cls(**tensors, plan=plan, visible_only=batch.context == "visible")
+        plans = {
+            "plan": plan_attention(torch.from_numpy(batch.offsets), torch.from_numpy(batch.keys)),
+            "gene_rows": plan_rows(torch.from_numpy(batch.genes)),
+            "cell_rows": plan_rows(torch.from_numpy(arrays["cell"])),
+            "target_rows": plan_rows(torch.from_numpy(batch.genes[batch.targets])),
+        }
+        known = np.isfinite(batch.log_total)
+        return cls(
+            **tensors,
+            **{name: plan.to(device) for name, plan in plans.items()},
+            visible_only=batch.context == "visible",
+            totals="all" if known.all() else "some" if known.any() else "none",
+        )
 
 
-# Rows are gathered by F.embedding and index_select throughout: the backward of plain indexing adds in no fixed order,
+# Elsewhere rows are gathered by F.embedding and index_select: the backward of plain indexing adds in no fixed order,
 # and a resumed run has to be the same to the last bit.
 
 
@@ -91,14 +109,15 @@ class Linear(nn.Module):
         x = torch.cat([torch.ones_like(depth)[:, None], depth[:, None], components], 1)
         return x, ((tokens.log_total - self.scales[2]) / self.scales[3]).clamp(-TOTAL_RANGE, TOTAL_RANGE)
 
-    def forward(self, genes: Tensor, cell: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """Detection + total ridge of genes [N] in cells [N]; the detection ridge where the total is unknown."""
-        known = torch.isfinite(t)
-        if not known.any():
+    def forward(self, tokens: Tokens, x: Tensor, t: Tensor) -> Tensor:
+        """Detection + total ridge of each token [T]; the detection ridge where the total of its cell is unknown."""
+        genes, cell = tokens.genes, tokens.cell
+        if tokens.totals == "none":
             return (F.embedding(genes, self.ridge) * F.embedding(cell, x)).sum(1)
+        known = torch.isfinite(t)
         full = torch.cat([x, torch.where(known, t, 0.0)[:, None]], 1)
         with_total = (F.embedding(genes, self.total) * F.embedding(cell, full)).sum(1)
-        if known.all():
+        if tokens.totals == "all":
             return with_total
         return torch.where(known[cell], with_total, (F.embedding(genes, self.ridge) * F.embedding(cell, x)).sum(1))
 
@@ -174,12 +193,22 @@ class Model(nn.Module):
 
     def forward(self, tokens: Tokens) -> Tensor:
         """Predicted values of the targets, float32 [M], in log1p of counts per 10,000."""
+        base, h = self._targets(tokens)
+        return masked_head(h, base, self.shared_head, self.head.weight, tokens.target_rows, engine=self.engine)
+
+    def loss(self, tokens: Tokens) -> Tensor:
+        """Mean squared error of the predictions; zero, with a gradient, for a batch without targets."""
+        base, h = self._targets(tokens)
+        weights = self.shared_head, self.head.weight
+        return masked_head(h, base, *weights, tokens.target_rows, truth=tokens.truth, engine=self.engine)[1]
+
+    def _targets(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """The linear prediction [M] and the final states [M, E] of the targets."""
         base, h = self._states(tokens, tokens.targets)
-        genes = tokens.genes[tokens.targets]
         if tokens.visible_only:
             # A cell that shows nothing leaves nothing to learn from but the gene: its mean is the prediction.
-            h = h * tokens.shows_some[tokens.cell[tokens.targets], None]
-        return base + (h.float() * (self.shared_head + F.embedding(genes, self.head.weight))).sum(1)
+            h = h * tokens.shows_some[tokens.cell[tokens.targets], None].to(h.dtype)
+        return base, h
 
     def embed(self, tokens: Tokens) -> Tensor:
         """Mean final state of each cell's tokens, float32 [C, E]."""
@@ -191,14 +220,20 @@ class Model(nn.Module):
         """The linear prediction [M] and the normalised final states [M, E] of the tokens to keep (None: all T)."""
         with torch.autocast(tokens.values.device.type, enabled=False):
             base, floor, state = self._cells(tokens)
-            residual = torch.where(tokens.hidden, 0.0, tokens.values - base.detach())
+            expected = base.detach()
             # Clamped: a cell deeper than any in training must not be extrapolated.
             known = self.cell(state.clamp(-STATE_RANGE, STATE_RANGE))
-            h = F.embedding(tokens.genes, self.gene.weight) + F.embedding(tokens.cell, known)
             # A count cannot be below one: how far the guess lies above that floor says how it will be wrong.
-            h = h + _curve(base.detach() - floor[tokens.cell], self.guess_curve, *GUESS_RANGE)
-            seen = _curve(tokens.values, self.curve, *VALUE_RANGE) + residual[:, None] * self.surprise
-            h = h + torch.where(tokens.hidden[:, None], self.marker, seen)
+            guess = expected - floor.detach()[tokens.cell]
+            h = embed(
+                tokens.gene_rows,
+                tokens.cell_rows,
+                TokenScalars(tokens.values, tokens.values - expected, guess, tokens.hidden),
+                EmbedTables(self.gene.weight, known, self.curve, self.guess_curve, self.surprise, self.marker),
+                value_range=VALUE_RANGE,
+                guess_range=GUESS_RANGE,
+                engine=self.engine,
+            )
         for i, block in enumerate(self.blocks):
             last = i == len(self.blocks) - 1
             h = block(h, tokens.plan, self.engine, keep if last else None)
@@ -218,19 +253,12 @@ class Model(nn.Module):
             rest = x.new_zeros(len(x), self.cell.in_features - extras.shape[1])
             return mean, self.linear.floor(None, t), torch.cat([extras, rest], 1)
         with torch.no_grad():
-            expected = self.linear(tokens.genes, tokens.cell, x, t)
+            expected = self.linear(tokens, x, t)
             factors = self.linear.factors(tokens, torch.where(tokens.hidden, 0.0, tokens.values - expected))
-        base = self.linear(tokens.genes, tokens.cell, x, t)
+        base = self.linear(tokens, x, t)
         base = base + (F.embedding(tokens.genes, self.linear.loadings) * F.embedding(tokens.cell, factors)).sum(1)
         extras = torch.stack([x[:, 1], total, known, torch.zeros_like(t), torch.zeros_like(t)], 1)
         return base, self.linear.floor(x, t), torch.cat([extras, x[:, 2:], factors], 1)
-
-
-def _curve(values: Tensor, table: Tensor, low: float, high: float) -> Tensor:
-    """Piecewise-linear embedding of values [T] -> [T, E]: two rows of a table [knots, E] and a weight."""
-    at = ((values - low) / (high - low)).clamp(0, 1) * (len(table) - 1)
-    row = at.long().clamp(max=len(table) - 2)
-    return torch.lerp(F.embedding(row, table), F.embedding(row + 1, table), (at - row)[:, None])
 
 
 def without_warm_start(forms: ClosedForms) -> ClosedForms:

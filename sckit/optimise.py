@@ -1,19 +1,13 @@
-"""How a step is taken: the loss, the optimiser's groups and the learning rate over the budget."""
+"""How a step is taken: the optimiser's groups and the learning rate over the budget."""
 
 import math
 
 import torch
-from torch import Tensor
 
 from sckit.config import PretrainConfig
 from sckit.model import Model
 
 _ROW_EPS = 1e-3
-
-
-def squared_error(predicted: Tensor, truth: Tensor) -> Tensor:
-    """Mean squared error in log1p of counts per 10,000; zero, with a gradient, for a batch without targets."""
-    return ((predicted - truth) ** 2).sum() / max(len(truth), 1)
 
 
 def make_optimiser(model: Model, config: PretrainConfig) -> torch.optim.AdamW:

@@ -19,7 +19,7 @@ from sckit.device import Compute, choose_compute
 from sckit.errors import DataError
 from sckit.metrics import Scores, without_nan
 from sckit.model import Model, Tokens, without_warm_start
-from sckit.optimise import make_optimiser, schedule, squared_error
+from sckit.optimise import make_optimiser, schedule
 from sckit.predict import predictions
 from sckit.run import (
     HELD_OUT,
@@ -213,7 +213,7 @@ class _Trainer:
             batch = self._packer(at.epoch, self._context(i))(batches[i])
             tokens = Tokens.of(batch, self.compute.device)
             with self.compute.cast():
-                loss = squared_error(self.model(tokens), tokens.truth) / len(chosen)
+                loss = self.model.loss(tokens) / len(chosen)
             loss.backward()
             loss_sum += float(loss.detach())
             at.tokens, at.cells, at.cut = at.tokens + len(batch.genes), at.cells + len(batch.cells), at.cut + batch.cut

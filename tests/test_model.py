@@ -163,3 +163,23 @@ def test_presets_are_valid(preset):
 def test_bad_shapes_are_refused(bad):
     with pytest.raises(ConfigError):
         ModelConfig(**bad)
+
+
+def test_the_model_compiles_into_one_graph_whatever_the_batch(world):
+    store, vocabulary, forms = world
+    model = disturbed(Model(ModelConfig(), forms))
+    compiled = torch.compile(model.loss, fullgraph=True, backend="aot_eager")
+    for cells, rate, context in (
+        (range(12), 0.5, "detected"),
+        (range(30, 75), "uniform", "detected"),
+        (range(9), 0.5, "visible"),
+    ):
+        tokens = Tokens.of(Packer(store, vocabulary, Hiding(rate), context)(np.array(cells)), CPU)
+        results = []
+        for loss in (model.loss, compiled):
+            model.zero_grad()
+            value = loss(tokens)
+            value.backward()
+            results.append([value.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+        for mine, theirs in zip(*results, strict=True):
+            torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-5)

@@ -1,0 +1,163 @@
+"""Token states of packed cells: checks, choice of the engine, and one registered operator with its gradient."""
+
+from importlib import import_module
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sckit.kernels.embed_reference import embed_reference
+from sckit.kernels.engines import pick_engine
+from sckit.kernels.rows import RowPlan, check_plan, plan_rows
+
+__all__ = ["EmbedTables", "RowPlan", "TokenScalars", "embed", "plan_rows"]
+
+
+class TokenScalars(NamedTuple):
+    """What is known of each token, [T] each; none of it gets a gradient."""
+
+    values: Tensor  # floating, in the units of `value_range`; not looked at where hidden
+    residual: Tensor  # floating, how far the value is from what was expected; not looked at where hidden
+    guess: Tensor  # floating, in the units of `guess_range`
+    hidden: Tensor  # bool
+
+
+class EmbedTables(NamedTuple):
+    """What is learned; one floating dtype."""
+
+    gene: Tensor  # [G, E]
+    cell: Tensor  # [C, E]
+    curve: Tensor  # [knots, E], of the value
+    guess_curve: Tensor  # [knots of its own, E]
+    surprise: Tensor  # [E]
+    marker: Tensor  # [E]
+
+
+def embed(
+    genes: RowPlan,
+    cells: RowPlan,
+    scalars: TokenScalars,
+    tables: EmbedTables,
+    *,
+    value_range: tuple[float, float],
+    guess_range: tuple[float, float],
+    engine: str = "auto",
+) -> Tensor:
+    """Return the states [T, E] of T tokens, in the dtype of the tables and differentiable in each of them.
+
+        state = gene[g] + cell[c] + guess_curve(guess) + (marker where hidden, else curve(value) + residual * surprise)
+
+    A curve is piecewise linear between knots that are evenly spaced over its range, and flat outside. `genes` and
+    `cells` are plans of the tokens' rows, `plan_rows(rows)`, made once a batch.
+
+    engine: "reference" (plain torch), "numba" (CPU, float32), "triton" (GPU; float16, bfloat16 or float32, float32
+    sums), or "auto", the compiled one for the device.
+    Raises ValueError for shapes, dtypes and rows that do not fit, and for an engine that cannot run these tensors.
+    """
+    _check(genes, cells, scalars, tables)
+    engine = pick_engine(engine, *tables)
+    ranges = [*value_range, *guess_range]
+    if not (ranges[0] < ranges[1] and ranges[2] < ranges[3]):
+        message = f"a range runs from low to high, got {value_range} and {guess_range}."
+        raise ValueError(message)
+    if engine == "reference":
+        still = TokenScalars(*(part.detach() for part in scalars))
+        return embed_reference(genes.rows, cells.rows, still, tables, ranges)
+    floats = [part.to(torch.float32).contiguous() for part in scalars[:3]]
+    parts = [part.contiguous() for part in tables]
+    plans = (*genes.tensors(), *cells.tensors())
+    return torch.ops.sckit.embed_forward(*plans, *floats, scalars.hidden.contiguous(), *parts, ranges, engine)
+
+
+def _check(genes: RowPlan, cells: RowPlan, scalars: TokenScalars, tables: EmbedTables) -> None:
+    gene, cell, curve, guess_curve, surprise, marker = tables
+    if not gene.dtype.is_floating_point or any(part.dtype != gene.dtype for part in tables):
+        message = f"the tables must share one floating dtype, got {[str(part.dtype) for part in tables]}."
+        raise ValueError(message)
+    lines = (surprise, marker)
+    fits = all(part.ndim == 2 for part in tables[:4]) and all(part.shape == gene.shape[1:] for part in lines)
+    if not fits or any(part.shape[1] != gene.shape[1] for part in tables[:4]):
+        shapes = [tuple(part.shape) for part in tables]
+        message = f"the tables must be four of [rows, E] and two of [E], got {shapes}."
+        raise ValueError(message)
+    if curve.shape[0] < 2 or guess_curve.shape[0] < 2:
+        message = f"a curve has at least 2 knots, got {curve.shape[0]} and {guess_curve.shape[0]}."
+        raise ValueError(message)
+    for name, part in zip(TokenScalars._fields, scalars, strict=True):
+        wanted = part.dtype == torch.bool if name == "hidden" else part.dtype.is_floating_point
+        if not wanted or part.shape != genes.rows.shape:
+            kind = "bool" if name == "hidden" else "floating"
+            message = f"{name} must be {kind} [{genes.rows.shape[0]}], got {part.dtype} of {tuple(part.shape)}."
+            raise ValueError(message)
+    tensors = (*tables, *scalars, genes.rows, cells.rows)
+    if any(part.device != gene.device for part in tensors):
+        message = f"all tensors must lie on one device, got {sorted({str(part.device) for part in tensors})}."
+        raise ValueError(message)
+    check_plan("genes", genes, genes.rows.shape[0], gene.shape[0])
+    check_plan("cells", cells, genes.rows.shape[0], cell.shape[0])
+
+
+def _kernels(engine: str) -> ModuleType:
+    """Import an engine when it is first used: compilers are slow to load and not everywhere installed."""
+    return import_module(f"sckit.kernels.embed_{engine}")
+
+
+_PLANS = "Tensor genes, Tensor order, Tensor present, Tensor bounds, Tensor cells, Tensor cell_order, Tensor \
+cell_present, Tensor cell_bounds"
+_SCALARS = "Tensor values, Tensor residual, Tensor guess, Tensor hidden"
+torch.library.define(
+    "sckit::embed_forward",
+    f"({_PLANS}, {_SCALARS}, Tensor gene, Tensor cell, Tensor curve, Tensor guess_curve, Tensor surprise,"
+    " Tensor marker, float[] ranges, str engine) -> Tensor",
+)
+torch.library.define(
+    "sckit::embed_backward",
+    f"(Tensor grad, {_PLANS}, {_SCALARS}, float[] ranges, SymInt[] rows, str engine)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+
+
+@torch.library.impl("sckit::embed_forward", "CompositeExplicitAutograd")
+def _forward(*arguments: Any) -> Tensor:
+    *tensors, ranges, engine = arguments
+    return _kernels(engine).embed_forward(*_plans(tensors), tuple(tensors[8:12]), tuple(tensors[12:]), ranges)
+
+
+@torch.library.register_fake("sckit::embed_forward")
+def _forward_fake(genes: Tensor, *arguments: Any) -> Tensor:
+    gene = arguments[11]
+    return gene.new_empty(genes.shape[0], gene.shape[1])
+
+
+@torch.library.impl("sckit::embed_backward", "CompositeExplicitAutograd")
+def _backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    *tensors, ranges, rows, engine = arguments
+    scalars = tuple(tensors[8:])
+    return _kernels(engine).embed_backward(grad.contiguous(), *_plans(tensors), scalars, ranges, rows)
+
+
+@torch.library.register_fake("sckit::embed_backward")
+def _backward_fake(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    width = grad.shape[1]
+    *_, rows, _ = arguments
+    return *(grad.new_empty(count, width) for count in rows), grad.new_empty(width), grad.new_empty(width)
+
+
+def _plans(tensors: list[Tensor]) -> tuple[RowPlan, RowPlan]:
+    """Return the plans of genes and cells; their rows were checked against the tables at the door."""
+    return RowPlan._make([*tensors[:4], -1]), RowPlan._make([*tensors[4:8], -1])
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.ranges, ctx.engine = inputs
+    ctx.save_for_backward(*tensors[:12])
+    ctx.rows = [part.shape[0] for part in tensors[12:16]]
+
+
+def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    gradients = torch.ops.sckit.embed_backward(grad, *ctx.saved_tensors, ctx.ranges, ctx.rows, ctx.engine)
+    return *[None] * 12, *gradients, None, None
+
+
+torch.library.register_autograd("sckit::embed_forward", _gradient, setup_context=_save)

@@ -1,0 +1,32 @@
+"""Token states in plain torch: the specification that the other engines are tested against."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def embed_reference(
+    genes: Tensor,
+    cells: Tensor,
+    scalars: tuple[Tensor, Tensor, Tensor, Tensor],
+    tables: tuple[Tensor, ...],
+    ranges: list[float],
+) -> Tensor:
+    """Return gene + cell + curve of the guess + (marker where hidden, else curve of the value + residual * surprise).
+
+    Shapes: genes, cells and scalars [T]; tables as in `EmbedTables`; ranges: low and high of the value and the guess.
+    Differentiable by torch's own autograd; rows are taken by F.embedding, whose gradient adds in a fixed order.
+    """
+    values, residual, guess, hidden = scalars
+    gene, cell, curve, guess_curve, surprise, marker = tables
+    seen = _curve(values, curve, *ranges[:2]) + residual[:, None].to(surprise.dtype) * surprise
+    h = F.embedding(genes, gene) + F.embedding(cells, cell) + _curve(guess, guess_curve, *ranges[2:])  # [T, E]
+    return h + torch.where(hidden[:, None], marker, seen)
+
+
+def _curve(values: Tensor, table: Tensor, low: float, high: float) -> Tensor:
+    """Piecewise-linear function of values [T] with its knots evenly spaced in a table [knots, E]; flat outside."""
+    values = values.to(torch.promote_types(values.dtype, table.dtype))
+    at = ((values - low) / (high - low)).clamp(0, 1) * (len(table) - 1)
+    row = at.long().clamp(max=len(table) - 2)
+    return torch.lerp(F.embedding(row, table), F.embedding(row + 1, table), (at - row).to(table.dtype)[:, None])

@@ -1,0 +1,147 @@
+"""Token states on the GPU: one kernel forward; backward sums over segments, and over hat functions for small tables."""
+
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportCallIssue=false
+# (Triton's language looks like Python but is typed by its own compiler)
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sckit.kernels.rows import RowPlan
+from sckit.kernels.rows_triton import segment_sums, strip_of
+
+TILE = 32  # tokens of a program, or of a step
+PART = 512  # tokens that share one copy of the small tables' gradient
+KNOTS = 32  # knots of a curve that one program sums over
+
+
+@triton.jit
+def _position(place, live, low, scale, last: tl.constexpr):
+    """Return where values stand among the knots 0..last; 0 for NaN, which then stands in the result of the value."""
+    value = tl.load(place, mask=live, other=0.0).to(tl.float32)
+    return tl.minimum(tl.maximum((value - low) * scale, 0.0, tl.PropagateNan.ALL), last, tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _curve(TABLE, at, column, mask, last: tl.constexpr, E: tl.constexpr):
+    """Return the piecewise-linear curve at the positions, [M, B]."""
+    row = tl.minimum(tl.where(at >= 0, at, 0.0).to(tl.int32), last - 1)
+    below = TABLE + row[:, None] * E + column[None, :]
+    lower = tl.load(below, mask=mask, other=0.0).to(tl.float32)
+    upper = tl.load(below + E, mask=mask, other=0.0).to(tl.float32)
+    return lower + (at - row)[:, None] * (upper - lower)
+
+
+@triton.jit(do_not_specialize=["tokens"])  # every batch has another number
+def _forward_kernel(
+    GENES, CELLS, VALUES, RESIDUAL, GUESS, HIDDEN, GENE, CELL, CURVE, GUESS_CURVE, SURPRISE, MARKER, OUT,
+    tokens, low, scale, guess_low, guess_scale,
+    K: tl.constexpr, GUESS_K: tl.constexpr, E: tl.constexpr, B: tl.constexpr, M: tl.constexpr,
+):  # fmt: skip
+    """Write one strip of the states of M tokens."""
+    token = tl.program_id(0).to(tl.int64) * M + tl.arange(0, M)
+    column = tl.program_id(1) * B + tl.arange(0, B)
+    live = token < tokens
+    inside = column < E
+    mask = live[:, None] & inside[None, :]
+    gene = tl.load(GENES + token, mask=live, other=0).to(tl.int64)
+    cell = tl.load(CELLS + token, mask=live, other=0).to(tl.int64)
+    hidden = tl.load(HIDDEN + token, mask=live, other=0) != 0
+    seen = mask & (hidden == 0)[:, None]
+    state = tl.load(GENE + gene[:, None] * E + column[None, :], mask=mask, other=0.0).to(tl.float32)
+    state += tl.load(CELL + cell[:, None] * E + column[None, :], mask=mask, other=0.0).to(tl.float32)
+    state += _curve(GUESS_CURVE, _position(GUESS + token, live, guess_low, guess_scale, GUESS_K - 1), column, mask,
+                    GUESS_K - 1, E)  # fmt: skip
+    shown = _curve(CURVE, _position(VALUES + token, live, low, scale, K - 1), column, seen, K - 1, E)
+    residual = tl.load(RESIDUAL + token, mask=live, other=0.0).to(tl.float32)
+    surprise = tl.load(SURPRISE + column, mask=inside, other=0.0).to(tl.float32)
+    marker = tl.load(MARKER + column, mask=inside, other=0.0).to(tl.float32)
+    state += tl.where(hidden[:, None], marker[None, :], shown + residual[:, None] * surprise[None, :])
+    tl.store(OUT + token[:, None] * E + column[None, :], state.to(OUT.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["tokens"])  # every batch has another number
+def _table_kernel(
+    GRAD, VALUES, RESIDUAL, GUESS, HIDDEN, SUMS, tokens, low, scale, guess_low, guess_scale,
+    K: tl.constexpr, GUESS_K: tl.constexpr, E: tl.constexpr, B: tl.constexpr, M: tl.constexpr,
+    PART: tl.constexpr, KNOTS: tl.constexpr,
+):  # fmt: skip
+    """Write one part's sums over its tokens, [K + GUESS_K + 2, E]: curve, guess curve, surprise, marker.
+
+    The weight of a token at knot k is the hat function max(0, 1 - |position - k|), so a table's gradient is a product.
+    """
+    part = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * B + tl.arange(0, B)
+    knot = tl.program_id(2) * KNOTS + tl.arange(0, KNOTS)
+    inside = column < E
+    curve = tl.zeros([KNOTS, B], tl.float32)
+    guess_curve = tl.zeros([KNOTS, B], tl.float32)
+    surprise = tl.zeros([M, B], tl.float32)
+    marker = tl.zeros([M, B], tl.float32)
+    for i in range(0, PART, M):
+        token = part * PART + i + tl.arange(0, M)
+        live = token < tokens
+        grad = tl.load(GRAD + token[:, None] * E + column[None, :], mask=live[:, None] & inside[None, :], other=0.0)
+        grad = grad.to(tl.float32)
+        hidden = tl.load(HIDDEN + token, mask=live, other=0) != 0
+        at = _position(VALUES + token, live, low, scale, K - 1)
+        hat = tl.where(hidden[None, :], 0.0, tl.maximum(1.0 - tl.abs(at[None, :] - knot[:, None]), 0.0))
+        curve = tl.dot(hat, grad, curve, input_precision="ieee")
+        at = _position(GUESS + token, live, guess_low, guess_scale, GUESS_K - 1)
+        hat = tl.maximum(1.0 - tl.abs(at[None, :] - knot[:, None]), 0.0)
+        guess_curve = tl.dot(hat, grad, guess_curve, input_precision="ieee")
+        residual = tl.load(RESIDUAL + token, mask=live, other=0.0).to(tl.float32)
+        surprise += tl.where(hidden, 0.0, residual)[:, None] * grad
+        marker += tl.where(hidden, 1.0, 0.0)[:, None] * grad
+    to = SUMS + part * ((K + GUESS_K + 2) * E) + column
+    at_knot = to[None, :] + knot[:, None] * E
+    tl.store(at_knot, curve, mask=(knot < K)[:, None] & inside[None, :])
+    tl.store(at_knot + K * E, guess_curve, mask=(knot < GUESS_K)[:, None] & inside[None, :])
+    if tl.program_id(2) == 0:
+        tl.store(to + (K + GUESS_K) * E, tl.sum(surprise, 0), mask=inside)
+        tl.store(to + (K + GUESS_K + 1) * E, tl.sum(marker, 0), mask=inside)
+
+
+def embed_forward(
+    genes: RowPlan, cells: RowPlan, scalars: tuple[Tensor, ...], tables: tuple[Tensor, ...], ranges: list[float]
+) -> Tensor:
+    """Return the states [T, E]; scalars and tables as in `sckit.kernels.embed`, contiguous, 16 or 32 bits."""
+    tokens, width = len(genes.rows), tables[0].shape[1]
+    out = tables[0].new_empty(tokens, width)
+    knots = len(tables[2]), len(tables[3])
+    strip = strip_of(width)
+    with torch.cuda.device_of(out):
+        _forward_kernel[triton.cdiv(tokens, TILE), triton.cdiv(width, strip)](
+            genes.rows, cells.rows, *scalars, *tables, out, tokens, *_scales(ranges, *knots),
+            K=knots[0], GUESS_K=knots[1], E=width, B=strip, M=TILE, num_warps=4, enable_fp_fusion=True,
+        )  # fmt: skip
+    return out
+
+
+def embed_backward(
+    grad: Tensor, genes: RowPlan, cells: RowPlan, scalars: tuple[Tensor, ...], ranges: list[float], rows: list[int]
+) -> tuple[Tensor, ...]:
+    """Return the gradients of the six tables from that of the states; rows: of gene, cell, curve and guess table."""
+    tokens, width = grad.shape
+    curve, guess_curve = rows[2:]
+    strip = strip_of(width)
+    parts = triton.cdiv(tokens, PART)
+    sums = grad.new_empty(parts, curve + guess_curve + 2, width, dtype=torch.float32)
+    with torch.cuda.device_of(grad):
+        _table_kernel[parts, triton.cdiv(width, strip), triton.cdiv(max(curve, guess_curve), KNOTS)](
+            grad, *scalars, sums, tokens, *_scales(ranges, curve, guess_curve),
+            K=curve, GUESS_K=guess_curve, E=width, B=strip, M=TILE, PART=PART, KNOTS=KNOTS,
+            num_warps=4, enable_fp_fusion=True,
+        )  # fmt: skip
+    gene = segment_sums(grad, genes, grad.new_zeros(rows[0], width), step=8)
+    cell = segment_sums(grad, cells, grad.new_zeros(rows[1], width), step=32)
+    total = sums.sum(0).to(grad.dtype)
+    curves = [part.clone() for part in total[:-2].split(rows[2:])]
+    return gene, cell, *curves, total[-2].clone(), total[-1].clone()
+
+
+def _scales(ranges: list[float], knots: int, guess_knots: int) -> tuple[float, ...]:
+    """Return low and knots per unit of the two curves."""
+    low, high, guess_low, guess_high = ranges
+    return low, (knots - 1) / (high - low), guess_low, (guess_knots - 1) / (guess_high - guess_low)
