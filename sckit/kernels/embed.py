@@ -13,6 +13,8 @@ from sckit.kernels.rows import RowPlan, check_plan, plan_rows
 
 __all__ = ["EmbedTables", "RowPlan", "TokenScalars", "embed", "plan_rows"]
 
+Tensors = list[Tensor]
+
 
 class TokenScalars(NamedTuple):
     """What is known of each token, [T] each; none of it gets a gradient."""
@@ -66,8 +68,8 @@ def embed(
         return embed_reference(genes.rows, cells.rows, still, tables, ranges)
     floats = [part.to(torch.float32).contiguous() for part in scalars[:3]]
     parts = [part.contiguous() for part in tables]
-    plans = (*genes.tensors(), *cells.tensors())
-    return torch.ops.sckit.embed_forward(*plans, *floats, scalars.hidden.contiguous(), *parts, ranges, engine)
+    plans = [*genes.tensors(), *cells.tensors()]
+    return torch.ops.sckit.embed_forward(plans, [*floats, scalars.hidden.contiguous()], parts, ranges, engine)
 
 
 def _check(genes: RowPlan, cells: RowPlan, scalars: TokenScalars, tables: EmbedTables) -> None:
@@ -103,61 +105,55 @@ def _kernels(engine: str) -> ModuleType:
     return import_module(f"sckit.kernels.embed_{engine}")
 
 
-_PLANS = "Tensor genes, Tensor order, Tensor present, Tensor bounds, Tensor cells, Tensor cell_order, Tensor \
-cell_present, Tensor cell_bounds"
-_SCALARS = "Tensor values, Tensor residual, Tensor guess, Tensor hidden"
+# Lists, because torch takes time quadratic in the number of arguments to call an operator that has a gradient.
 torch.library.define(
-    "sckit::embed_forward",
-    f"({_PLANS}, {_SCALARS}, Tensor gene, Tensor cell, Tensor curve, Tensor guess_curve, Tensor surprise,"
-    " Tensor marker, float[] ranges, str engine) -> Tensor",
+    "sckit::embed_forward", "(Tensor[] plans, Tensor[] scalars, Tensor[] tables, float[] ranges, str engine) -> Tensor"
 )
 torch.library.define(
     "sckit::embed_backward",
-    f"(Tensor grad, {_PLANS}, {_SCALARS}, float[] ranges, SymInt[] rows, str engine)"
+    "(Tensor grad, Tensor[] plans, Tensor[] scalars, float[] ranges, SymInt[] rows, str engine)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 
 
 @torch.library.impl("sckit::embed_forward", "CompositeExplicitAutograd")
-def _forward(*arguments: Any) -> Tensor:
-    *tensors, ranges, engine = arguments
-    return _kernels(engine).embed_forward(*_plans(tensors), tuple(tensors[8:12]), tuple(tensors[12:]), ranges)
+def _forward(plans: Tensors, scalars: Tensors, tables: Tensors, ranges: list[float], engine: str) -> Tensor:
+    return _kernels(engine).embed_forward(*_plans(plans), tuple(scalars), tuple(tables), ranges)
 
 
 @torch.library.register_fake("sckit::embed_forward")
-def _forward_fake(genes: Tensor, *arguments: Any) -> Tensor:
-    gene = arguments[11]
-    return gene.new_empty(genes.shape[0], gene.shape[1])
+def _forward_fake(plans: Tensors, _scalars: Tensors, tables: Tensors, _ranges: list[float], _engine: str) -> Tensor:
+    return tables[0].new_empty(plans[0].shape[0], tables[0].shape[1])
 
 
 @torch.library.impl("sckit::embed_backward", "CompositeExplicitAutograd")
-def _backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    *tensors, ranges, rows, engine = arguments
-    scalars = tuple(tensors[8:])
-    return _kernels(engine).embed_backward(grad.contiguous(), *_plans(tensors), scalars, ranges, rows)
+def _backward(grad: Tensor, plans: Tensors, scalars: Tensors, *rest: Any) -> tuple[Tensor, ...]:
+    ranges, rows, engine = rest
+    return _kernels(engine).embed_backward(grad.contiguous(), *_plans(plans), tuple(scalars), ranges, rows)
 
 
 @torch.library.register_fake("sckit::embed_backward")
-def _backward_fake(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+def _backward_fake(grad: Tensor, _plans: Tensors, _scalars: Tensors, *rest: Any) -> tuple[Tensor, ...]:
     width = grad.shape[1]
-    *_, rows, _ = arguments
+    _, rows, _ = rest
     return *(grad.new_empty(count, width) for count in rows), grad.new_empty(width), grad.new_empty(width)
 
 
-def _plans(tensors: list[Tensor]) -> tuple[RowPlan, RowPlan]:
+def _plans(tensors: Tensors) -> tuple[RowPlan, RowPlan]:
     """Return the plans of genes and cells; their rows were checked against the tables at the door."""
-    return RowPlan._make([*tensors[:4], -1]), RowPlan._make([*tensors[4:8], -1])
+    return RowPlan._make([*tensors[:4], -1]), RowPlan._make([*tensors[4:], -1])
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.ranges, ctx.engine = inputs
-    ctx.save_for_backward(*tensors[:12])
-    ctx.rows = [part.shape[0] for part in tensors[12:16]]
+    plans, scalars, tables, ctx.ranges, ctx.engine = inputs
+    ctx.save_for_backward(*plans, *scalars)
+    ctx.rows = [part.shape[0] for part in tables[:4]]
 
 
-def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    gradients = torch.ops.sckit.embed_backward(grad, *ctx.saved_tensors, ctx.ranges, ctx.rows, ctx.engine)
-    return *[None] * 12, *gradients, None, None
+def _gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    saved = list(ctx.saved_tensors)
+    gradients = torch.ops.sckit.embed_backward(grad, saved[:8], saved[8:], ctx.ranges, ctx.rows, ctx.engine)
+    return [None] * 8, [None] * 4, list(gradients), None, None
 
 
 torch.library.register_autograd("sckit::embed_forward", _gradient, setup_context=_save)

@@ -13,7 +13,7 @@ from sckit.kernels.rows_triton import segment_sums, strip_of
 
 TILE = 32  # tokens of a program, or of a step
 PART = 512  # tokens that share one copy of the small tables' gradient
-KNOTS = 32  # knots of a curve that one program sums over
+ROWS = 16  # of the small tables, that one program sums: more spill, as float32 products take registers
 
 
 @triton.jit
@@ -65,42 +65,35 @@ def _forward_kernel(
 def _table_kernel(
     GRAD, VALUES, RESIDUAL, GUESS, HIDDEN, SUMS, tokens, low, scale, guess_low, guess_scale,
     K: tl.constexpr, GUESS_K: tl.constexpr, E: tl.constexpr, B: tl.constexpr, M: tl.constexpr,
-    PART: tl.constexpr, KNOTS: tl.constexpr,
+    PART: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Write one part's sums over its tokens, [K + GUESS_K + 2, E]: curve, guess curve, surprise, marker.
+    """Write ROWS of one part's sums over its tokens, [K + GUESS_K + 2, E]: curve, guess curve, surprise, marker.
 
-    The weight of a token at knot k is the hat function max(0, 1 - |position - k|), so a table's gradient is a product.
+    The weight of a token at a knot is the hat function max(0, 1 - |position - knot|), so all of it is one product.
     """
     part = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * B + tl.arange(0, B)
-    knot = tl.program_id(2) * KNOTS + tl.arange(0, KNOTS)
     inside = column < E
-    curve = tl.zeros([KNOTS, B], tl.float32)
-    guess_curve = tl.zeros([KNOTS, B], tl.float32)
-    surprise = tl.zeros([M, B], tl.float32)
-    marker = tl.zeros([M, B], tl.float32)
+    row = tl.program_id(2) * ROWS + tl.arange(0, ROWS)
+    of_curve = (row < K)[:, None]
+    of_guess = (row < K + GUESS_K)[:, None]
+    of_surprise = (row == K + GUESS_K)[:, None]
+    sums = tl.zeros([ROWS, B], tl.float32)
     for i in range(0, PART, M):
         token = part * PART + i + tl.arange(0, M)
         live = token < tokens
         grad = tl.load(GRAD + token[:, None] * E + column[None, :], mask=live[:, None] & inside[None, :], other=0.0)
-        grad = grad.to(tl.float32)
-        hidden = tl.load(HIDDEN + token, mask=live, other=0) != 0
-        at = _position(VALUES + token, live, low, scale, K - 1)
-        hat = tl.where(hidden[None, :], 0.0, tl.maximum(1.0 - tl.abs(at[None, :] - knot[:, None]), 0.0))
-        curve = tl.dot(hat, grad, curve, input_precision="ieee")
-        at = _position(GUESS + token, live, guess_low, guess_scale, GUESS_K - 1)
-        hat = tl.maximum(1.0 - tl.abs(at[None, :] - knot[:, None]), 0.0)
-        guess_curve = tl.dot(hat, grad, guess_curve, input_precision="ieee")
-        residual = tl.load(RESIDUAL + token, mask=live, other=0.0).to(tl.float32)
-        surprise += tl.where(hidden, 0.0, residual)[:, None] * grad
-        marker += tl.where(hidden, 1.0, 0.0)[:, None] * grad
-    to = SUMS + part * ((K + GUESS_K + 2) * E) + column
-    at_knot = to[None, :] + knot[:, None] * E
-    tl.store(at_knot, curve, mask=(knot < K)[:, None] & inside[None, :])
-    tl.store(at_knot + K * E, guess_curve, mask=(knot < GUESS_K)[:, None] & inside[None, :])
-    if tl.program_id(2) == 0:
-        tl.store(to + (K + GUESS_K) * E, tl.sum(surprise, 0), mask=inside)
-        tl.store(to + (K + GUESS_K + 1) * E, tl.sum(marker, 0), mask=inside)
+        hidden = (tl.load(HIDDEN + token, mask=live, other=0) != 0)[None, :]
+        residual = tl.load(RESIDUAL + token, mask=live, other=0.0)[None, :]
+        at = _position(VALUES + token, live, low, scale, K - 1)[None, :] - row[:, None]  # [ROWS, M]
+        guess_at = _position(GUESS + token, live, guess_low, guess_scale, GUESS_K - 1)[None, :] - (row - K)[:, None]
+        knot = tl.maximum(1.0 - tl.abs(tl.where(of_curve, at, guess_at)), 0.0)
+        seen = tl.where(of_curve, knot, tl.where(of_surprise, residual, 0.0))
+        veiled = tl.where(of_curve | of_surprise, 0.0, 1.0)
+        weight = tl.where(of_guess & (of_curve == 0), knot, tl.where(hidden, veiled, seen))
+        sums = tl.dot(weight, grad.to(tl.float32), sums, input_precision="ieee")
+    to = SUMS + part * ((K + GUESS_K + 2) * E) + row[:, None] * E + column[None, :]
+    tl.store(to, sums, mask=(row < K + GUESS_K + 2)[:, None] & inside[None, :])
 
 
 def embed_forward(
@@ -129,9 +122,9 @@ def embed_backward(
     parts = triton.cdiv(tokens, PART)
     sums = grad.new_empty(parts, curve + guess_curve + 2, width, dtype=torch.float32)
     with torch.cuda.device_of(grad):
-        _table_kernel[parts, triton.cdiv(width, strip), triton.cdiv(max(curve, guess_curve), KNOTS)](
+        _table_kernel[parts, triton.cdiv(width, strip), triton.cdiv(sums.shape[1], ROWS)](
             grad, *scalars, sums, tokens, *_scales(ranges, curve, guess_curve),
-            K=curve, GUESS_K=guess_curve, E=width, B=strip, M=TILE, PART=PART, KNOTS=KNOTS,
+            K=curve, GUESS_K=guess_curve, E=width, B=strip, M=TILE, PART=PART, ROWS=ROWS,
             num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
     gene = segment_sums(grad, genes, grad.new_zeros(rows[0], width), step=8)

@@ -59,7 +59,7 @@ def masked_head(
     rows = each_row(h.shape[0], h.device) if rows is None else rows
     parts = [part.contiguous() for part in (h, bias, shared, weight)]
     known = None if truth is None else truth.contiguous()
-    outputs = torch.ops.sckit.head_forward(*parts, *genes.tensors(), *rows.tensors(), known, engine)
+    outputs = torch.ops.sckit.head_forward(*parts, [*genes.tensors(), *rows.tensors()], known, engine)
     return outputs[0] if truth is None else outputs
 
 
@@ -107,21 +107,20 @@ def _kernels(engine: str) -> ModuleType:
     return import_module(f"sckit.kernels.head_{engine}")
 
 
-_PLANS = "Tensor genes, Tensor order, Tensor present, Tensor bounds, Tensor rows, Tensor row_order, Tensor \
-row_present, Tensor row_bounds"
 torch.library.define(
     "sckit::head_forward",
-    f"(Tensor h, Tensor bias, Tensor shared, Tensor weight, {_PLANS}, Tensor? truth, str engine) -> (Tensor, Tensor)",
+    "(Tensor h, Tensor bias, Tensor shared, Tensor weight, Tensor[] plans, Tensor? truth, str engine)"
+    " -> (Tensor, Tensor)",
 )
 torch.library.define(
     "sckit::head_backward",
-    f"(Tensor slope, Tensor h, Tensor shared, Tensor weight, {_PLANS}, str engine) -> (Tensor, Tensor, Tensor)",
+    "(Tensor slope, Tensor h, Tensor shared, Tensor weight, Tensor[] plans, str engine) -> (Tensor, Tensor, Tensor)",
 )
 
 
 @torch.library.impl("sckit::head_forward", "CompositeExplicitAutograd")
 def _forward(h: Tensor, bias: Tensor, shared: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    *plans, truth, engine = rest
+    plans, truth, engine = rest
     return _kernels(engine).head_forward(h, bias, shared, weight, *_plans(plans), truth)
 
 
@@ -132,7 +131,7 @@ def _forward_fake(_h: Tensor, bias: Tensor, *_rest: Any) -> tuple[Tensor, Tensor
 
 @torch.library.impl("sckit::head_backward", "CompositeExplicitAutograd")
 def _backward(slope: Tensor, h: Tensor, shared: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *plans, engine = rest
+    plans, engine = rest
     return _kernels(engine).head_backward(slope.contiguous(), h, shared, weight, *_plans(plans))
 
 
@@ -149,16 +148,16 @@ def _plans(tensors: list[Tensor]) -> tuple[RowPlan, RowPlan]:
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    h, _, shared, weight, *plans, truth, ctx.engine = inputs
+    h, _, shared, weight, plans, truth, ctx.engine = inputs
     ctx.save_for_backward(output[0], truth, h, shared, weight, *plans)
 
 
-def _gradient(ctx: Any, slope: Tensor, loss_slope: Tensor) -> tuple[Tensor | None, ...]:
-    prediction, truth, *tensors = ctx.saved_tensors
+def _gradient(ctx: Any, slope: Tensor, loss_slope: Tensor) -> tuple[Any, ...]:
+    prediction, truth, h, shared, weight, *plans = ctx.saved_tensors
     if truth is not None:  # both outputs in one: the gradient of each prediction [M]
         slope = slope + (prediction - truth) * (loss_slope * (2 / max(prediction.shape[0], 1)))
-    dh, dshared, dweight = torch.ops.sckit.head_backward(slope, *tensors, ctx.engine)
-    return dh, slope, dshared, dweight, *[None] * 10
+    dh, dshared, dweight = torch.ops.sckit.head_backward(slope, h, shared, weight, plans, ctx.engine)
+    return dh, slope, dshared, dweight, [None] * 8, None, None
 
 
 torch.library.register_autograd("sckit::head_forward", _gradient, setup_context=_save)

@@ -20,6 +20,8 @@ def _sum_parts(out, order, present, bounds, source, index, weights, extra, total
     line = np.empty(width, np.float32)  # so that `out` is written once and never read: its pages are fresh
     for p in range(part, last_part):
         for segment in range(p * PART, min((p + 1) * PART, len(present))):
+            row = present[segment]
+            out[present[segment - 1] + 1 if segment else 0 : row] = 0  # rows that nobody took
             line[:] = 0
             for i in range(bounds[segment], bounds[segment + 1]):
                 position = order[i]
@@ -31,9 +33,10 @@ def _sum_parts(out, order, present, bounds, source, index, weights, extra, total
                 else:
                     for e in range(width):
                         line[e] += weight * (source[taken, e] + extra[e])
-            row = present[segment]
             for e in range(width):
                 out[row, e] = line[e]
+            if segment == len(present) - 1:
+                out[row + 1 :] = 0
             if totals is not None:
                 for e in range(width):
                     totals[p, e] += line[e]
@@ -54,7 +57,7 @@ def segment_sums(
     Shapes: source [*, E]; index [N], None for i itself; weights [N], None for 1; extra [E], None for 0. With `total`
     the sum of all rows [E] comes with it. Everything float32 and contiguous.
     """
-    out = torch.zeros(rows, source.shape[1])
+    out = (torch.empty if len(plan.present) else torch.zeros)(rows, source.shape[1])
     parts = -(-len(plan.present) // PART)
     totals = torch.zeros(parts, source.shape[1]) if total else None
     arrays = [out, plan.order, plan.present, plan.bounds, source, index, weights, extra, totals]

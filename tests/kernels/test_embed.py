@@ -247,9 +247,11 @@ def test_operators_pass_opcheck(engine: str) -> None:
     tables = [part.requires_grad_() for part in some_tables(9, 2, 16, (4, 3))]
     plans = [*plan_rows(genes).tensors(), *plan_rows(cells).tensors()]
     ranges = [*RANGES["value_range"], *RANGES["guess_range"]]
-    torch.library.opcheck(torch.ops.sckit.embed_forward, (*plans, *scalars, *tables, ranges, engine))
+    torch.library.opcheck(torch.ops.sckit.embed_forward, (plans, list(scalars), tables, ranges, engine))
     rows = [len(part) for part in tables[:4]]
-    torch.library.opcheck(torch.ops.sckit.embed_backward, (torch.randn(12, 16), *plans, *scalars, ranges, rows, engine))
+    torch.library.opcheck(
+        torch.ops.sckit.embed_backward, (torch.randn(12, 16), plans, list(scalars), ranges, rows, engine)
+    )
 
 
 def test_compiles_into_one_graph_whatever_the_batch() -> None:

@@ -226,9 +226,9 @@ def test_operators_pass_opcheck(engine: str, known: str) -> None:
     leaves = [part.requires_grad_() for part in case[:4]]
     plans = [*plan_rows(case.genes).tensors(), *plan_rows(case.rows).tensors()]
     truth = case.truth if known == "with-truth" else None
-    torch.library.opcheck(torch.ops.sckit.head_forward, (*leaves, *plans, truth, engine))
+    torch.library.opcheck(torch.ops.sckit.head_forward, (*leaves, plans, truth, engine))
     still = case.truth, *(leaf.detach() for leaf in (leaves[0], *leaves[2:]))
-    torch.library.opcheck(torch.ops.sckit.head_backward, (*still, *plans, engine))
+    torch.library.opcheck(torch.ops.sckit.head_backward, (*still, plans, engine))
 
 
 @pytest.mark.parametrize("rows", ["targets-only", "rows-of-h"])
