@@ -63,3 +63,30 @@ def kernels(
             draw_kernels(document, chart)
             say(f"wrote {chart}")
         finish(document, as_json=as_json)
+
+
+@bench.command()
+def static(
+    *,
+    target: Annotated[list[str] | None, typer.Option(help="Such as sm_90; several allowed. [default: all]")] = None,
+    processes: Annotated[int, typer.Option(min=1, max=2, help="Compilers at work at once.")] = 2,
+    record: Annotated[bool, typer.Option("--record", help="Write this Triton's baseline anew.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Compile every shipped GPU kernel, with no GPU, and judge the machine code; exit with 1 where a rule is broken.
+
+    For example:
+
+        sckit bench static --target sm_90
+    """
+    with user_errors():
+        from rich.console import Console
+
+        from sckit.bench_static import bench_static, print_static
+        from sckit.kernels.shipped import TARGETS
+
+        document = bench_static(targets=target or TARGETS, processes=processes, record=record)
+        print_static(document, Console(width=None if sys.stdout.isatty() else 160))
+        finish(document, as_json=as_json)
+        if not document["ok"]:
+            raise typer.Exit(1)

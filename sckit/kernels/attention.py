@@ -105,6 +105,9 @@ def _check_engine(engine: str, q: Tensor) -> None:
     if engine == "triton" and q.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         message = f"engine 'triton' takes float16, bfloat16 or float32, got {q.dtype}; use engine='reference'."
         raise ValueError(message)
+    if engine == "triton" and q.dtype == torch.float32 and q.shape[-1] > 64:
+        message = f"engine 'triton' takes float32 heads up to 64 wide, got {q.shape[-1]}; use bfloat16 or 'reference'."
+        raise ValueError(message)
     if engine in WIDTHS and q.shape[-1] not in WIDTHS[engine]:
         message = f"engine {engine!r} takes head widths {', '.join(map(str, WIDTHS[engine]))}, got {q.shape[-1]}."
         raise ValueError(message)

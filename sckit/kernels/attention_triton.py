@@ -5,46 +5,22 @@ cell. The keys are a prefix of the cell, so hidden tokens are never loaded as ke
 its online softmax from its own key. Letters: M queries and N keys of a tile, D head width, H heads.
 """
 
-# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportArgumentType=false
 # (Triton's language looks like Python but is typed by its own compiler)
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from sckit.kernels.attention_launch import Launch, Launches, choose_launches
 from sckit.kernels.attention_plan import TILE, AttentionPlan
 
 LOG2_E = math.log2(math.e)
-
-
-class Launch(NamedTuple):
-    """How one kernel is compiled: rows it takes per step, warps of a program, depth of the load pipeline."""
-
-    step: int
-    warps: int
-    stages: int
-
-
-class Launches(NamedTuple):
-    """The three kernels of one head width."""
-
-    forward: Launch
-    queries: Launch
-    keys: Launch
-
-
-# Up to 64 wide free of register spills on sm_80, sm_90, sm_100 and gfx942 for 16-bit tensors; 128 wide spills on sm_80,
-# and on gfx942 in the gradient of the keys.
-LAUNCHES = {
-    16: Launches(Launch(64, 4, 3), Launch(64, 4, 3), Launch(64, 4, 3)),
-    32: Launches(Launch(64, 4, 3), Launch(64, 4, 3), Launch(64, 4, 3)),
-    64: Launches(Launch(64, 4, 3), Launch(32, 4, 3), Launch(32, 4, 3)),
-    128: Launches(Launch(32, 8, 2), Launch(32, 8, 2), Launch(32, 8, 2)),
-}
+OWN_COLUMNS = tl.constexpr(32)  # columns of a query's own key that are worked on at a time
 
 
 @triton.jit
@@ -59,7 +35,7 @@ def _dot(a, b, total, UPCAST: tl.constexpr):
 def _tile(TILES, H: tl.constexpr):
     """Return this program's head and tile: first token, tokens and keys of its cell, first query or key."""
     row = TILES + 4 * (tl.program_id(0) // H)
-    head = tl.program_id(0) % H
+    head = (tl.program_id(0) % H).to(tl.int64)
     return head, tl.load(row).to(tl.int64), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
 
 
@@ -70,7 +46,54 @@ def _load_rows(place, inside):
 
 
 @triton.jit
-def _forward_step(q, k_place, v_place, inside, top, total, out, scale_log2, UPCAST: tl.constexpr):
+def _exp2(x, POLY: tl.constexpr):
+    """Return 2 ** x for x [M, N] up to 127; POLY > 0 works out one column in 2 ** POLY with multiply-adds alone.
+
+    The two kinds of columns keep two units of the GPU busy. The polynomial's relative error is 7.5e-5, less than the
+    rounding of 16-bit weights; below -125 it returns 2 ** -125.
+    """
+    if POLY == 0:
+        return tl.exp2(x)
+    else:  # needed, since the compiler also visits what follows a return
+        # Neighbouring blocks of 8 columns lie in one thread's registers on every target, so the split moves no data.
+        M: tl.constexpr = x.shape[0]
+        N: tl.constexpr = x.shape[1]
+        left, right = tl.split(tl.permute(tl.reshape(x, [M, N // 16, 2, 8]), (0, 1, 3, 2)))
+        left = tl.exp2(left)
+        if POLY == 1:
+            right = _exp2_polynomial(right)
+        else:
+            right = tl.reshape(_exp2(tl.reshape(right, [M, N // 2]), POLY - 1), [M, N // 16, 8])
+        return tl.reshape(tl.permute(tl.join(left, right), (0, 1, 3, 2)), [M, N])
+
+
+@triton.jit
+def _exp2_polynomial(x):
+    """Return 2 ** x by rounding to a whole exponent and a minimax cubic of the rest, within half of zero."""
+    x = tl.maximum(x, -125.0)
+    shifted = x + 12582912.0  # 1.5 * 2 ** 23: the low bits of the sum are x, rounded
+    rest = x - (shifted - 12582912.0)
+    cubic = ((0.05517167 * rest + 0.24261112) * rest + 0.69326099) * rest + 0.99992807
+    bits = cubic.to(tl.int32, bitcast=True) + (shifted.to(tl.int32, bitcast=True) << 23)
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _row_products(a_place, b_place, inside, WIDTH: tl.constexpr, CHUNK: tl.constexpr):
+    """Return the product of two rows for each of M rows [M], CHUNK columns at a time: 128 at once would spill."""
+    total = tl.zeros([inside.shape[0]], tl.float32)
+    for c in tl.range(0, WIDTH, CHUNK, num_stages=1):
+        a = tl.load(a_place + c, mask=inside[:, None], other=0.0).to(tl.float32)  # [M, CHUNK]
+        b = tl.load(b_place + c, mask=inside[:, None], other=0.0).to(tl.float32)  # [M, CHUNK]
+        total += tl.sum(a * b, 1)
+    return total
+
+
+@triton.jit
+def _forward_step(
+    q, k_place, v_place, inside, top, total, out, scale_log2,
+    POLY: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
     """Take one tile of keys into the online softmax."""
     k = _load_rows(k_place, inside)  # [N, D]
     v = _load_rows(v_place, inside)  # [N, D]
@@ -78,7 +101,7 @@ def _forward_step(q, k_place, v_place, inside, top, total, out, scale_log2, UPCA
     if inside is not None:
         scores = tl.where(inside[None, :], scores, -1e30)
     larger = tl.maximum(top, tl.max(scores, 1) * scale_log2)
-    weights = tl.exp2(scores * scale_log2 - larger[:, None])
+    weights = _exp2(scores * scale_log2 - larger[:, None], POLY)
     decay = tl.exp2(top - larger)
     total = total * decay + tl.sum(weights, 1)
     out = _dot(weights.to(v.dtype), v, out * decay[:, None], UPCAST)
@@ -89,7 +112,8 @@ def _forward_step(q, k_place, v_place, inside, top, total, out, scale_log2, UPCA
 def _forward_kernel(
     Q, K, V, OUT, LSE, TILES, tokens, scale_log2,
     H: tl.constexpr, D: tl.constexpr, ROW: tl.constexpr, HEAD: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, STAGES: tl.constexpr, UPCAST: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, STAGES: tl.constexpr, POLY: tl.constexpr,
+    RELOAD: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Write the output [T, H, D] and the log2-sum-exp2 of the scaled scores [H, T] of one tile of queries."""
     head, start, length, keys, first = _tile(TILES, H)
@@ -106,36 +130,44 @@ def _forward_kernel(
     total = tl.zeros([M], tl.float32)
     out = tl.zeros([M, D], tl.float32)
     if tl.minimum(first + M, length) > keys:
-        k_own = tl.load(K + tile + at, mask=(own & live)[:, None], other=0.0).to(tl.float32)
-        v_own = tl.load(V + tile + at, mask=(own & live)[:, None], other=0.0).to(tl.float32)
-        top = tl.where(own, tl.sum(q.to(tl.float32) * k_own, 1) * scale_log2, -1e30)
+        CHUNK: tl.constexpr = D if D < OWN_COLUMNS else OWN_COLUMNS
+        part = row[:, None] * ROW + tl.arange(0, CHUNK)[None, :]  # [M, CHUNK]
+        score = _row_products(Q + tile + part, K + tile + part, own & live, D, CHUNK)
+        top = tl.where(own, score * scale_log2, -1e30)
         total = tl.where(own, 1.0, 0.0)
-        out = v_own
+        out = tl.load(V + tile + at, mask=(own & live)[:, None], other=0.0).to(tl.float32)
     step = tl.arange(0, N)
     walk = step[:, None] * ROW + column[None, :]  # [N, D]
     full = keys // N * N
     for j in tl.range(0, full, N, num_stages=STAGES):
         skip = (start + j) * ROW + head * HEAD
-        top, total, out = _forward_step(q, K + skip + walk, V + skip + walk, None, top, total, out, scale_log2, UPCAST)
+        top, total, out = _forward_step(
+            q, K + skip + walk, V + skip + walk, None, top, total, out, scale_log2, POLY, UPCAST
+        )
     if full < keys:
+        if RELOAD:
+            q = tl.load(Q + tile + at, mask=live[:, None], other=0.0)
         skip = (start + full) * ROW + head * HEAD
         inside = full + step < keys
         top, total, out = _forward_step(
-            q, K + skip + walk, V + skip + walk, inside, top, total, out, scale_log2, UPCAST
+            q, K + skip + walk, V + skip + walk, inside, top, total, out, scale_log2, 0, UPCAST
         )
     to = OUT + (start + first) * (H * D) + head * D + row[:, None] * (H * D) + column[None, :]
     tl.store(to, (out / total[:, None]).to(OUT.dtype.element_ty), mask=live[:, None])
-    tl.store(LSE + head.to(tl.int64) * tokens + start + first + row, top + tl.log2(total), mask=live)
+    tl.store(LSE + head * tokens + start + first + row, top + tl.log2(total), mask=live)
 
 
 @triton.jit
-def _query_step(q, g, k_place, v_place, inside, lse, delta, dq, scale_log2, UPCAST: tl.constexpr):
+def _query_step(
+    q, g, k_place, v_place, inside, lse, delta, dq, scale_log2,
+    POLY: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
     """Add what one tile of keys contributes to the gradient of the queries."""
     k = _load_rows(k_place, inside)  # [N, D]
     v = _load_rows(v_place, inside)  # [N, D]
     zeros = tl.zeros([q.shape[0], k.shape[0]], tl.float32)
     scores = _dot(q, tl.trans(k), zeros, UPCAST)  # [M, N]
-    weights = tl.exp2(scores * scale_log2 - lse[:, None])
+    weights = _exp2(scores * scale_log2 - lse[:, None], POLY)
     if inside is not None:
         weights = tl.where(inside[None, :], weights, 0.0)
     slopes = _dot(g, tl.trans(v), zeros, UPCAST)
@@ -146,7 +178,8 @@ def _query_step(q, g, k_place, v_place, inside, lse, delta, dq, scale_log2, UPCA
 def _query_gradient_kernel(
     Q, K, V, OUT, GRAD, LSE, DELTA, DQ, DK, DV, TILES, tokens, scale, scale_log2,
     H: tl.constexpr, D: tl.constexpr, ROW: tl.constexpr, HEAD: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, STAGES: tl.constexpr, UPCAST: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, STAGES: tl.constexpr, POLY: tl.constexpr,
+    RELOAD: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Write dQ and delta = sum(dOUT * OUT) of one tile of queries; dK and dV too where a query alone sees its key."""
     head, start, length, keys, first = _tile(TILES, H)
@@ -160,7 +193,7 @@ def _query_gradient_kernel(
     at = row[:, None] * ROW + column[None, :]  # [M, D]
     packed = (start + first) * (H * D) + head * D
     to = row[:, None] * (H * D) + column[None, :]  # [M, D]
-    line = head.to(tl.int64) * tokens + start + first
+    line = head * tokens + start + first
     q = tl.load(Q + tile + at, mask=live[:, None], other=0.0)
     g = tl.load(GRAD + packed + to, mask=live[:, None], other=0.0)
     out = tl.load(OUT + packed + to, mask=live[:, None], other=0.0)
@@ -169,33 +202,40 @@ def _query_gradient_kernel(
     tl.store(DELTA + line + row, delta, mask=live)
     dq = tl.zeros([M, D], tl.float32)
     if tl.minimum(first + M, length) > keys:
-        k_own = tl.load(K + tile + at, mask=(own & live)[:, None], other=0.0).to(tl.float32)
-        v_own = tl.load(V + tile + at, mask=(own & live)[:, None], other=0.0).to(tl.float32)
-        weight = tl.exp2(tl.sum(q.to(tl.float32) * k_own, 1) * scale_log2 - lse)
-        slope = tl.where(own, weight * (tl.sum(g.to(tl.float32) * v_own, 1) - delta), 0.0)
-        dq = slope[:, None] * k_own
-        dk_own = (slope * scale)[:, None] * q.to(tl.float32)
-        tl.store(DK + packed + to, dk_own.to(DK.dtype.element_ty), mask=(own & live)[:, None])
-        tl.store(
-            DV + packed + to, (weight[:, None] * g.to(tl.float32)).to(DV.dtype.element_ty), mask=(own & live)[:, None]
-        )
+        CHUNK: tl.constexpr = D if D < OWN_COLUMNS else OWN_COLUMNS
+        part = row[:, None] * ROW + tl.arange(0, CHUNK)[None, :]  # [M, CHUNK]
+        pack = row[:, None] * (H * D) + tl.arange(0, CHUNK)[None, :]  # [M, CHUNK]
+        alone = own & live
+        weight = tl.exp2(_row_products(Q + tile + part, K + tile + part, alone, D, CHUNK) * scale_log2 - lse)
+        slope = weight * (_row_products(GRAD + packed + pack, V + tile + part, alone, D, CHUNK) - delta)
+        slope = tl.where(own, slope, 0.0)
+        for c in tl.range(0, D, CHUNK, num_stages=1):
+            q_part = tl.load(Q + tile + part + c, mask=alone[:, None], other=0.0).to(tl.float32)
+            g_part = tl.load(GRAD + packed + pack + c, mask=alone[:, None], other=0.0).to(tl.float32)
+            dk_own = ((slope * scale)[:, None] * q_part).to(DK.dtype.element_ty)
+            tl.store(DK + packed + pack + c, dk_own, mask=alone[:, None])
+            tl.store(DV + packed + pack + c, (weight[:, None] * g_part).to(DV.dtype.element_ty), mask=alone[:, None])
+        dq = slope[:, None] * tl.load(K + tile + at, mask=alone[:, None], other=0.0).to(tl.float32)
     step = tl.arange(0, N)
     walk = step[:, None] * ROW + column[None, :]  # [N, D]
     full = keys // N * N
     for j in tl.range(0, full, N, num_stages=STAGES):
         skip = (start + j) * ROW + head * HEAD
-        dq = _query_step(q, g, K + skip + walk, V + skip + walk, None, lse, delta, dq, scale_log2, UPCAST)
+        dq = _query_step(q, g, K + skip + walk, V + skip + walk, None, lse, delta, dq, scale_log2, POLY, UPCAST)
     if full < keys:
+        if RELOAD:
+            q = tl.load(Q + tile + at, mask=live[:, None], other=0.0)
+            g = tl.load(GRAD + packed + to, mask=live[:, None], other=0.0)
         skip = (start + full) * ROW + head * HEAD
         inside = full + step < keys
-        dq = _query_step(q, g, K + skip + walk, V + skip + walk, inside, lse, delta, dq, scale_log2, UPCAST)
+        dq = _query_step(q, g, K + skip + walk, V + skip + walk, inside, lse, delta, dq, scale_log2, 0, UPCAST)
     tl.store(DQ + packed + to, (dq * scale).to(DQ.dtype.element_ty), mask=live[:, None])
 
 
 @triton.jit
 def _key_step(
     k, v, q_place, g_place, lse_place, delta_place, inside, dk, dv, scale_log2,
-    UPCAST: tl.constexpr,
+    POLY: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Add what one tile of queries contributes to the gradients of the keys and values."""
     q = _load_rows(q_place, inside)  # [M, D]
@@ -207,7 +247,7 @@ def _key_step(
         lse = tl.load(lse_place, mask=inside, other=1e30)  # a weight of zero beyond the cell
         delta = tl.load(delta_place, mask=inside, other=0.0)
     zeros = tl.zeros([k.shape[0], q.shape[0]], tl.float32)
-    weights = tl.exp2(_dot(k, tl.trans(q), zeros, UPCAST) * scale_log2 - lse[None, :])  # [N, M]
+    weights = _exp2(_dot(k, tl.trans(q), zeros, UPCAST) * scale_log2 - lse[None, :], POLY)  # [N, M]
     dv = _dot(weights.to(g.dtype), g, dv, UPCAST)
     slopes = _dot(v, tl.trans(g), zeros, UPCAST)
     dk = _dot((weights * (slopes - delta[None, :])).to(q.dtype), q, dk, UPCAST)
@@ -218,7 +258,8 @@ def _key_step(
 def _key_gradient_kernel(
     Q, K, V, GRAD, LSE, DELTA, DK, DV, TILES, tokens, scale, scale_log2,
     H: tl.constexpr, D: tl.constexpr, ROW: tl.constexpr, HEAD: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, STAGES: tl.constexpr, UPCAST: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, STAGES: tl.constexpr, POLY: tl.constexpr,
+    RELOAD: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Write dK and dV of one tile of keys."""
     head, start, length, keys, first = _tile(TILES, H)
@@ -234,21 +275,24 @@ def _key_gradient_kernel(
     dk = tl.zeros([N, D], tl.float32)
     dv = tl.zeros([N, D], tl.float32)
     step = tl.arange(0, M)
-    q_walk = head * HEAD + step[:, None] * ROW + column[None, :]  # [M, D]
-    g_walk = head * D + step[:, None] * (H * D) + column[None, :]  # [M, D]
-    line = head.to(tl.int64) * tokens
+    q_walk = step[:, None] * ROW + column[None, :]  # [M, D]
+    g_walk = step[:, None] * (H * D) + column[None, :]  # [M, D]
+    line = head * tokens
     full = length // M * M
     for i in tl.range(0, full, M, num_stages=STAGES):
         at = start + i
         dk, dv = _key_step(
-            k, v, Q + at * ROW + q_walk, GRAD + at * (H * D) + g_walk, LSE + line + at + step, DELTA + line + at + step,
-            None, dk, dv, scale_log2, UPCAST,
+            k, v, Q + at * ROW + head * HEAD + q_walk, GRAD + at * (H * D) + head * D + g_walk,
+            LSE + line + at + step, DELTA + line + at + step, None, dk, dv, scale_log2, POLY, UPCAST,
         )  # fmt: skip
     if full < length:
+        if RELOAD:
+            k = tl.load(K + own + walk, mask=live[:, None], other=0.0)
+            v = tl.load(V + own + walk, mask=live[:, None], other=0.0)
         at = start + full
         dk, dv = _key_step(
-            k, v, Q + at * ROW + q_walk, GRAD + at * (H * D) + g_walk, LSE + line + at + step, DELTA + line + at + step,
-            full + step < length, dk, dv, scale_log2, UPCAST,
+            k, v, Q + at * ROW + head * HEAD + q_walk, GRAD + at * (H * D) + head * D + g_walk,
+            LSE + line + at + step, DELTA + line + at + step, full + step < length, dk, dv, scale_log2, 0, UPCAST,
         )  # fmt: skip
     packed = (start + first) * (H * D) + head * D
     to = row[:, None] * (H * D) + column[None, :]  # [N, D]
@@ -256,42 +300,51 @@ def _key_gradient_kernel(
     tl.store(DV + packed + to, dv.to(DV.dtype.element_ty), mask=live[:, None])
 
 
-def attention_forward(q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan) -> tuple[Tensor, Tensor]:
+def attention_forward(
+    q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, launches: Launches | None = None
+) -> tuple[Tensor, Tensor]:
     """Return the output [T, H, D] and, for the backward pass, the log2-sum-exp2 of the scaled scores [H, T].
 
     q, k and v [T, H, D] are float16, bfloat16 or float32 with contiguous last dimensions; copied where their strides
-    differ from each other.
+    differ from each other or are too large for the kernels. `launches` takes the place of the table's row.
     """
-    q, k, v = _alike(q, k, v)
+    launches = launches or choose_launches(q, plan.cells.shape[0])
+    q, k, v = _alike(q, k, v, max(TILE, *(launch.step for launch in launches)))
     out = q.new_empty(q.shape)
     lse = q.new_empty(q.shape[1], q.shape[0], dtype=torch.float32)
-    launch = LAUNCHES[q.shape[2]].forward
-    scale_log2 = LOG2_E / math.sqrt(q.shape[2])
     with torch.cuda.device_of(q):
         _forward_kernel[_grid(plan.query_tiles, q)](
-            q, k, v, out, lse, plan.query_tiles, q.shape[0], scale_log2, **_constants(q, launch, M=TILE, N=launch.step)
-        )
+            q, k, v, out, lse, plan.query_tiles, q.shape[0], LOG2_E / math.sqrt(q.shape[2]),
+            **_constants(q, launches.forward, M=TILE, N=launches.forward.step), **launches.forward.options(),
+        )  # fmt: skip
     return out, lse
 
 
 def attention_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, plan: AttentionPlan
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    plan: AttentionPlan,
+    launches: Launches | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of q, k and v, [T, H, D] each, from the gradient of the output."""
-    q, k, v = _alike(q, k, v)
+    launches = launches or choose_launches(q, plan.cells.shape[0])
+    q, k, v = _alike(q, k, v, max(TILE, *(launch.step for launch in launches)))
     grad = grad.contiguous()
     dq, dk, dv = q.new_empty(q.shape), q.new_empty(q.shape), q.new_empty(q.shape)
     delta = torch.empty_like(lse)
-    launches = LAUNCHES[q.shape[2]]
     scale = 1.0 / math.sqrt(q.shape[2])
     with torch.cuda.device_of(q):
         _query_gradient_kernel[_grid(plan.query_tiles, q)](
             q, k, v, out, grad, lse, delta, dq, dk, dv, plan.query_tiles, q.shape[0], scale, scale * LOG2_E,
-            **_constants(q, launches.queries, M=TILE, N=launches.queries.step),
+            **_constants(q, launches.queries, M=TILE, N=launches.queries.step), **launches.queries.options(),
         )  # fmt: skip
         _key_gradient_kernel[_grid(plan.key_tiles, q)](
             q, k, v, grad, lse, delta, dk, dv, plan.key_tiles, q.shape[0], scale, scale * LOG2_E,
-            **_constants(q, launches.keys, M=launches.keys.step, N=TILE),
+            **_constants(q, launches.keys, M=launches.keys.step, N=TILE), **launches.keys.options(),
         )  # fmt: skip
     return dq, dk, dv
 
@@ -301,9 +354,12 @@ def interpreted() -> bool:
     return not isinstance(_forward_kernel, triton.JITFunction)
 
 
-def _alike(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the tensors with one pair of strides, as the slices of a fused projection have anyway."""
-    if q.stride() == k.stride() == v.stride():
+def _alike(q: Tensor, k: Tensor, v: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the tensors with one pair of strides, as the slices of a fused projection have anyway.
+
+    Offsets within a tile of so many rows are int32, so tokens that lie too far apart for that are brought together.
+    """
+    if q.stride() == k.stride() == v.stride() and rows * q.stride(0) < 2**31:
         return q, k, v
     return q.contiguous(), k.contiguous(), v.contiguous()
 
@@ -316,6 +372,5 @@ def _grid(tiles: Tensor, q: Tensor) -> tuple[int]:
 def _constants(q: Tensor, launch: Launch, **sizes: int) -> dict[str, Any]:
     """Return what a kernel is compiled for."""
     upcast = q.dtype == torch.bfloat16 and interpreted()
-    constants = {"H": q.shape[1], "D": q.shape[2], "ROW": q.stride(0), "HEAD": q.stride(1), **sizes}
-    options = {"num_warps": launch.warps, "num_stages": launch.stages, "enable_fp_fusion": True}
-    return {**constants, "STAGES": launch.stages, "UPCAST": upcast, **options}
+    strides = {"H": q.shape[1], "D": q.shape[2], "ROW": q.stride(0), "HEAD": q.stride(1)}
+    return {**strides, **sizes, **launch.constants(), "UPCAST": upcast}

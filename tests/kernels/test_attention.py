@@ -50,6 +50,7 @@ def run(qkv: Tensor, offsets: Tensor, keys: Tensor | None, engine: str) -> list[
             pytest.param("triton", 2 if width == 32 else 1, width, dtype, id=f"triton-{width}-wide-{str(dtype)[6:]}")
             for width in (16, 32, 64, 128)
             for dtype in (torch.float32, torch.float16, torch.bfloat16)
+            if width < 128 or dtype != torch.float32
         ],
     ],
 )
@@ -258,6 +259,7 @@ def test_wrong_offsets_and_keys_are_named(offsets: list, keys: list | None, mess
         pytest.param((6, 1, 8), torch.float64, "numba", "float32, got torch.float64", id="numba-float64"),
         pytest.param((6, 1, 12), torch.float32, "auto", "head widths 8, 16, .*, got 12", id="numba-12-wide"),
         pytest.param((6, 1, 24), torch.float32, "triton", "head widths 16, 32, 64, 128, got 24", id="triton-24-wide"),
+        pytest.param((6, 1, 128), torch.float32, "triton", "up to 64 wide, got 128", id="triton-128-wide-float32"),
         pytest.param((6, 1, 16), torch.float64, "triton", "float16, bfloat16 or float32, got", id="triton-float64"),
     ],
 )
@@ -328,39 +330,6 @@ def test_compiles_into_one_graph_with_a_plan() -> None:
         offsets, keys = packed(cells)
         qkv = random_qkv(int(offsets[-1]), 2, 8)
         assert torch.equal(compiled(qkv, plan_attention(offsets, keys)), attention(*qkv.unbind(1), offsets, keys))
-
-
-AHEAD_OF_TIME = """
-import triton
-from triton.backends.compiler import GPUTarget
-from sckit.kernels import attention_triton as engine
-
-def compile_kernel(kernel, launch, M, N):
-    constants = {"H": 4, "D": D, "ROW": 12 * D, "HEAD": D, "M": M, "N": N, "STAGES": launch.stages, "UPCAST": False}
-    kinds = {"LSE": "*fp32", "DELTA": "*fp32", "TILES": "*i32", "tokens": "i32", "scale": "fp32", "scale_log2": "fp32"}
-    signature = {name: "constexpr" if name in constants else kinds.get(name, "*bf16") for name in kernel.arg_names}
-    aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind[0] == "*"}
-    source = triton.compiler.ASTSource(kernel, signature, constants, aligned)
-    options = {"num_warps": launch.warps, "num_stages": launch.stages}
-    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-
-for D in (32, 64):
-    forward, queries, keys = engine.LAUNCHES[D]
-    for made in (
-        compile_kernel(engine._forward_kernel, forward, engine.TILE, forward.step),
-        compile_kernel(engine._query_gradient_kernel, queries, engine.TILE, queries.step),
-        compile_kernel(engine._key_gradient_kernel, keys, keys.step, engine.TILE),
-    ):
-        assert "wgmma" in made.asm["ptx"], "no matrix instructions"
-        print(made.metadata.name)
-"""
-
-
-def test_kernels_compile_ahead_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    done = subprocess.run([sys.executable, "-c", AHEAD_OF_TIME], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert len(done.stdout.split()) == 6
 
 
 def test_engines_load_when_first_used() -> None:

@@ -1,0 +1,182 @@
+"""`sckit bench static`: compile every shipped kernel for GPUs that are not here and judge the machine code.
+
+It proves the absence of known failures, not speed: spilled registers, a fall back to older matrix instructions,
+tensors that silently became float32, loads that wait, and any figure that is worse than the recorded one.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from importlib import import_module
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from sckit.bench_static_code import measure
+from sckit.errors import SckitError
+from sckit.kernels.shipped import TARGETS, Shipped
+
+# A kernel joins the gate here: a file with a function shipped() that yields sckit.kernels.shipped.Shipped.
+SOURCES = ("sckit.kernels.attention_shipped", "sckit.kernels.rows_shipped")
+BASELINES = Path(__file__).parent / "kernels" / "static"
+SLACK = 0.05
+SHARED_BYTES = {"gfx942": 64 * 1024}  # otherwise 99 KiB, so that the smaller chips of a family run it too
+LARGER_IS_WORSE = ("shared_bytes", "instructions_per_score", "exps_per_score", "loop_instructions")
+MOST_PROCESSES = 2
+
+
+def bench_static(
+    kernels: Iterable[Shipped] | None = None,
+    *,
+    targets: Iterable[str] = TARGETS,
+    processes: int = MOST_PROCESSES,
+    record: bool = False,
+    folder: Path = BASELINES,
+    tell: Callable[[dict[str, Any]], None] = lambda row: None,
+) -> dict[str, Any]:
+    """Compile the kernels (by default all that ship) for the targets, judge them, and return the document.
+
+    rows hold the figures of `measure`; failures hold kernel, target, case, rule, got and wanted. A baseline is read
+    from, or with `record` written to, `folder`/triton-MAJOR.MINOR.json; without one for the installed Triton only the
+    absolute rules count, and "baseline" is None. `tell` gets every row as it is made.
+    Raises SckitError without Triton, under its interpreter, or for a target that is not one of TARGETS.
+    """
+    version = _triton_version()
+    targets = list(targets)
+    if unknown := [target for target in targets if target not in TARGETS]:
+        message = f"target {unknown[0]!r} is unknown; choose among {', '.join(TARGETS)}."
+        raise SckitError(message)
+    chosen = [one for one in (all_shipped() if kernels is None else kernels) if one.target in targets]
+    path = folder / f"triton-{'.'.join(version.split('.')[:2])}.json"
+    baseline = json.loads(path.read_text()) if path.is_file() and not record else None
+    recorded = baseline["rows"] if baseline else {}
+    rows, failures = [], []
+    for one, figures in zip(chosen, _measured(chosen, processes if kernels is None else 1), strict=True):
+        row = {"kernel": one.name, "target": one.target, "case": one.case, **figures}
+        rows.append(row)
+        tell(row)
+        broken = [*broken_rules(one, figures), *worse_than(figures, recorded.get(one.key, {}))]
+        names = {"kernel": one.name, "target": one.target, "case": one.case}
+        failures += [names | {"rule": rule, "got": got, "wanted": wanted} for rule, got, wanted in broken]
+    if record:
+        _write(path, version, {one.key: row for one, row in zip(chosen, rows, strict=True)})
+    return {
+        "command": "bench static",
+        "triton": version,
+        "baseline": f"Triton {baseline['triton']}" if baseline else None,
+        "recorded": str(path) if record else None,
+        "ok": not failures,
+        "rows": rows,
+        "failures": failures,
+    }
+
+
+def all_shipped() -> list[Shipped]:
+    """Return every kernel in every configuration that ships."""
+    return [one for source in SOURCES for one in import_module(source).shipped()]
+
+
+def broken_rules(one: Shipped, figures: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Yield rule, got and wanted for every absolute rule that the figures break."""
+    for name in ("stack", "scratch", "spills"):
+        if figures[name]:
+            yield name, figures[name], 0
+    wanted = [one.matrix] if one.matrix else []
+    if figures["matrix"] != wanted:
+        yield "matrix instructions", " and ".join(figures["matrix"]) or "none", one.matrix or "none"
+    if one.target.startswith("sm") and one.options.get("num_stages", 1) > 1 and not figures["async_copies"]:
+        yield "asynchronous copies in the loop", 0, "at least 1"
+    limit = SHARED_BYTES.get(one.target, 99 * 1024)
+    if figures["shared_bytes"] > limit:
+        yield "shared_bytes", figures["shared_bytes"], f"at most {limit}"
+    if one.scores and figures["exps_per_score"] > one.exps_per_score:
+        yield "exps_per_score", figures["exps_per_score"], f"at most {one.exps_per_score:g}"
+    if figures["resident_warps"] < one.least_warps:
+        yield "resident_warps", figures["resident_warps"], f"at least {one.least_warps}"
+
+
+def worse_than(figures: dict[str, Any], recorded: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Yield rule, got and wanted for every figure that is worse than the recorded one by more than SLACK."""
+    for name in LARGER_IS_WORSE:
+        got, before = figures[name], recorded.get(name)
+        if got is not None and before is not None and got > before * (1 + SLACK):
+            yield f"{name}, recorded {before}", got, f"at most {before * (1 + SLACK):.4g}"
+    fewest = recorded.get("resident_warps", 0) * (1 - SLACK)
+    if figures["resident_warps"] < fewest:
+        yield (
+            f"resident_warps, recorded {recorded['resident_warps']}",
+            figures["resident_warps"],
+            f"at least {fewest:g}",
+        )
+
+
+def describe(failure: dict[str, Any]) -> str:
+    """Return one line for one failure."""
+    where = f"{failure['kernel']}, {failure['target']}, {failure['case']}"
+    return f"{where}: {failure['rule']}: got {failure['got']}, wanted {failure['wanted']}"
+
+
+def print_static(document: dict[str, Any], console: Any) -> None:
+    """Print the figures as a table for people, then the failures, one a line."""
+    from rich.table import Table
+
+    table = Table(title=f"Machine code, Triton {document['triton']}; nothing was run on a GPU")
+    for name in ("kernel", "target", "case"):
+        table.add_column(name)
+    for name in ("regs", "spills", "shared KiB", "warps", "matrix", "async", "instr/score", "exp/score"):
+        table.add_column(name, justify="right")
+    for row in document["rows"]:
+        numbers = (row["registers"], row["spills"], round(row["shared_bytes"] / 1024), row["resident_warps"])
+        loop = ("+".join(row["matrix"]) or "none", row["async_copies"])
+        shares = (row["instructions_per_score"], row["exps_per_score"])
+        table.add_row(row["kernel"], row["target"], row["case"], *map(str, (*numbers, *loop, *shares)))
+    console.print(table)
+    for failure in document["failures"]:
+        console.print(describe(failure), markup=False, highlight=False, soft_wrap=True)
+    against = document["baseline"] or "no baseline for this Triton: absolute rules only"
+    console.print(f"{len(document['rows'])} kernels, {len(document['failures'])} failures; compared with: {against}")
+
+
+def _measured(chosen: list[Shipped], processes: int) -> Iterator[dict[str, Any]]:
+    """Yield the figures of each kernel, in order. Kernels do not pickle, so a process finds its own by number."""
+    if processes < 2 or len(chosen) < 2:
+        yield from map(measure, chosen)
+        return
+    keys = [one.key for one in chosen]
+    with ProcessPoolExecutor(min(processes, MOST_PROCESSES), mp_context=get_context("spawn")) as pool:
+        yield from pool.map(_measure_by_key, keys, chunksize=4)
+
+
+def _measure_by_key(key: str) -> dict[str, Any]:
+    return measure(next(one for one in all_shipped() if one.key == key))
+
+
+def _triton_version() -> str:
+    try:
+        import triton
+    except ImportError:
+        message = "bench static needs Triton, which is not installed here (it has packages for Linux only)."
+        raise SckitError(message) from None
+    if os.environ.get("TRITON_INTERPRET", "0").lower() not in ("", "0", "false", "off", "no", "n"):
+        message = "bench static compiles kernels, but TRITON_INTERPRET is set, so they would be interpreted; unset it."
+        raise SckitError(message)
+    return triton.__version__
+
+
+def _write(path: Path, version: str, rows: dict[str, dict[str, Any]]) -> None:
+    """Write a baseline: one line a kernel, so that a change of figures reads well in a diff."""
+    kept = (
+        "registers",
+        "shared_bytes",
+        "resident_warps",
+        "loop_instructions",
+        "instructions_per_score",
+        "exps_per_score",
+    )
+    lines = [
+        f"{json.dumps(key)}: {json.dumps({name: row[name] for name in kept})}" for key, row in sorted(rows.items())
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = ",\n".join(lines)
+    path.write_text(f'{{\n"triton": {json.dumps(version)},\n"rows": {{\n{text}\n}}\n}}\n')
