@@ -37,18 +37,23 @@ def bench_kernels(
     *,
     rounds: int = 5,
     device: str = "cpu",
+    tune: bool = False,
     tell: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> dict[str, Any]:
     """Time attention forward, and forward with backward, on `torch.get_num_threads()` threads or a GPU.
 
     Returns the document that `sckit bench kernels --json` ends with: one row for every case, engine and pass, with the
     median and the 20th and 80th percentile of its times, gflops and share_of_peak from the median, and provenance.
+    With `tune` a GPU tries other launches of our kernels first and goes on with the best, in this process.
     `tell` hears what is timed, how many timings are done and how many there are.
     Raises SckitError when an engine or competitor disagrees with float64.
     """
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     engine, _ = choose_engine(device, dtype)
     benches = [_CaseBench(case, engine, device, dtype) for case in cases]
+    if tune and engine == "triton":
+        for bench in benches:
+            bench.tune()
     total = sum(len(bench.variants) for bench in benches)
     for round_ in range(-1, rounds):  # the round before the first warms up
         done = (round_ + 1) * total
@@ -81,6 +86,14 @@ class _CaseBench:
         self.left_out = _check(case, few, self.qkv, engine)
         for name in self.left_out:
             del self.variants[name]
+
+    def tune(self) -> None:
+        """Let the attention of this head width and length class use the fastest launches."""
+        from sckit.kernels.attention_tune import tune
+
+        offsets = pad(torch.tensor(self.case.lengths()).cumsum(0), (1, 0))
+        q, k, v = self.qkv
+        tune(q, k, v, plan_attention(offsets, torch.tensor(self.case.keys())).to(self.device))
 
     def time(self, name: str, *, keep: bool) -> None:
         """Time one variant in both passes, and the matrix product beside them."""

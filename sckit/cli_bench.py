@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -10,17 +10,22 @@ from sckit.cli_options import Device, Json, finish, say, user_errors
 from sckit.errors import ConfigError
 from sckit.progress import Bar
 
-bench = typer.Typer(no_args_is_help=True, help="Microbenchmarks of the hand-written kernels.")
+bench = typer.Typer(no_args_is_help=True, help="Microbenchmarks and static checks of the hand-written kernels.")
+
+Rounds = Annotated[int, typer.Option(min=1, help="Rounds; every variant is timed once in each.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. [default: torch's]")]
+Out = Annotated[Path | None, typer.Option(help="Append the rows to this file, a JSON line each.")]
 
 
 @bench.command()
 def kernels(
     *,
     case: Annotated[list[str] | None, typer.Option(help="Case by name; several allowed. [default: all]")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds; every variant is timed once in each.")] = 5,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. [default: torch's]")] = None,
+    rounds: Rounds = 5,
+    threads: Threads = None,
     device: Device = "auto",
-    out: Annotated[Path | None, typer.Option(help="Append the rows to this file, a JSON line each.")] = None,
+    tune: Annotated[bool, typer.Option("--tune", help="On a GPU, try other launches first and use the best.")] = False,
+    out: Out = None,
     chart: Annotated[Path | None, typer.Option(help="Write a bar chart, such as kernels.png.")] = None,
     compare: Annotated[Path | None, typer.Option(help="Earlier rows (of --out) to compare with.")] = None,
     as_json: Json = False,
@@ -34,7 +39,6 @@ def kernels(
         sckit bench kernels --case short --out now.jsonl --compare before.jsonl
     """
     with user_errors():
-        import torch
         from rich.console import Console
 
         from sckit.bench import bench_kernels
@@ -47,11 +51,12 @@ def kernels(
         if unknown:
             raise ConfigError(f"--case {unknown[0]} is unknown; choose among {', '.join(names)}.")
         earlier = read_rows(compare) if compare else None
-        if threads is not None:
-            torch.set_num_threads(threads)
+        _set_threads(threads)
         kind = choose_compute(device).device.type
         with Bar() as bar:
-            document = bench_kernels(cases_for(kind, case or ()), rounds=rounds, device=kind, tell=bar.timing)
+            document = bench_kernels(
+                cases_for(kind, case or ()), rounds=rounds, device=kind, tune=tune, tell=bar.timing
+            )
         console = Console(width=None if sys.stdout.isatty() else 160)
         print_kernels(document, console)
         if earlier is not None:
@@ -63,6 +68,46 @@ def kernels(
             draw_kernels(document, chart)
             say(f"wrote {chart}")
         finish(document, as_json=as_json)
+
+
+@bench.command()
+def ops(
+    *,
+    rounds: Rounds = 5,
+    threads: Threads = None,
+    device: Device = "auto",
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Time the token states and the masked head, forward and backward, beside plain torch.
+
+    For example:
+
+        sckit bench ops --rounds 7 --threads 1
+    """
+    with user_errors():
+        from sckit.bench_ops import bench_ops
+        from sckit.device import choose_compute
+
+        _set_threads(threads)
+        kind = choose_compute(device).device.type
+        rows = bench_ops(rounds, _show_time, device=kind)
+        _end({"command": "bench ops", "rows": rows}, kind, out, as_json=as_json)
+
+
+@bench.command()
+def counts(*, rounds: Rounds = 5, threads: Threads = None, out: Out = None, as_json: Json = False) -> None:
+    """Time what is done to counts (normalise, hide and pack, split, statistics) beside numpy, scipy and torch.
+
+    For example:
+
+        sckit bench counts --rounds 7
+    """
+    with user_errors():
+        from sckit.bench_counts import bench_counts
+
+        _set_threads(threads)
+        _end(bench_counts(rounds, _show_time), "cpu", out, as_json=as_json)
 
 
 @bench.command()
@@ -90,3 +135,31 @@ def static(
         finish(document, as_json=as_json)
         if not document["ok"]:
             raise typer.Exit(1)
+
+
+def _set_threads(threads: int | None) -> None:
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def _show_time(row: dict[str, Any]) -> None:
+    spread = f"[{row['p20_ms']:.2f}-{row['p80_ms']:.2f}]"
+    what = f"{row['op']:<26} {row['case']:<14} {row.get('pass', ''):<8} {row['engine']:<10}"
+    typer.echo(f"{what} {row['median_ms']:>10.2f} ms  {spread}")
+
+
+def _end(document: dict[str, Any], device: str, out: Path | None, *, as_json: bool) -> None:
+    """Give every row its provenance, keep the rows where asked, and print the document."""
+    import torch
+
+    from sckit.bench import provenance
+    from sckit.bench_report import append_rows
+
+    where = provenance(device, torch.float32)
+    document["rows"] = [row | where for row in document["rows"]]
+    if out:
+        append_rows(document, out)
+        say(f"wrote {out}")
+    finish(document, as_json=as_json)
