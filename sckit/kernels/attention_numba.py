@@ -6,11 +6,8 @@ first, and no result depends on which thread ran it.
 """
 
 import math
-import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from itertools import accumulate
 
 import numpy as np
@@ -37,6 +34,7 @@ from sckit.kernels.simd_softmax import (
     score_gradients,
     softmax_step,
 )
+from sckit.kernels.threads import side_by_side
 
 QUERIES = 48  # per block: a multiple of three vectors of any width
 FORWARD_KEYS = 128  # per block: scores [keys, queries] stay in the first-level cache
@@ -285,20 +283,10 @@ def _run(
     sums = lse.detach().numpy()
     counter = np.zeros(1, np.int64)
 
-    def work() -> None:
+    def work(_thread: int, _threads: int) -> None:
         worker(vector_type(lanes), places, sums, tasks, shape, counter, _scratch(sizes))
 
-    threads = min(torch.get_num_threads(), len(tasks) * heads)
-    others = [_pool(os.getpid()).submit(work) for _ in range(threads - 1)]
-    work()
-    for other in others:
-        other.result()
-
-
-@cache
-def _pool(_process: int) -> ThreadPoolExecutor:
-    """Return this process's threads; a forked child has none of its parent's and gets its own."""
-    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="sckit-attention")
+    side_by_side(work, len(tasks) * heads)
 
 
 _own = threading.local()

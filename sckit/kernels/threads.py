@@ -1,4 +1,4 @@
-"""Ranges of work on as many threads as torch uses: our own, so that Numba's threading layers are not involved."""
+"""Work on as many threads as torch uses: our own, so that Numba's threading layers are not involved."""
 
 import os
 from collections.abc import Callable
@@ -8,14 +8,18 @@ from functools import cache
 import torch
 
 
-def share_out(work: Callable[[int, int], None], count: int) -> None:
-    """Call work(first, last) so that the ranges cover 0..count once, side by side; work has to let go of the GIL."""
-    threads = max(1, min(torch.get_num_threads(), count))
-    bounds = [count * i // threads for i in range(threads + 1)]
-    others = [_pool(os.getpid()).submit(work, bounds[i], bounds[i + 1]) for i in range(1, threads)]
-    work(0, bounds[1])
+def side_by_side(work: Callable[[int, int], None], most: int) -> None:
+    """Call work(thread, threads) on every thread, at most so many; work has to let go of the GIL."""
+    threads = max(1, min(torch.get_num_threads(), most))
+    others = [_pool(os.getpid()).submit(work, thread, threads) for thread in range(1, threads)]
+    work(0, threads)
     for other in others:
         other.result()
+
+
+def share_out(work: Callable[[int, int], None], count: int) -> None:
+    """Call work(first, last) so that the ranges cover 0..count once, side by side."""
+    side_by_side(lambda thread, threads: work(count * thread // threads, count * (thread + 1) // threads), count)
 
 
 @cache
