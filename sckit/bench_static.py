@@ -47,6 +47,9 @@ def bench_static(
     if unknown := [target for target in targets if target not in TARGETS]:
         message = f"target {unknown[0]!r} is unknown; choose among {', '.join(TARGETS)}."
         raise SckitError(message)
+    if record and set(targets) != set(TARGETS):
+        message = "--record writes the whole baseline, so it takes all targets; leave --target out."
+        raise SckitError(message)
     chosen = [one for one in (all_shipped() if kernels is None else kernels) if one.target in targets]
     path = folder / f"triton-{'.'.join(version.split('.')[:2])}.json"
     baseline = json.loads(path.read_text()) if path.is_file() and not record else None
