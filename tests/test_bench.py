@@ -3,6 +3,7 @@
 import io
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from typer.testing import CliRunner
 
 import sckit.bench as bench
 from sckit.bench_cases import CASES, PERCENTS, SHAPES, Case, cases_for
+from sckit.bench_counts import bench_counts
+from sckit.bench_ops import bench_ops
 from sckit.bench_report import append_rows, draw_kernels, print_comparison, print_kernels, read_rows
 from sckit.bench_torch import competitors
 from sckit.cli import app
@@ -153,3 +156,18 @@ def test_command_ends_with_the_document(monkeypatch, tmp_path):
     last = json.loads(result.stdout.splitlines()[-1])
     assert set(last) >= {"command", "peak_gflops", "rows"}
     assert len(read_rows(tmp_path / "r.jsonl")) == len(last["rows"])
+
+
+def test_ops_and_counts_end_with_rows_of_known_origin(monkeypatch, tmp_path):
+    monkeypatch.setattr("sckit.bench_ops.bench_ops", partial(bench_ops, cases=[(700, 16)]))
+    monkeypatch.setattr("sckit.bench_counts.bench_counts", partial(bench_counts, cells=[20]))
+    for name in ("ops", "counts"):
+        result = CliRunner().invoke(app, ["bench", name, "--rounds", "1", "--out", str(tmp_path / name), "--json"])
+        assert result.exit_code == 0, result.output
+        rows = json.loads(result.stdout.splitlines()[-1])["rows"]
+        assert [json.loads(line) for line in (tmp_path / name).read_text().splitlines()] == rows
+        for row in rows:
+            assert row["p20_ms"] <= row["median_ms"] <= row["p80_ms"]
+            assert "commit" in row
+            assert row["device"]
+    assert {row["op"] for row in rows} >= {"normalise", "hide and pack", "split binomial", "gene moments", "totals"}

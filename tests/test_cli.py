@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 from sckit.cli import app
 
 FAST = ["--engine", "reference", "--batch-tokens", "2000", "--components", "3"]
-COMMANDS = ["prepare", "info", "pretrain", "eval", "embed", "bench kernels"]
+BENCHES = [f"bench {name}" for name in ("kernels", "ops", "counts", "static")]
+COMMANDS = ["prepare", "info", "pretrain", "eval", "embed", *BENCHES]
 
 
 def invoke(*arguments):
