@@ -72,12 +72,13 @@ LAUNCHES: dict[str, dict[tuple[int, int], Launches]] = {
         (128, 2): Launches(Launch(64, 4, 2), Launch(32, 4, 2), Launch(16, 4, 2)),
         **_FLOAT32,
         (32, 4): _FLOAT32[32, 4]._replace(queries=Launch(16, 4, 2, reload=True)),
+        (64, 4): _FLOAT32[64, 4]._replace(keys=Launch(16, 16, 2, reload=True)),
     },
     "sm_100": {
         (16, 2): _PLAIN,
         (32, 2): _PLAIN,
         (64, 2): Launches(Launch(64, 4, 3), Launch(64, 4, 2), Launch(64, 4, 3)),
-        (128, 2): Launches(Launch(64, 4, 2), Launch(32, 4, 2), Launch(32, 4, 2)),
+        (128, 2): Launches(Launch(64, 4, 2), Launch(32, 4, 2, reload=True), Launch(32, 4, 2)),
         **_FLOAT32,
     },
     "gfx942": {

@@ -35,7 +35,7 @@ def ship(target: str, width: int, kind: str, launches: Launches, note: str = "")
         sizes = {"M": launch.step, "N": TILE} if name == "dK dV" else {"M": TILE, "N": launch.step}
         strides = {"H": 8, "D": width, "ROW": 24 * width, "HEAD": width}
         constants = {**strides, **sizes, **launch.constants(), "UPCAST": False}
-        narrow = kind != "fp32" and not note and width <= 32 and name != "dK dV"
+        narrow = kind != "fp32" and not note and width <= 32 and name != "dK dV" and target != "gfx942"
         yield Shipped(
             name=f"attention {name}",
             case=f"{kind} D{width}{note}",
