@@ -23,13 +23,13 @@ from torch.nn.functional import pad
 from sckit.bench_cases import CASES, Case
 from sckit.bench_torch import Variant, competitors
 from sckit.errors import SckitError
-from sckit.kernels.attention import attention, choose_engine, plan_attention
+from sckit.kernels.attention import AttentionPlan, attention, choose_engine, plan_attention
 from sckit.run import environment
 
 GEMM_SIDE = {"cpu": 1024, "cuda": 8192}
 LARGEST_ERROR = {torch.float32: 5e-6, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 """Of an output or gradient against float64, as a share of the largest entry."""
-_GATE_CELLS = 3
+_MALLOC = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "LD_PRELOAD")
 
 
 def bench_kernels(
@@ -49,11 +49,15 @@ def bench_kernels(
     Raises SckitError when an engine or competitor disagrees with float64.
     """
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    where = provenance(device, dtype)
     engine, _ = choose_engine(device, dtype)
     benches = [_CaseBench(case, engine, device, dtype) for case in cases]
     if tune and engine == "triton":
         for bench in benches:
             bench.tune()
+    for i, bench in enumerate(benches):
+        tell(f"checking {bench.case.name}", i, len(benches))
+        bench.check()
     total = sum(len(bench.variants) for bench in benches)
     for round_ in range(-1, rounds):  # the round before the first warms up
         done = (round_ + 1) * total
@@ -62,7 +66,6 @@ def bench_kernels(
                 tell(f"{bench.case.name} H{bench.case.heads} D{bench.case.head_dim} {name}", done, total * (rounds + 1))
                 bench.time(name, keep=round_ >= 0)
                 done += 1
-    where = provenance(device, dtype)
     rows = [row | where for bench in benches for row in bench.rows()]
     document = {"command": "bench kernels", "peak_gflops": max(bench.peak() for bench in benches), "rows": rows}
     left_out = {name: reason for bench in benches for name, reason in bench.left_out.items()}
@@ -79,21 +82,58 @@ class _CaseBench:
         *self.qkv, self.grad = (torch.randn(shape, generator=generator).to(device, dtype) for _ in range(4))
         side = GEMM_SIDE[device]
         self.square = torch.randn(side, side, generator=generator).to(device, dtype)
-        self.variants = _variants(case.lengths(), case.keys(), engine, device)
+        self.engine = engine
+        self.variants = {engine: self._own()} | competitors(case.lengths(), case.keys(), device)
+        self.left_out: dict[str, str] = {}
         self.times: dict[tuple[str, str], list[float]] = {}
         self.gemm_times: list[float] = []
-        few = _variants(case.lengths()[:_GATE_CELLS], case.keys()[:_GATE_CELLS], engine, device)
-        self.left_out = _check(case, few, self.qkv, engine)
-        for name in self.left_out:
-            del self.variants[name]
+
+    def _plan(self) -> AttentionPlan:
+        return plan_attention(_offsets(self.case.lengths()), torch.tensor(self.case.keys())).to(self.device)
+
+    def _own(self) -> Variant:
+        plan = self._plan()
+        return lambda q, k, v: attention(q, k, v, plan=plan, engine=self.engine)
+
+    def check(self) -> None:
+        """Compare every variant with float64, as it is timed, in the first, the longest and the last cell.
+
+        A competitor that cannot run here is left out, with what it says. Raises SckitError where one is wrong.
+        """
+        lengths, keys = self.case.lengths(), self.case.keys()
+        chosen = sorted({0, int(np.argmax(lengths)), len(lengths) - 1})
+        parts = [part.split(lengths) for part in self.qkv]
+        few = [torch.cat([cells[c] for c in chosen]).double() for cells in parts]
+        offsets, few_keys = _offsets([lengths[c] for c in chosen]), torch.tensor([keys[c] for c in chosen])
+        exact = partial(attention, offsets=offsets, keys=few_keys, engine="reference")
+        want = _results(exact, few)
+        for name, variant in list(self.variants.items()):
+            try:
+                results = _results(variant, self.qkv)
+            except (RuntimeError, NotImplementedError) as error:
+                if name == self.engine:
+                    raise
+                self.left_out[name] = str(error).splitlines()[0]
+                del self.variants[name]
+                continue
+            for whole, right in zip(results, want, strict=True):
+                cells = whole.split(lengths)
+                got = torch.cat([cells[c] for c in chosen])
+                error = float((got.double() - right).abs().max() / right.abs().max())
+                if not error <= LARGEST_ERROR[self.qkv[0].dtype]:
+                    message = (
+                        f"{name!r} is wrong by {error:.1e} of the largest entry on case {self.case.name!r} with"
+                        f" {self.case.heads} heads of {self.case.head_dim}, so no speed is reported; run pytest"
+                        " tests/kernels."
+                    )
+                    raise SckitError(message)
 
     def tune(self) -> None:
         """Let the attention of this head width and length class use the fastest launches."""
         from sckit.kernels.attention_tune import tune
 
-        offsets = pad(torch.tensor(self.case.lengths()).cumsum(0), (1, 0))
         q, k, v = self.qkv
-        tune(q, k, v, plan_attention(offsets, torch.tensor(self.case.keys())).to(self.device))
+        tune(q, k, v, self._plan())
 
     def time(self, name: str, *, keep: bool) -> None:
         """Time one variant in both passes, and the matrix product beside them."""
@@ -147,43 +187,13 @@ def _both(variant: Variant, qkv: list[Tensor], grad: Tensor) -> None:
     variant(*leaves).backward(grad)
 
 
-def _variants(lengths: list[int], keys: list[int], engine: str, device: str) -> dict[str, Variant]:
-    offsets = pad(torch.tensor(lengths).cumsum(0), (1, 0))
-    plan = plan_attention(offsets, torch.tensor(keys)).to(device)
-    return {engine: lambda q, k, v: attention(q, k, v, plan=plan, engine=engine)} | competitors(lengths, keys, device)
+def _offsets(lengths: list[int]) -> Tensor:
+    return pad(torch.tensor(lengths).cumsum(0), (1, 0))
 
 
-def _check(case: Case, variants: dict[str, Variant], qkv: list[Tensor], engine: str) -> dict[str, str]:
-    """Compare every variant with float64 on the first cells, output and gradients; else its speed is worth nothing.
-
-    Returns the competitors that cannot run here and what they say.
-    """
-    lengths, keys = case.lengths()[:_GATE_CELLS], case.keys()[:_GATE_CELLS]
-    offsets = pad(torch.tensor(lengths).cumsum(0), (1, 0))
-    exact = partial(attention, offsets=offsets, keys=torch.tensor(keys), engine="reference")
-    want = _results(exact, qkv, sum(lengths), torch.float64)
-    left_out = {}
-    for name, variant in variants.items():
-        try:
-            results = _results(variant, qkv, sum(lengths), qkv[0].dtype)
-        except (RuntimeError, NotImplementedError) as error:
-            if name == engine:
-                raise
-            left_out[name] = str(error).splitlines()[0]
-            continue
-        for got, right in zip(results, want, strict=True):
-            error = float((got.double() - right).abs().max() / right.abs().max())
-            if not error <= LARGEST_ERROR[qkv[0].dtype]:
-                message = (
-                    f"{name!r} is wrong by {error:.1e} of the largest entry on case {case.name!r} with {case.heads}"
-                    f" heads of {case.head_dim}, so no speed is reported; run pytest tests/kernels."
-                )
-                raise SckitError(message)
-    return left_out
-
-
-def _results(variant: Variant, qkv: list[Tensor], tokens: int, dtype: torch.dtype) -> list[Tensor]:
-    q, k, v = (part[:tokens].to(dtype, copy=True).requires_grad_() for part in qkv)
+def _results(variant: Variant, qkv: list[Tensor]) -> list[Tensor]:
+    """Return the output and the gradients of a sum of squares, in which every cell is on its own."""
+    q, k, v = (part.detach().requires_grad_() for part in qkv)
     out = variant(q, k, v)
     return [out.detach(), *torch.autograd.grad(out.double().square().sum(), (q, k, v))]
 
@@ -199,6 +209,7 @@ def provenance(device: str, dtype: torch.dtype) -> dict[str, Any]:
         "dtype": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 2),
+        "malloc": {name: os.environ[name] for name in _MALLOC if name in os.environ},
     } | {package: found[package] for package in ("sckit", "torch", "triton", "numba") if package in found}
 
 
@@ -208,7 +219,10 @@ def _commit() -> str | None:
     if not (root / ".git").exists():
         return None
     git = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    done = subprocess.run(git, capture_output=True, text=True, check=False, cwd=root)
+    try:
+        done = subprocess.run(git, capture_output=True, text=True, check=False, cwd=root)
+    except OSError:  # no git here
+        return None
     return done.stdout.strip() or None
 
 

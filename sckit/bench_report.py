@@ -11,8 +11,10 @@ from rich.table import Table
 from sckit.errors import ConfigError, DataError
 
 OURS = ("numba", "triton")
-KEY = ("op", "case", "heads", "head_dim", "pass", "engine")
+KEY = ("op", "case", "tokens", "heads", "head_dim", "pass", "engine")
 """What makes two rows of different results the same measurement."""
+
+_SHOWN = ("device", "threads", "dtype", "torch", "commit", "gflops", "share_of_peak", "median_ms")
 
 Row = dict[str, Any]
 
@@ -74,7 +76,7 @@ def _savings(rows: Sequence[Row]) -> list[str]:
     for (op, case, *rest), half_ms in ours.items():
         full_ms = ours.get((op, case.removesuffix("-half-hidden"), *rest))
         if case.endswith("-half-hidden") and full_ms:
-            heads, width, passes, engine = rest
+            _, heads, width, passes, engine = rest
             what = f"{case} {heads} x {width} {passes}, {engine}"
             lines.append(f"{what}: {half_ms / full_ms:.2f} of the time with every token a key")
     return lines
@@ -109,6 +111,15 @@ def draw_kernels(document: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
+def check_writable(out: Path | None, chart: Path | None = None) -> None:
+    """Raise ConfigError, before anything is timed, for a file that could not be written afterwards."""
+    for path in (out, chart):
+        if path is not None and not path.resolve().parent.is_dir():
+            raise ConfigError(f"the folder of {path} does not exist; make it first.")
+    if chart is not None and chart.suffix not in (".png", ".pdf", ".svg"):
+        raise ConfigError(f"--chart {chart} is no picture that can be written; choose a name in .png, .pdf or .svg.")
+
+
 def append_rows(document: dict[str, Any], path: Path) -> None:
     """Append every row as one JSON line."""
     with path.open("a") as lines:
@@ -124,7 +135,7 @@ def read_rows(path: Path) -> list[Row]:
         raise ConfigError(f"there is no result {path}; write one with --out.")
     try:
         rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-        last = {tuple(row[key] for key in KEY): row for row in rows}
+        last = {tuple(row[key] for key in (*KEY, *_SHOWN))[: len(KEY)]: row for row in rows}
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} does not hold rows of `sckit bench kernels --out`: {error}.") from error
     if not last:
@@ -138,7 +149,7 @@ def print_comparison(rows: Sequence[Row], earlier: Sequence[Row], console: Conso
     Between machines, or where other work ran, only the shares can be compared.
     """
     before = {tuple(row[key] for key in KEY): row for row in earlier}
-    table = Table(title=f"now over {_where(earlier[0])}, commit {earlier[0].get('commit')}")
+    table = Table(title=f"now over {_where(earlier[0])}, commit {earlier[0]['commit']}")
     for column in ("case", "heads x width", "pass", "engine"):
         table.add_column(column)
     for column in ("GFLOP/s then", "now", "ratio", "share then", "now", "ratio"):
@@ -153,5 +164,5 @@ def print_comparison(rows: Sequence[Row], earlier: Sequence[Row], console: Conso
         shape = f"{row['heads']} x {row['head_dim']}"
         table.add_row(row["case"], shape, row["pass"], row["engine"], *cells)
     console.print(table)
-    if earlier[0].get("device") != rows[0]["device"]:
+    if earlier[0]["device"] != rows[0]["device"]:
         console.print("other machines: compare the shares only", highlight=False)

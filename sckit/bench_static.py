@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sckit.bench_static_code import measure
-from sckit.errors import SckitError
+from sckit.errors import ConfigError, SckitError
 from sckit.kernels.shipped import TARGETS, Shipped
 
 # A kernel joins the gate here: a file with a function shipped() that yields sckit.kernels.shipped.Shipped.
@@ -45,11 +45,10 @@ def bench_static(
     version = _triton_version()
     targets = list(targets)
     if unknown := [target for target in targets if target not in TARGETS]:
-        message = f"target {unknown[0]!r} is unknown; choose among {', '.join(TARGETS)}."
-        raise SckitError(message)
+        raise ConfigError(f"--target {unknown[0]} is unknown; choose among {', '.join(TARGETS)}.")
     if record and set(targets) != set(TARGETS):
         message = "--record writes the whole baseline, so it takes all targets; leave --target out."
-        raise SckitError(message)
+        raise ConfigError(message)
     chosen = [one for one in (all_shipped() if kernels is None else kernels) if one.target in targets]
     path = folder / f"triton-{'.'.join(version.split('.')[:2])}.json"
     baseline = json.loads(path.read_text()) if path.is_file() and not record else None

@@ -43,16 +43,23 @@ def kernels(
 
         from sckit.bench import bench_kernels
         from sckit.bench_cases import CASES, cases_for
-        from sckit.bench_report import append_rows, draw_kernels, print_comparison, print_kernels, read_rows
-        from sckit.device import choose_compute
+        from sckit.bench_report import (
+            append_rows,
+            check_writable,
+            draw_kernels,
+            print_comparison,
+            print_kernels,
+            read_rows,
+        )
 
         names = list(dict.fromkeys(known.name for known in CASES))
         unknown = [name for name in case or [] if name not in names]
         if unknown:
             raise ConfigError(f"--case {unknown[0]} is unknown; choose among {', '.join(names)}.")
         earlier = read_rows(compare) if compare else None
+        check_writable(out, chart)
         _set_threads(threads)
-        kind = choose_compute(device).device.type
+        kind = _kind(device)
         with Bar() as bar:
             document = bench_kernels(
                 cases_for(kind, case or ()), rounds=rounds, device=kind, tune=tune, tell=bar.timing
@@ -87,10 +94,11 @@ def ops(
     """
     with user_errors():
         from sckit.bench_ops import bench_ops
-        from sckit.device import choose_compute
+        from sckit.bench_report import check_writable
 
+        check_writable(out)
         _set_threads(threads)
-        kind = choose_compute(device).device.type
+        kind = _kind(device)
         rows = bench_ops(rounds, _show_time, device=kind)
         _end({"command": "bench ops", "rows": rows}, kind, out, as_json=as_json)
 
@@ -105,7 +113,9 @@ def counts(*, rounds: Rounds = 5, threads: Threads = None, out: Out = None, as_j
     """
     with user_errors():
         from sckit.bench_counts import bench_counts
+        from sckit.bench_report import check_writable
 
+        check_writable(out)
         _set_threads(threads)
         _end(bench_counts(rounds, _show_time), "cpu", out, as_json=as_json)
 
@@ -142,6 +152,15 @@ def _set_threads(threads: int | None) -> None:
 
     if threads is not None:
         torch.set_num_threads(threads)
+
+
+def _kind(device: str) -> str:
+    from sckit.device import choose_compute
+
+    kind = choose_compute(device).device.type
+    if kind not in ("cpu", "cuda"):
+        raise ConfigError(f"--device {device}: sckit has kernels for cpu and cuda only.")
+    return kind
 
 
 def _show_time(row: dict[str, Any]) -> None:

@@ -142,10 +142,37 @@ def test_earlier_results_that_are_none(tmp_path):
         read_rows(tmp_path / "empty.jsonl")
 
 
-def test_command_names_the_cases():
-    result = CliRunner().invoke(app, ["bench", "kernels", "--case", "nope"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["kernels", "--case", "nope"], "choose among long, long-half-hidden, short, deep"),
+        (["kernels", "--device", "meta"], "kernels for cpu and cuda only"),
+        (["kernels", "--out", "nowhere/rows.jsonl"], "the folder of nowhere/rows.jsonl does not exist"),
+        (["counts", "--out", "nowhere/rows.jsonl"], "the folder of nowhere/rows.jsonl does not exist"),
+        (["kernels", "--chart", "kernels.xyz"], "choose a name in .png, .pdf or .svg"),
+        (["kernels", "--compare", "none.jsonl"], "there is no result none.jsonl"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_options_are_refused_before_anything_is_timed(arguments, message):
+    result = CliRunner().invoke(app, ["bench", *arguments])
     assert result.exit_code == 2
-    assert "choose among long, long-half-hidden, short, deep" in result.stderr
+    assert message in result.stderr
+
+
+def test_a_kernel_that_is_wrong_in_large_batches_only_is_found(monkeypatch):
+    def wrong(*arguments, engine, plan=None, **named):
+        out = attention(*arguments, engine=engine, plan=plan, **named)
+        return out * 0 if engine == "numba" and plan is not None and len(plan.cells) > 2 else out
+
+    monkeypatch.setattr(bench, "attention", wrong)
+    with pytest.raises(SckitError, match="'numba' is wrong"):
+        bench.bench_kernels(FEW[:1], rounds=1)
+
+
+def test_without_git_there_is_no_commit(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert bench.provenance("cpu", torch.float32)["commit"] is None
 
 
 def test_command_ends_with_the_document(monkeypatch, tmp_path):

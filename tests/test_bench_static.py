@@ -69,11 +69,11 @@ def test_everything_that_ships_passes(whole: dict[str, Any]) -> None:
                 assert (kernel, case) in cases
 
 
-def test_the_installed_triton_has_a_baseline_or_the_gate_says_so(whole: dict[str, Any]) -> None:
-    import sckit.bench_static as gate_file
-
+def test_the_supported_tritons_have_a_baseline(whole: dict[str, Any]) -> None:
     minor = ".".join(whole["triton"].split(".")[:2])
-    assert (whole["baseline"] is not None) == (gate_file.BASELINES / f"triton-{minor}.json").is_file()
+    if minor not in ("3.6", "3.8", "3.9"):
+        pytest.skip(f"nothing is recorded for Triton {minor}, so only the absolute rules count")
+    assert whole["baseline"].startswith(f"Triton {minor}.")
 
 
 def test_the_polynomial_takes_exponentials_off_the_special_unit(whole: dict[str, Any]) -> None:

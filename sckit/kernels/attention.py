@@ -54,14 +54,14 @@ def attention(
         engine, _ = choose_engine(q.device, q.dtype)
     _check_engine(engine, q)
     if plan is None:
-        plan = AttentionPlan(*torch.ops.sckit.attention_plan(offsets, keys, q.shape[0]))
-    if plan.query_tiles.shape[0] != q.shape[0] // TILE + plan.cells.shape[0]:
-        message = f"the plan is not of this batch of {q.shape[0]} tokens."
+        plan = AttentionPlan._make([*torch.ops.sckit.attention_plan(offsets, keys, q.shape[0]), q.shape[0]])
+    if plan.tokens != q.shape[0]:
+        message = f"the plan is of {plan.tokens} tokens, not of this batch of {q.shape[0]}."
         raise ValueError(message)
     plan = plan.to(q.device)
     if engine == "reference":
         return attention_reference(q, k, v, plan.cells)
-    return torch.ops.sckit.attention_forward(q, k, v, *plan, engine)[0]
+    return torch.ops.sckit.attention_forward(q, k, v, *plan.tensors(), engine)[0]
 
 
 def choose_engine(device: torch.device | str, dtype: torch.dtype) -> tuple[str, str]:
@@ -75,6 +75,8 @@ def choose_engine(device: torch.device | str, dtype: torch.dtype) -> tuple[str, 
         return "reference", f"{kind}, {dtype}: the Triton engine takes float16, bfloat16 and float32"
     if kind != "cuda" or find_spec("triton") is None:
         return "reference", f"{kind}: no Triton for this device here"
+    if torch.version.cuda and torch.cuda.is_available() and torch.cuda.get_device_capability(device)[0] < 8:
+        return "reference", "CUDA device before sm_80: the Triton engine is compiled and checked for sm_80 and later"
     return "triton", f"{'HIP' if torch.version.hip else 'CUDA'} device, {dtype} with float32 sums"
 
 
@@ -140,7 +142,7 @@ def _plan(offsets: Tensor, keys: Tensor | None, tokens: int) -> tuple[Tensor, Te
     if int(offsets[-1]) != tokens:
         message = f"offsets must end with the number of tokens, {tokens}, got {int(offsets[-1])}."
         raise ValueError(message)
-    return build_plan(offsets, keys, tokens)
+    return build_plan(offsets, keys, tokens).tensors()
 
 
 @torch.library.register_fake("sckit::attention_plan")
@@ -154,7 +156,9 @@ def _plan_fake(offsets: Tensor, _keys: Tensor | None, tokens: int) -> tuple[Tens
 @torch.library.impl("sckit::attention_forward", "CompositeExplicitAutograd")
 def _forward(q: Tensor, k: Tensor, v: Tensor, *plan_and_engine: Any) -> tuple[Tensor, Tensor]:
     *plan, engine = plan_and_engine
-    return _kernels(engine).attention_forward(*(_rows(part) for part in (q, k, v)), AttentionPlan(*plan))
+    return _kernels(engine).attention_forward(
+        *(_rows(part) for part in (q, k, v)), AttentionPlan._make([*plan, q.shape[0]])
+    )
 
 
 @torch.library.register_fake("sckit::attention_forward")
@@ -166,7 +170,7 @@ def _forward_fake(q: Tensor, _k: Tensor, _v: Tensor, *_plan_and_engine: Any) -> 
 def _backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     out, lse, *plan, engine = rest
     tensors = [_rows(part) for part in (grad, q, k, v)]
-    return _kernels(engine).attention_backward(*tensors, out, lse, AttentionPlan(*plan))
+    return _kernels(engine).attention_backward(*tensors, out, lse, AttentionPlan._make([*plan, q.shape[0]]))
 
 
 @torch.library.register_fake("sckit::attention_backward")
@@ -191,3 +195,12 @@ def _gradient(ctx: Any, grad: Tensor, _grad_lse: Tensor) -> tuple[Tensor | None,
 
 
 torch.library.register_autograd("sckit::attention_forward", _gradient, setup_context=_save)
+
+
+def _no_second_gradient(_ctx: Any, *_grads: Tensor) -> tuple[Tensor | None, ...]:
+    message = "attention is not twice differentiable; use engine='reference'."
+    raise RuntimeError(message)
+
+
+# Without this, gradients of gradients would come out as zeros.
+torch.library.register_autograd("sckit::attention_backward", _no_second_gradient)

@@ -41,8 +41,8 @@ FORWARD_KEYS = 128  # per block: scores [keys, queries] stay in the first-level 
 BACKWARD_KEYS = 64  # the same for two such buffers
 PIECE = 384  # queries per forward task, so that one long cell does not hold up the end
 LOG2_E = math.log2(math.e)
-LOWEST = -1e30
-BOUND = np.float32(50.0)  # exp2 of twice this, times the keys of a cell, is far from the ends of float32
+BOUND = np.float32(50.0)  # of scores: exp2 of twice this, times the keys of a cell, is far from the ends of float32
+LARGEST_VALUE = np.float32(1e18)  # norm of a value: exp2(BOUND) times it, times the keys, is too
 
 
 @njit(nogil=True, error_model="numpy")
@@ -67,7 +67,8 @@ def _largest_square(host, rows, row, n, width):
     largest = np.float32(0.0)
     for x in range(n):
         square = dot(host, rows + x * row, rows + x * row, width)
-        largest = square if not square <= largest else largest
+        if largest == largest and not square <= largest:  # once NaN, always NaN
+            largest = square
     return largest
 
 
@@ -104,6 +105,7 @@ def _forward_tasks(host, tensors, lse, pieces, shape, counter, scratch):
         scale_rows(host, k_at, keys[1], keys_at, row, n_keys, width, one)
         scale_rows(host, v_at, values[1], values_at, row, n_keys, width, one)
         key_square = _largest_square(host, keys_at, row, n_keys, width)
+        ordinary = _largest_square(host, values_at, row, n_keys, width) <= LARGEST_VALUE * LARGEST_VALUE
         end = min(first + PIECE, tokens)
         for q0 in range(first, end, QUERIES):
             n = min(QUERIES, end - q0)
@@ -112,8 +114,8 @@ def _forward_tasks(host, tensors, lse, pieces, shape, counter, scratch):
             fill(host, total_at, QUERIES, np.float32(0.0))
             fill(host, sums, QUERIES * width, np.float32(0.0))
             # no score can be larger than the product of the norms: then exponentials need no maximum
-            bounded = _largest_square(host, block, row, n, width) * key_square <= BOUND * BOUND
-            fill(host, top_at, QUERIES, np.float32(0.0 if bounded else LOWEST))
+            bounded = ordinary and _largest_square(host, block, row, n, width) * key_square <= BOUND * BOUND
+            fill(host, top_at, QUERIES, np.float32(0.0 if bounded else -np.inf))
             for j0 in range(0, n_keys, FORWARD_KEYS):
                 rows = min(FORWARD_KEYS, n_keys - j0)
                 product(host, keys_at + j0 * row, row, 4, query_lanes, line, scores, line, rows, n_vectors, width, 0)
@@ -237,8 +239,8 @@ def attention_forward(
     q, k and v [T, H, D] are float32 on the CPU with contiguous last dimensions. `vector_width` stands in for the
     host's own, for tests.
     """
-    out = torch.empty(q.shape)
-    lse = torch.empty(q.shape[1], q.shape[0])
+    out = torch.empty(q.shape, dtype=torch.float32)
+    lse = torch.empty(q.shape[1], q.shape[0], dtype=torch.float32)
     tiles = plan.query_tiles.numpy()
     pieces = tiles[(tiles[:, 1] > 0) & (tiles[:, 3] % PIECE == 0)]
     _run(_forward_tasks, [q, k, v, out], lse, pieces, vector_width)
@@ -257,20 +259,16 @@ def attention_backward(
     vector_width: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of q, k and v, [T, H, D] each, from the gradient of the output."""
-    gradients = torch.empty(q.shape), torch.empty(q.shape), torch.empty(q.shape)
-    _run(_backward_tasks, [grad, q, k, v, out, *gradients], lse, plan.cells.numpy(), vector_width)
-    return gradients
+    dq, dk, dv = (torch.empty(q.shape, dtype=torch.float32) for _ in range(3))
+    _run(_backward_tasks, [grad, q, k, v, out, dq, dk, dv], lse, plan.cells.numpy(), vector_width)
+    return dq, dk, dv
 
 
 def _run(
     worker: Callable[..., None], tensors: list[Tensor], lse: Tensor, tasks: np.ndarray, vector_width: int | None
 ) -> None:
     """Let as many threads as torch uses draw (task, head) pairs from one counter."""
-    tokens, heads, width = tensors[0].shape
-    reached = int((tasks[:, 0] + tasks[:, 1]).max(initial=0))
-    if reached != tokens:
-        message = f"the plan is for {reached} tokens, but the batch has {tokens}."
-        raise ValueError(message)
+    _, heads, width = tensors[0].shape
     lanes = vector_width or host_width()
     row = (width + 15) // 16 * 16  # floats of a scratch row: whole vectors of any width
     cell, block, flipped = int(tasks[:, 2].max(initial=0)) * row, QUERIES * row, QUERIES * width
@@ -278,12 +276,12 @@ def _run(
         sizes = [cell, cell, block, flipped, flipped, QUERIES * FORWARD_KEYS]
     else:
         sizes = [cell] * 4 + [block] * 3 + [flipped] * 3 + [QUERIES * BACKWARD_KEYS] * 2
-    places = tuple((part.data_ptr(), 4 * part.stride(0), 4 * part.stride(1)) for part in tensors)
     shape = (heads, width, lanes, 4 * row)
     sums = lse.detach().numpy()
     counter = np.zeros(1, np.int64)
 
     def work(_thread: int, _threads: int) -> None:
+        places = tuple((part.data_ptr(), 4 * part.stride(0), 4 * part.stride(1)) for part in tensors)
         worker(vector_type(lanes), places, sums, tasks, shape, counter, _scratch(sizes))
 
     side_by_side(work, len(tasks) * heads)

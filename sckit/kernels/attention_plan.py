@@ -9,15 +9,21 @@ TILE = 64  # queries, or keys, owned by one GPU program; kernels.README says why
 
 
 class AttentionPlan(NamedTuple):
-    """Cells and their tiles, the most work first; a tuple of int32 tensors, so it travels like one."""
+    """Cells and their tiles, the most work first; int32 tensors."""
 
     cells: Tensor  # [C, 3]: first token, tokens, keys
     query_tiles: Tensor  # [N, 4]: first token, tokens and keys of the cell, first query of the tile
     key_tiles: Tensor  # [N, 4]: the same with the first key of the tile
+    tokens: int  # of the batch: the kernels trust the tiles, so a plan of another batch has to be told apart
 
     def to(self, device: torch.device | str) -> "AttentionPlan":
         """Return the plan with its tensors on `device`."""
-        return AttentionPlan(*(part.to(device, non_blocking=True) for part in self))
+        ahead = torch.device(device).type != "cpu"  # towards the CPU the copy would be read before it is done
+        return AttentionPlan._make([*(part.to(device, non_blocking=ahead) for part in self.tensors()), self.tokens])
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the plan without the number."""
+        return self.cells, self.query_tiles, self.key_tiles
 
 
 def plan_attention(offsets: Tensor, keys: Tensor | None = None) -> AttentionPlan:
@@ -68,7 +74,7 @@ def build_plan(offsets: Tensor, keys: Tensor | None, tokens: int) -> AttentionPl
     keys = lengths if keys is None else keys.to(lengths)
     order = torch.argsort(lengths.long() * (keys + 1), descending=True, stable=True)
     cells = torch.stack([offsets[:-1], lengths, keys], 1)[order].to(torch.int32)  # [C, 3]
-    return AttentionPlan(cells, _tiles(cells, cells[:, 1], tokens), _tiles(cells, cells[:, 2], tokens))
+    return AttentionPlan(cells, _tiles(cells, cells[:, 1], tokens), _tiles(cells, cells[:, 2], tokens), tokens)
 
 
 def _tiles(cells: Tensor, span: Tensor, tokens: int) -> Tensor:

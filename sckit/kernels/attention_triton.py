@@ -69,13 +69,13 @@ def _exp2(x, POLY: tl.constexpr):
 
 @triton.jit
 def _exp2_polynomial(x):
-    """Return 2 ** x by rounding to a whole exponent and a minimax cubic of the rest, within half of zero."""
-    x = tl.maximum(x, -125.0)
+    """Return 2 ** x by rounding to a whole exponent and a minimax cubic of the rest, within half of zero; NaN stays."""
+    x = tl.maximum(x, -125.0, tl.PropagateNan.ALL)
     shifted = x + 12582912.0  # 1.5 * 2 ** 23: the low bits of the sum are x, rounded
     rest = x - (shifted - 12582912.0)
     cubic = ((0.05517167 * rest + 0.24261112) * rest + 0.69326099) * rest + 0.99992807
     bits = cubic.to(tl.int32, bitcast=True) + (shifted.to(tl.int32, bitcast=True) << 23)
-    return bits.to(tl.float32, bitcast=True)
+    return bits.to(tl.float32, bitcast=True) + x * 0.0  # NVIDIA's NaN is all ones, of which the sum makes a number
 
 
 @triton.jit
@@ -357,9 +357,10 @@ def interpreted() -> bool:
 def _alike(q: Tensor, k: Tensor, v: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return the tensors with one pair of strides, as the slices of a fused projection have anyway.
 
-    Offsets within a tile of so many rows are int32, so tokens that lie too far apart for that are brought together.
+    Offsets within a tile of so many rows are int32, so tokens that lie too far apart for that are brought together; and
+    strides are compiled in, so heads must not lie a whole batch apart, which has another length every time.
     """
-    if q.stride() == k.stride() == v.stride() and rows * q.stride(0) < 2**31:
+    if q.stride() == k.stride() == v.stride() and rows * q.stride(0) < 2**31 and q.stride(1) <= q.stride(0):
         return q, k, v
     return q.contiguous(), k.contiguous(), v.contiguous()
 

@@ -107,7 +107,7 @@ class Code:
 
     def exp2(self, x: Value, *, clamp: bool = True) -> Value:
         """Return 2**x for x up to 126, and 2**-126 below -126; without the clamp x must not lie there."""
-        x = self.max(self.const(-126.0), x) if clamp else x
+        given, x = x, self.max(self.const(-126.0), x) if clamp else x
         rounded = self.builder.fadd(x, self.const(ROUND))
         fraction = self.builder.fsub(x, self.builder.fsub(rounded, self.const(ROUND)))
         power = self.const(EXP2[-1])
@@ -115,7 +115,11 @@ class Code:
             power = self.fma(power, fraction, self.const(coefficient))
         shift = ir.Constant(self.integers, [23] * self.width)
         exponent = self.builder.shl(self.builder.bitcast(rounded, self.integers), shift)
-        return self.builder.bitcast(self.builder.add(self.builder.bitcast(power, self.integers), exponent), self.vector)
+        result = self.builder.bitcast(
+            self.builder.add(self.builder.bitcast(power, self.integers), exponent), self.vector
+        )
+        # the exponent of a NaN may carry it back among the numbers
+        return self.builder.select(self.builder.fcmp_unordered("uno", given, given), given, result) if clamp else result
 
     def repeat(
         self,

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 
 import torch
@@ -12,7 +12,10 @@ def side_by_side(work: Callable[[int, int], None], most: int) -> None:
     """Call work(thread, threads) on every thread, at most so many; work has to let go of the GIL."""
     threads = max(1, min(torch.get_num_threads(), most))
     others = [_pool(os.getpid()).submit(work, thread, threads) for thread in range(1, threads)]
-    work(0, threads)
+    try:
+        work(0, threads)
+    finally:
+        wait(others)  # they write to memory that the caller lets go of
     for other in others:
         other.result()
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 
 import pytest
@@ -107,14 +108,70 @@ def test_numba_with_scores_on_either_side_of_its_bound(q_norm: float, k_norm: fl
 
 @pytest.mark.parametrize("engine", ["numba", "triton"])
 @pytest.mark.parametrize("where", [0, 1, 2], ids=["query", "key", "value"])
-def test_what_is_not_a_number_is_not_hidden(engine: str, where: int) -> None:
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FC00001, -1], ids=["plain", "with-a-payload", "all-ones"])
+@pytest.mark.filterwarnings("ignore:All-NaN slice")  # numpy's, under Triton's interpreter
+def test_what_is_not_a_number_is_not_hidden(engine: str, where: int, bits: int) -> None:
     offsets, keys = packed([(70, 70), (20, 20)])
     qkv = random_qkv(90, 1, 16)
-    qkv[5, where] = torch.nan
+    qkv[5, where] = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
     out = attention(*qkv.unbind(1), offsets, keys, engine=engine).isnan().any(-1).any(-1)
     assert out[5]
     assert not out[70:].any()
     assert bool(out[:70].all()) == (where > 0)
+
+
+def test_numba_with_scores_and_values_near_the_ends_of_float32() -> None:
+    offsets, keys = packed([(60, 60), (30, 10)])
+    qkv = random_qkv(90, 1, 16)
+    qkv[:, 2] *= 1e36
+    exact = attention(*qkv.double().unbind(1), offsets, keys, engine="reference")
+    torch.testing.assert_close(attention(*qkv.unbind(1), offsets, keys).double(), exact, rtol=1e-5, atol=1e30)
+    low = torch.zeros(3, 1, 16)
+    low[:, :, 0] = -1e16
+    q, k, v = low * -10.0, low.clone(), torch.arange(48.0).reshape(3, 1, 16)
+    k[1, 0, 0] = -9e15
+    torch.testing.assert_close(attention(q, k, v, torch.tensor([0, 3])), v[1:2].expand(3, 1, 16))
+
+
+def test_numba_writes_float32_whatever_the_default_dtype() -> None:
+    offsets, keys = packed([(30, 20), (7, 7)])
+    qkv = random_qkv(37, 2, 16)
+    want = run(qkv, offsets, keys, "numba")
+    torch.set_default_dtype(torch.float64)
+    try:
+        got = run(qkv, offsets, keys, "numba")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(got, want, strict=True))
+
+
+def test_there_is_no_second_gradient() -> None:
+    q, k, v = (part.clone().requires_grad_() for part in random_qkv(9, 1, 16).unbind(1))
+    out = attention(q, k, v, torch.tensor([0, 9]))
+    (slope,) = torch.autograd.grad(out.square().sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match="not twice differentiable; use engine='reference'"):
+        slope.sum().backward()
+
+
+def test_threads_are_done_before_an_error_leaves() -> None:
+    from sckit.kernels.threads import side_by_side
+
+    done = []
+
+    def work(thread: int, _threads: int) -> None:
+        if thread == 0:
+            raise KeyboardInterrupt
+        time.sleep(0.2)
+        done.append(thread)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            side_by_side(work, 2)
+    finally:
+        torch.set_num_threads(threads)
+    assert done == [1]
 
 
 @pytest.mark.parametrize("lanes", [4, 8, 16])
@@ -221,9 +278,10 @@ def test_plan_takes_the_place_of_offsets() -> None:
         attention(q, k, v, offsets, plan=plan_attention(offsets))
     with pytest.raises(ValueError, match="either offsets"):
         attention(q, k, v)
-    for other in ([0, 9], [0, 9, 38]):
-        with pytest.raises(ValueError, match="plan is"):
-            attention(q, k, v, plan=plan_attention(torch.tensor(other)))
+    for other in ([0, 9], [0, 9, 38], [0, 40]):
+        for engine in ("reference", "numba"):
+            with pytest.raises(ValueError, match="the plan is of"):
+                attention(q, k, v, plan=plan_attention(torch.tensor(other)), engine=engine)
 
 
 def test_plan_puts_the_most_work_first_and_covers_every_token_once() -> None:
@@ -307,10 +365,10 @@ def test_operators_pass_opcheck(engine: str) -> None:
     strided = random_qkv(12, 2, 16).unbind(1)
     for parts in (strided, [part.contiguous() for part in strided]):
         q, k, v = (part.detach().requires_grad_() for part in parts)
-        torch.library.opcheck(torch.ops.sckit.attention_forward, (q, k, v, *plan, engine))
+        torch.library.opcheck(torch.ops.sckit.attention_forward, (q, k, v, *plan.tensors(), engine))
         with torch.no_grad():
-            out, lse = torch.ops.sckit.attention_forward(q, k, v, *plan, engine)
-            torch.library.opcheck(torch.ops.sckit.attention_backward, (out, q, k, v, out, lse, *plan, engine))
+            out, lse = torch.ops.sckit.attention_forward(q, k, v, *plan.tensors(), engine)
+            torch.library.opcheck(torch.ops.sckit.attention_backward, (out, q, k, v, out, lse, *plan.tensors(), engine))
 
 
 def test_compiles_into_one_graph_whatever_the_batch() -> None:

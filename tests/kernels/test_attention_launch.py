@@ -101,7 +101,8 @@ def test_addresses_beyond_32_bits(engine: str, dtype: torch.dtype) -> None:
     assert qkv.numel() > 2**31
     small = plan_attention(torch.tensor([0, length]), torch.tensor([keys]))
     large = AttentionPlan(
-        *(torch.where(torch.arange(part.shape[1]) == 0, tokens - length, part).int() for part in small)
+        *(torch.where(torch.arange(part.shape[1]) == 0, tokens - length, part).int() for part in small.tensors()),
+        tokens,
     )
     spare = large.query_tiles[:, 1] == 0  # rows beyond the last tile stay empty
     large.query_tiles[spare] = 0

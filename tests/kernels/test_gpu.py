@@ -18,6 +18,7 @@ from sckit.split import run_vocabulary
 
 pytestmark = [
     pytest.mark.gpu,
+    pytest.mark.filterwarnings("ignore:TensorFloat32"),  # the compiler's advice
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
     pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="kernels are interpreted: pytest -m gpu"),
 ]
@@ -79,8 +80,8 @@ def test_attention_addresses_more_than_2_to_the_31_elements():
     assert qkv.numel() > 2**31
     q, k, v = qkv.unbind(1)
     plan = plan_attention(offsets).to("cuda")
-    out, lse = torch.ops.sckit.attention_forward(q, k, v, *plan, "triton")
-    gradients = torch.ops.sckit.attention_backward(out, q, k, v, out, lse, *plan, "triton")
+    out, lse = torch.ops.sckit.attention_forward(q, k, v, *plan.tensors(), "triton")
+    gradients = torch.ops.sckit.attention_backward(out, q, k, v, out, lse, *plan.tensors(), "triton")
     for whole in (out, *gradients):
         parts = whole.view(cells, length, heads, width)
         assert torch.equal(parts[0], parts[-1])
