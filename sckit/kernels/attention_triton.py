@@ -75,7 +75,7 @@ def _exp2_polynomial(x):
     rest = x - (shifted - 12582912.0)
     cubic = ((0.05517167 * rest + 0.24261112) * rest + 0.69326099) * rest + 0.99992807
     bits = cubic.to(tl.int32, bitcast=True) + (shifted.to(tl.int32, bitcast=True) << 23)
-    return bits.to(tl.float32, bitcast=True) + x * 0.0  # NVIDIA's NaN is all ones, of which the sum makes a number
+    return bits.to(tl.float32, bitcast=True) + rest * 0.0  # NVIDIA's NaN is all ones, which the sum of bits loses
 
 
 @triton.jit

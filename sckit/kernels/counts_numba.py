@@ -51,7 +51,7 @@ def _table(scale, table):
         table[count] = np.log1p(count * scale)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _normalise(indptr, genes, counts, totals, vocabulary, out_indptr, out_genes, out_values):
     at = 0
     table = np.empty(_TABLED)
@@ -118,7 +118,7 @@ def cut(csr: Csr, cells: np.ndarray, key: int, *, vocabulary: np.ndarray, max_ge
     return indptr, genes[: indptr[-1]], counts[: indptr[-1]]
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _pack(
     indptr,
     genes,

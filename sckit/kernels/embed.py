@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sckit.kernels.embed_reference import embed_reference
-from sckit.kernels.engines import pick_engine
+from sckit.kernels.engines import once_differentiable, pick_engine
 from sckit.kernels.rows import RowPlan, check_plan, plan_rows
 
 __all__ = ["EmbedTables", "RowPlan", "TokenScalars", "embed", "plan_rows"]
@@ -157,3 +157,4 @@ def _gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 torch.library.register_autograd("sckit::embed_forward", _gradient, setup_context=_save)
+once_differentiable("sckit::embed_backward", "embed")

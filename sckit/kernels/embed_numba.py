@@ -85,7 +85,7 @@ def embed_forward(
     genes: RowPlan, cells: RowPlan, scalars: tuple[Tensor, ...], tables: tuple[Tensor, ...], ranges: list[float]
 ) -> Tensor:
     """Return the states [T, E]; scalars and tables as in `sckit.kernels.embed`, float32 and contiguous."""
-    out = torch.empty(len(genes.rows), tables[0].shape[1])
+    out = tables[0].new_empty(len(genes.rows), tables[0].shape[1])
     arguments = (
         genes.rows.numpy(),
         cells.rows.numpy(),
@@ -106,8 +106,8 @@ def embed_backward(
     curve, guess_curve = rows[2:]
     bounds = cells.bounds.numpy()
     starts = np.searchsorted(bounds, np.arange(0, len(grad) + PART, PART)).clip(max=len(bounds) - 1)
-    cell = torch.zeros(rows[1], width)
-    small = torch.zeros(len(starts) - 1, curve + guess_curve + 2, width)
+    cell = grad.new_zeros(rows[1], width)
+    small = grad.new_zeros(len(starts) - 1, curve + guess_curve + 2, width)
     arguments = (
         grad.numpy(),
         cells.order.numpy(),

@@ -18,6 +18,7 @@ def embed_reference(
     Differentiable by torch's own autograd; rows are taken by F.embedding, whose gradient adds in a fixed order.
     """
     values, residual, guess, hidden = scalars
+    values, residual = values.masked_fill(hidden, 0), residual.masked_fill(hidden, 0)  # whatever they are, even NaN
     gene, cell, curve, guess_curve, surprise, marker = tables
     seen = _curve(values, curve, *ranges[:2]) + residual[:, None].to(surprise.dtype) * surprise
     h = F.embedding(genes, gene) + F.embedding(cells, cell) + _curve(guess, guess_curve, *ranges[2:])  # [T, E]
@@ -28,5 +29,5 @@ def _curve(values: Tensor, table: Tensor, low: float, high: float) -> Tensor:
     """Piecewise-linear function of values [T] with its knots evenly spaced in a table [knots, E]; flat outside."""
     values = values.to(torch.promote_types(values.dtype, table.dtype))
     at = ((values - low) / (high - low)).clamp(0, 1) * (len(table) - 1)
-    row = at.long().clamp(max=len(table) - 2)
+    row = at.nan_to_num(0).long().clamp(max=len(table) - 2)  # NaN stands in the weight
     return torch.lerp(F.embedding(row, table), F.embedding(row + 1, table), (at - row).to(table.dtype)[:, None])

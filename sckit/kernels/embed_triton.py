@@ -18,7 +18,7 @@ ROWS = 16  # of the small tables, that one program sums: more spill, as float32 
 
 @triton.jit
 def _position(place, live, low, scale, last: tl.constexpr):
-    """Return where values stand among the knots 0..last; 0 for NaN, which then stands in the result of the value."""
+    """Return where values stand among the knots 0..last; NaN stays, and shows in the state and in the gradients."""
     value = tl.load(place, mask=live, other=0.0).to(tl.float32)
     return tl.minimum(tl.maximum((value - low) * scale, 0.0, tl.PropagateNan.ALL), last, tl.PropagateNan.ALL)
 
@@ -87,7 +87,7 @@ def _table_kernel(
         residual = tl.load(RESIDUAL + token, mask=live, other=0.0)[None, :]
         at = _position(VALUES + token, live, low, scale, K - 1)[None, :] - row[:, None]  # [ROWS, M]
         guess_at = _position(GUESS + token, live, guess_low, guess_scale, GUESS_K - 1)[None, :] - (row - K)[:, None]
-        knot = tl.maximum(1.0 - tl.abs(tl.where(of_curve, at, guess_at)), 0.0)
+        knot = tl.maximum(1.0 - tl.abs(tl.where(of_curve, at, guess_at)), 0.0, tl.PropagateNan.ALL)
         seen = tl.where(of_curve, knot, tl.where(of_surprise, residual, 0.0))
         veiled = tl.where(of_curve | of_surprise, 0.0, 1.0)
         weight = tl.where(of_guess & (of_curve == 0), knot, tl.where(hidden, veiled, seen))

@@ -1,5 +1,7 @@
 """Which engine runs an operator on these tensors, and which cannot; shared by the doors of `embed` and the head."""
 
+from typing import Any, NoReturn
+
 import torch
 from torch import Tensor
 
@@ -31,6 +33,16 @@ def pick_engine(engine: str, *tensors: Tensor) -> str:
         )
         raise ValueError(message)
     return engine
+
+
+def once_differentiable(operator: str, name: str) -> None:
+    """Let a second derivative through a registered operator of gradients fail; without this it would be zero."""
+
+    def refuse(_ctx: Any, *_grads: Tensor) -> NoReturn:
+        message = f"{name} is not twice differentiable; use engine='reference'."
+        raise RuntimeError(message)
+
+    torch.library.register_autograd(operator, refuse)
 
 
 def _names(dtypes: set[torch.dtype]) -> str:

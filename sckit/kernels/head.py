@@ -7,7 +7,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from sckit.kernels.engines import pick_engine
+from sckit.kernels.engines import once_differentiable, pick_engine
 from sckit.kernels.head_reference import head_reference
 from sckit.kernels.rows import RowPlan, check_plan, each_row, plan_rows
 
@@ -161,3 +161,4 @@ def _gradient(ctx: Any, slope: Tensor, loss_slope: Tensor) -> tuple[Any, ...]:
 
 
 torch.library.register_autograd("sckit::head_forward", _gradient, setup_context=_save)
+once_differentiable("sckit::head_backward", "masked_head")

@@ -38,7 +38,7 @@ def head_forward(
     truth: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Return the predictions [M] and their mean squared error, 0 without truth; float32 and contiguous."""
-    prediction = torch.empty(bias.shape)
+    prediction = torch.empty_like(bias)
     squares = np.zeros(-(-len(bias) // PART))
     arguments = [
         None if part is None else part.detach().numpy()

@@ -45,8 +45,8 @@ def plan_rows(rows: Tensor) -> RowPlan:
     order = np.argsort(keys, kind="stable")
     line = keys[order]
     starts = np.flatnonzero(np.concatenate([[True], line[1:] != line[:-1]])[: len(line)])
-    parts = rows, order, line[starts], np.append(starts, len(line))
-    return RowPlan._make([*(torch.as_tensor(np.asarray(part, np.int32)) for part in parts), n_rows])
+    parts = rows.numpy(), order, line[starts], np.append(starts, len(line))  # copied: `rows` was checked as it is now
+    return RowPlan._make([*(torch.from_numpy(np.array(part, np.int32)) for part in parts), n_rows])
 
 
 def each_row(count: int, device: torch.device) -> RowPlan:

@@ -57,9 +57,9 @@ def segment_sums(
     Shapes: source [*, E]; index [N], None for i itself; weights [N], None for 1; extra [E], None for 0. With `total`
     the sum of all rows [E] comes with it. Everything float32 and contiguous.
     """
-    out = (torch.empty if len(plan.present) else torch.zeros)(rows, source.shape[1])
+    out = (source.new_empty if len(plan.present) else source.new_zeros)(rows, source.shape[1])
     parts = -(-len(plan.present) // PART)
-    totals = torch.zeros(parts, source.shape[1]) if total else None
+    totals = source.new_zeros(parts, source.shape[1]) if total else None
     arrays = [out, plan.order, plan.present, plan.bounds, source, index, weights, extra, totals]
     arguments = [None if part is None else part.detach().numpy() for part in arrays]
     share_out(partial(_sum_parts, *arguments), parts)

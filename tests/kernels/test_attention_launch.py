@@ -64,6 +64,19 @@ def test_polynomial_exponential_is_within_rounding(dtype: torch.dtype, poly: int
     assert changed  # the polynomial was really used
 
 
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FFFFFFF, -1], ids=["plain", "of-nvidia", "all-ones"])
+@pytest.mark.parametrize("where", [0, 1], ids=["query", "key"])
+@pytest.mark.filterwarnings("ignore:All-NaN slice")  # numpy's, under Triton's interpreter
+def test_polynomial_exponential_shows_what_is_no_number(where: int, bits: int) -> None:
+    plan = plan_attention(torch.tensor([0, 40]), torch.tensor([40]))
+    sparing = Launches(*[Launch(32, 4, 2, poly=1)] * 3)  # every other block of 8 columns
+    for token in (3, 11):
+        qkv = random_qkv(40, 16, torch.float32)
+        qkv[token, where] = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
+        shown = engine_results(qkv, plan, sparing)[0].isnan().any(-1).flatten()
+        assert shown.nonzero().flatten().tolist() == ([token] if where == 0 else list(range(40)))
+
+
 def test_tokens_too_far_apart_for_int32_are_brought_together() -> None:
     far = 2**31 // 64
     if os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") < 8 * far * 2:

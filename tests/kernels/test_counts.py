@@ -96,6 +96,17 @@ def test_packing_is_the_reference_in_every_type(drawn, key):
     assert_same(*(e.pack(*arguments, vocabulary=VOCABULARY, max_genes=9) for e in (counts_numba, counts_reference)))
 
 
+@pytest.mark.filterwarnings("ignore:divide by zero")
+def test_a_total_of_zero_is_infinite_as_in_the_reference():
+    csr = np.array([0, 2, 3]), np.array([1, 4, 2], np.int32), np.array([3, 40, 3], np.uint32)
+    totals = np.array([0, 3])
+    fast, slow = (engine.normalise(csr, totals, VOCABULARY) for engine in (counts_numba, counts_reference))
+    np.testing.assert_allclose(fast[2], slow[2], rtol=1e-15)
+    assert np.isinf(fast[2]).tolist() == [True, True, False]
+    arguments = csr, np.arange(2), totals, (7, np.full(2, 0.4))
+    assert_same(*(e.pack(*arguments, vocabulary=VOCABULARY, max_genes=9) for e in (counts_numba, counts_reference)))
+
+
 def dense(csr):
     indptr, genes, counts = csr
     table = np.zeros((len(indptr) - 1, GENES), np.int64)

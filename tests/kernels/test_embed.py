@@ -118,7 +118,7 @@ def test_reference_passes_gradcheck() -> None:
     assert torch.autograd.gradcheck(run, tables, fast_mode=True)
 
 
-@pytest.mark.parametrize("engine", COMPILED)
+@pytest.mark.parametrize("engine", ["reference", *COMPILED])
 def test_what_is_hidden_is_not_looked_at(engine: str) -> None:
     genes, cells, scalars = a_batch([40, 27])
     tables = some_tables(90, 2, 16)
@@ -130,13 +130,52 @@ def test_what_is_hidden_is_not_looked_at(engine: str) -> None:
         assert torch.equal(mine, theirs)
 
 
-@pytest.mark.parametrize("engine", COMPILED)
-def test_a_value_that_is_no_number_shows(engine: str) -> None:
+@pytest.mark.parametrize("engine", ["reference", *COMPILED])
+@pytest.mark.parametrize(
+    ("field", "table"), [("values", "curve"), ("residual", "surprise"), ("guess", "guess_curve")], ids=lambda name: name
+)
+def test_a_value_that_is_no_number_shows(engine: str, field: str, table: str) -> None:
     genes, cells, scalars = a_batch([20], hidden=0.0)
-    guess = scalars.guess.clone()
-    guess[3] = torch.nan
-    out, *_ = run(genes, cells, scalars._replace(guess=guess), some_tables(90, 1, 16), torch.float32, engine)
-    assert out.isnan().any(1).nonzero().flatten().tolist() == [3]
+    part = getattr(scalars, field).clone()
+    part[3] = torch.nan
+    changed = scalars._replace(**{field: part})
+    results = run(genes, cells, changed, some_tables(90, 1, 16), torch.float32, engine)
+    assert results[0].isnan().any(1).nonzero().flatten().tolist() == [3]
+    shown = [name for name, result in zip(NAMES, results, strict=True) if result.isnan().any()]
+    assert shown == ["out", table]
+
+
+@pytest.mark.parametrize("engine", ["reference", *COMPILED])
+def test_a_guess_that_is_no_number_shows_where_the_value_is_hidden(engine: str) -> None:
+    genes, cells, scalars = a_batch([20], hidden=1.0)
+    scalars.guess[3] = torch.nan
+    results = run(genes, cells, scalars, some_tables(90, 1, 16), torch.float32, engine)
+    assert results[0].isnan().any(1).nonzero().flatten().tolist() == [3]
+    assert [name for name, part in zip(NAMES, results, strict=True) if part.isnan().any()] == ["out", "guess_curve"]
+
+
+@pytest.mark.parametrize("engine", COMPILED)
+def test_engines_write_float32_whatever_the_default_dtype(engine: str) -> None:
+    batch = (*a_batch([40, 27]), some_tables(90, 2, 16), torch.float32, engine)
+    want = run(*batch)
+    torch.set_default_dtype(torch.float64)
+    try:
+        got = run(*batch)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for mine, theirs in zip(got, want, strict=True):
+        assert mine.dtype == torch.float32
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("engine", COMPILED)
+def test_there_is_no_second_gradient(engine: str) -> None:
+    genes, cells, scalars = a_batch([20, 13])
+    tables = EmbedTables(*(part.requires_grad_() for part in some_tables(90, 2, 16)))
+    out = embed(plan_rows(genes), plan_rows(cells), scalars, tables, **RANGES, engine=engine)
+    (slope,) = torch.autograd.grad(out.square().sum(), tables.gene, create_graph=True)
+    with pytest.raises(RuntimeError, match="embed is not twice differentiable; use engine='reference'"):
+        slope.sum().backward()
 
 
 @pytest.mark.parametrize("engine", COMPILED)
@@ -182,6 +221,14 @@ def test_plan_sorts_positions_by_row() -> None:
     assert plan.n_rows == 8
     wide = torch.tensor([70_000, 3, 70_000])
     assert plan_rows(wide).order.tolist() == [1, 0, 2]
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_a_plan_keeps_the_rows_that_were_checked(dtype: torch.dtype) -> None:
+    rows = torch.tensor([3, 0, 3], dtype=dtype)
+    plan = plan_rows(rows)
+    rows.fill_(2**30)
+    assert plan.rows.tolist() == [3, 0, 3]
 
 
 @pytest.mark.parametrize(

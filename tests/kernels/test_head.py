@@ -148,6 +148,31 @@ def test_either_output_has_a_gradient_of_its_own(engine: str) -> None:
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("engine", COMPILED)
+def test_engines_write_float32_whatever_the_default_dtype(engine: str) -> None:
+    case = a_case([20, 7], 16, gathered=True)
+    want = run(case, torch.float32, engine)
+    torch.set_default_dtype(torch.float64)
+    try:
+        got = run(case, torch.float32, engine)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for mine, theirs in zip(got, want, strict=True):
+        assert mine.dtype == torch.float32
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("engine", COMPILED)
+@pytest.mark.parametrize("leaf", ["h", "weight"])
+def test_there_is_no_second_gradient(engine: str, leaf: str) -> None:
+    case = a_case([20, 7], 16)
+    leaves = [part.requires_grad_() for part in case[:4]]
+    _, loss = masked_head(*leaves, plan_rows(case.genes), truth=case.truth, engine=engine)
+    (slope,) = torch.autograd.grad(loss, getattr(case, leaf), create_graph=True)
+    with pytest.raises(RuntimeError, match="masked_head is not twice differentiable; use engine='reference'"):
+        slope.sum().backward()
+
+
 @pytest.mark.parametrize("engine", ["reference", *COMPILED])
 def test_no_targets_give_no_loss_and_no_gradient(engine: str) -> None:
     prediction, loss, *gradients = run(a_case([], 16, gathered=True), torch.float32, engine)
