@@ -1,4 +1,4 @@
-"""`sckit bench counts`: what sckit does to counts beside the numpy, scipy and torch that one would write instead.
+"""`sckit bench counts`: what sckit does to counts beside the fastest numpy, scipy and torch that we know for it.
 
 Counts are made up, Poisson with the depth and the gene shares of PBMC, so that the command needs no file. Every round
 times every variant once, so that other load on the machine hits them alike. No time is reported before all results
@@ -15,6 +15,7 @@ import pandas as pd
 import scipy.sparse as sp
 import torch
 
+from sckit import bench_counts_rivals as rivals
 from sckit.counts import GeneMoments
 from sckit.errors import SckitError
 from sckit.kernels import counts_numba, counts_reference
@@ -183,50 +184,25 @@ def _statistics(counts: Counts) -> dict[str, tuple[Callable[[], Any], Variants]]
 
 def _values(counts: Counts) -> dict[str, tuple[Callable[[], Any], Variants]]:
     """What turns counts into values and predictions."""
-    indptr, genes, raw = counts.csr
-    csr, totals, vocabulary = counts.csr, counts.totals, counts.vocabulary
+    named = counts.csr, counts.totals, counts.vocabulary
+    of_gene, of_cell, genes = counts.of_gene, counts.of_cell, counts.csr[1]
     cell_of_entry = counts.per_entry(counts.cells)
-
-    def normalise_scipy() -> tuple:
-        matrix = counts.sparse()
-        matrix.data *= counts.per_entry(1e4 / totals)
-        matrix = sp.csr_array(matrix[:, np.flatnonzero(vocabulary >= 0)])
-        return matrix.indptr, matrix.indices, np.log1p(matrix.data)
-
-    def normalise_torch() -> tuple:
-        gene = torch.from_numpy(vocabulary)[torch.from_numpy(genes)]
-        known = gene >= 0
-        scale = torch.repeat_interleave(torch.from_numpy(1e4 / totals), torch.from_numpy(np.diff(indptr)))
-        values = torch.log1p(torch.from_numpy(raw)[known] * scale[known])
-        before = torch.nn.functional.pad(known.cumsum(0), (1, 0))
-        return before[torch.from_numpy(indptr)].numpy(), gene[known].numpy(), values.numpy()
-
-    def dot_numpy() -> np.ndarray:
-        return np.einsum("ij,ij->i", counts.of_gene[genes], counts.of_cell[cell_of_entry])
-
-    def dot_torch() -> np.ndarray:
-        of_gene, of_cell = torch.from_numpy(counts.of_gene), torch.from_numpy(counts.of_cell)
-        return (of_gene[torch.from_numpy(genes)] * of_cell[torch.from_numpy(cell_of_entry)]).sum(1).numpy()
-
-    def normalise_reference() -> tuple:
-        return counts_reference.normalise(csr, totals, vocabulary)
-
     return {
         "normalise": (
-            normalise_reference,
+            lambda: counts_reference.normalise(*named),
             {
-                OWN: lambda: counts_numba.normalise(csr, totals, vocabulary),
-                "numpy": normalise_reference,
-                "scipy": normalise_scipy,
-                "torch": normalise_torch,
+                OWN: lambda: counts_numba.normalise(*named),
+                "numpy": lambda: rivals.normalise_numpy(*named),
+                "scipy": lambda: rivals.normalise_scipy(*named),
+                "torch": lambda: rivals.normalise_torch(*named),
             },
         ),
         "entry dot": (
-            dot_numpy,
+            lambda: counts_reference.entry_dot(of_gene, genes, of_cell, cell_of_entry),
             {
-                OWN: lambda: counts_numba.entry_dot(counts.of_gene, genes, counts.of_cell, cell_of_entry),
-                "numpy": dot_numpy,
-                "torch": dot_torch,
+                OWN: lambda: counts_numba.entry_dot(of_gene, genes, of_cell, cell_of_entry),
+                "numpy": lambda: rivals.dot_numpy(counts.csr, of_gene, of_cell),
+                "torch": lambda: rivals.dot_torch(counts.csr, of_gene, of_cell),
             },
         ),
     }
@@ -234,39 +210,11 @@ def _values(counts: Counts) -> dict[str, tuple[Callable[[], Any], Variants]]:
 
 def _random(counts: Counts) -> dict[str, tuple[Callable[[], Any], Variants]]:
     """What hides, cuts and splits."""
-    indptr, genes, raw = counts.csr
-    csr, totals, cells = counts.csr, counts.totals, counts.cells
-    choice = {"vocabulary": counts.vocabulary, "max_genes": _MAX_GENES}
+    csr, totals, cells, vocabulary = counts.csr, counts.totals, counts.cells, counts.vocabulary
+    choice = {"vocabulary": vocabulary, "max_genes": _MAX_GENES}
     hide = _KEY, np.full(len(cells), _RATE)
     sizes = np.full(_GENES, _SIZE)
     generator = np.random.default_rng(0)
-
-    def pack_numpy() -> tuple:
-        """The whole batch at once, where the reference goes cell by cell."""
-        known = counts.vocabulary[genes] >= 0
-        cell, stored = counts.per_entry(cells)[known], genes[known]
-        u = counts_reference.entry_uniform(_KEY, cell, stored)
-        hidden = u < _RATE
-        order = np.argsort(2 * cell + hidden, kind="stable")
-        values = np.log1p(raw[known] * (1e4 / totals)[cell])
-        lengths, visible = np.bincount(cell, minlength=len(cells)), np.bincount(cell[~hidden], minlength=len(cells))
-        packed = counts.vocabulary[stored][order], values[order].astype(np.float32), u[order].astype(np.float32)
-        return packed, np.concatenate([[0], np.cumsum(lengths)]), visible, 0
-
-    def cut_numpy() -> tuple:
-        """Right for these cells, none of which has too many genes."""
-        known = counts.vocabulary[genes] >= 0
-        return np.concatenate([[0], np.cumsum(known)])[indptr], genes[known], raw[known]
-
-    def split_numpy(share: float | np.ndarray) -> tuple:
-        first = generator.binomial(raw, share)
-        kept = first > 0
-        return np.concatenate([[0], np.cumsum(kept)])[indptr], genes[kept], first[kept]
-
-    def split_torch() -> tuple:
-        first = torch.binomial(torch.from_numpy(raw.astype(np.float64)), torch.full((len(raw),), 0.5).double()).numpy()
-        kept = first > 0
-        return np.concatenate([[0], np.cumsum(kept)])[indptr], genes[kept], first[kept]
 
     def both(name: str, *arguments: Any, **options: Any) -> tuple[Callable[[], Any], Callable[[], Any]]:
         reference, own = (getattr(engine, name) for engine in (counts_reference, counts_numba))
@@ -276,11 +224,14 @@ def _random(counts: Counts) -> dict[str, tuple[Callable[[], Any], Variants]]:
     cut, own_cut = both("cut", csr, cells, _KEY, **choice)
     split, own_split = both("split", csr, cells, totals, _KEY)
     nb, own_nb = both("split", csr, cells, totals, _KEY, sizes=sizes)
-    drawn = {OWN: own_split, "numpy": lambda: split_numpy(0.5), "torch": split_torch}
-    nb_drawn = {OWN: own_nb, "numpy": lambda: split_numpy(generator.beta(_SIZE / 2, _SIZE / 2, len(raw)))}
+    drawn = {OWN: own_split, "numpy": lambda: rivals.split_numpy(csr, generator)}
+    drawn["torch"] = lambda: rivals.split_torch(csr)
     return {
-        "hide and pack": (pack, {OWN: own_pack, "numpy": pack_numpy}),
-        "cut": (cut, {OWN: own_cut, "numpy": cut_numpy}),
+        "hide and pack": (
+            pack,
+            {OWN: own_pack, "numpy": lambda: rivals.pack_numpy(csr, totals, vocabulary, _KEY, _RATE)},
+        ),
+        "cut": (cut, {OWN: own_cut, "numpy": lambda: rivals.cut_numpy(csr, vocabulary)}),
         _DRAWS[0]: (split, drawn),
-        _DRAWS[1]: (nb, nb_drawn),
+        _DRAWS[1]: (nb, {OWN: own_nb, "numpy": lambda: rivals.split_urn_numpy(csr, generator, _SIZE)}),
     }

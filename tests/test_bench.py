@@ -185,6 +185,19 @@ def test_command_ends_with_the_document(monkeypatch, tmp_path):
     assert len(read_rows(tmp_path / "r.jsonl")) == len(last["rows"])
 
 
+def test_ops_time_every_engine_and_refuse_a_wrong_one(monkeypatch):
+    rows = bench_ops(1, cases=[(700, 16)])
+    assert {(row["op"], row["engine"]) for row in rows} == {
+        *(("embed", name) for name in ("numba", "reference", "torch-bag")),
+        *(("head", name) for name in ("numba", "reference", "torch-vecdot")),
+    }
+    assert len(rows) == 12
+    wrong = torch.linalg.vecdot
+    monkeypatch.setattr(torch.linalg, "vecdot", lambda *parts: wrong(*parts) * 1.001)
+    with pytest.raises(SckitError, match=r"'torch-vecdot' is off by .* in head"):
+        bench_ops(1, cases=[(700, 16)])
+
+
 def test_ops_and_counts_end_with_rows_of_known_origin(monkeypatch, tmp_path):
     monkeypatch.setattr("sckit.bench_ops.bench_ops", partial(bench_ops, cases=[(700, 16)]))
     monkeypatch.setattr("sckit.bench_counts.bench_counts", partial(bench_counts, cells=[20]))

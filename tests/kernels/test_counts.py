@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import betabinom, binom, chi2
 
+from sckit import bench_counts_rivals
 from sckit.bench_counts import bench_counts
 from sckit.errors import SckitError
 from sckit.kernels import counts_numba, counts_reference
@@ -177,6 +179,29 @@ def assert_law(first, law, count):
     assert statistic < chi2.ppf(1 - 1e-5, max(len(seen) - 1, 1))
 
 
+@pytest.mark.parametrize("count", [1, 2, 5, 63, 64, 65, 150])
+def test_rivals_of_the_benchmark_follow_the_laws_too(rng, count):
+    csr = np.arange(40_001), np.arange(40_000, dtype=np.int32), np.full(40_000, count, np.uint32)
+    assert_law(spread(bench_counts_rivals.split_numpy(csr, rng)), binom(count, 0.5), count)
+    assert_law(spread(bench_counts_rivals.split_urn_numpy(csr, rng, 2.0)), betabinom(count, 1.0, 1.0), count)
+    torch.manual_seed(0)
+    assert_law(spread(bench_counts_rivals.split_torch(csr)), binom(count, 0.5), count)
+
+
+def test_a_rival_splits_without_bitwise_count(rng, monkeypatch):
+    monkeypatch.delattr(np, "bitwise_count", raising=False)
+    csr = np.arange(40_001), np.arange(40_000, dtype=np.int32), np.full(40_000, 7, np.uint32)
+    assert_law(spread(bench_counts_rivals.split_numpy(csr, rng)), binom(7, 0.5), 7)
+
+
+def spread(half):
+    """Counts of 40,000 cells of one gene each, from CSR without zeros."""
+    indptr, _, kept = half
+    first = np.zeros(len(indptr) - 1, np.int64)
+    first[np.diff(indptr) > 0] = kept
+    return first
+
+
 def test_halves_of_poisson_counts_are_independent(rng):
     counts = rng.poisson(3.0, (20_000, 2)) + 0
     cell, gene = np.nonzero(counts)
@@ -210,6 +235,8 @@ def test_bench_reports_every_operation_and_refuses_a_wrong_engine(monkeypatch):
     assert document["rows"] == told
     assert {row["engine"] for row in told} == {"sckit", "numpy", "scipy", "torch"}
     assert all(row["p20_ms"] <= row["median_ms"] <= row["p80_ms"] for row in told)
-    monkeypatch.setattr(counts_numba, "entry_dot", lambda *arrays: np.zeros(len(arrays[1])))
-    with pytest.raises(SckitError, match="entry dot"):
-        bench_counts(1, cells=[20])
+    for engine, name in ((counts_numba, "entry_dot"), (bench_counts_rivals, "dot_torch")):
+        with monkeypatch.context() as patch:
+            patch.setattr(engine, name, lambda *_: np.zeros(7))
+            with pytest.raises(SckitError, match="entry dot"):
+                bench_counts(1, cells=[20])
