@@ -17,6 +17,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.option.markexpr != "gpu":
         os.environ.setdefault("TRITON_INTERPRET", "1")
 
+
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

@@ -1,7 +1,7 @@
 """Plant plausible bugs in the kernels, one at a time: the tests have to catch every one.
 
-`python tests/mutations.py [--only PART]` copies the package and its tests, makes one edit, runs the tests of that kernel,
-and fails when they pass. The untouched copy has to pass, or the rest would prove nothing.
+`python tests/mutations.py [--only PART]` copies the package and its tests, makes one edit, runs the tests of that
+kernel, and fails when they pass. The untouched copy has to pass, or the rest would prove nothing.
 """
 
 import argparse
@@ -34,33 +34,34 @@ class Bug(NamedTuple):
 
 BUGS = [
     Bug("scale of the scores without its root", "attention_numba.py",
-        "scale_log2 = np.float32(LOG2_E / math.sqrt(width))\n    one", "scale_log2 = np.float32(LOG2_E / width)\n    one",
-        NUMBA),
+        "scale_log2 = np.float32(LOG2_E / math.sqrt(width))\n    one",
+        "scale_log2 = np.float32(LOG2_E / width)\n    one", NUMBA),
     Bug("one key too many in the last block", "attention_numba.py",
         "rows = min(FORWARD_KEYS, n_keys - j0)", "rows = min(FORWARD_KEYS, n_keys - j0 + 1)", NUMBA),
     Bug("a hidden query does not see itself", "attention_numba.py",
         "own = min(max(0, n_keys - q0), n)", "own = n", NUMBA),
     Bug("the first key of the prefix counts as the query's own", "attention_numba.py",
-        "own = max(0, n_keys - q0)\n            if own < n:", "own = max(0, n_keys - q0 - 1)\n            if own < n:", NUMBA),
+        "own = max(0, n_keys - q0)\n            if own < n:",
+        "own = max(0, n_keys - q0 - 1)\n            if own < n:", NUMBA),
     Bug("the running sum is not rescaled when the maximum rises", "simd_softmax.py",
         "start = [builder.fmul(code.load(total_at, v), decay[v]) for v in lanes]",
         "start = [code.load(total_at, v) for v in lanes]", NUMBA),
     Bug("a stale maximum: blocks after the first do not raise it", "simd_softmax.py",
         "code.store(tops[v], top_at, v)", "code.store(before[v], top_at, v)", NUMBA),
     Bug("the bound leaves out the norm of the keys", "attention_numba.py",
-        "bounded = _largest_square(host, block, row, n, width) * key_square <= BOUND * BOUND\n            fill",
-        "bounded = _largest_square(host, block, row, n, width) <= BOUND * BOUND\n            fill", NUMBA),
+        "bounded = ordinary and _largest_square(host, block, row, n, width) * key_square <= BOUND * BOUND",
+        "bounded = ordinary and _largest_square(host, block, row, n, width) <= BOUND * BOUND", NUMBA),
     Bug("the gradient of the keys keeps the base of the exponential", "attention_numba.py",
         "scale_rows(host, to_keys, row, dk_at, to_k[1], n_keys, width, ln_2)",
         "scale_rows(host, to_keys, row, dk_at, to_k[1], n_keys, width, one)", NUMBA),
     Bug("delta is left out of the score gradient", "simd_softmax.py",
-        "builder.fmul(weight, builder.fsub(code.load(at[1], v), deltas[v]))", "builder.fmul(weight, code.load(at[1], v))",
-        NUMBA),
+        "builder.fmul(weight, builder.fsub(code.load(at[1], v), deltas[v]))",
+        "builder.fmul(weight, code.load(at[1], v))", NUMBA),
     Bug("a block of queries overwrites the gradients of the ones before", "attention_numba.py",
         "dk_rows, row, rows, wide, n, int(q0 > 0))", "dk_rows, row, rows, wide, n, 0)", NUMBA),
     Bug("heads are swapped in the output", "attention_numba.py",
-        "out_at = _place(out, start, head)\n        # strided", "out_at = _place(out, start, heads - 1 - head)\n        # strided",
-        NUMBA),
+        "out_at = _place(out, start, head)\n        # strided",
+        "out_at = _place(out, start, heads - 1 - head)\n        # strided", NUMBA),
     Bug("the last row of a product tile is dropped", "simd.py",
         "for tall in sorted({TILE_ROWS[code.width][wide], 4, 2, 1}, reverse=True):",
         "for tall in sorted({TILE_ROWS[code.width][wide], 4, 2}, reverse=True):", NUMBA),
@@ -89,8 +90,8 @@ BUGS = [
     Bug("a hidden token shows its value", "embed_triton.py",
         "tl.where(hidden[:, None], marker[None, :], shown", "tl.where(hidden[:, None], shown, shown", EMBED),
     Bug("a knot below its weight and above it are swapped", "embed_numba.py",
-        "_add(grad, t, mine, v, one - upper, mine, v + 1, upper)", "_add(grad, t, mine, v, upper, mine, v + 1, one - upper)",
-        EMBED),
+        "_add(grad, t, mine, v, one - upper, mine, v + 1, upper)",
+        "_add(grad, t, mine, v, upper, mine, v + 1, one - upper)", EMBED),
     Bug("the last position of a segment is dropped", "rows_triton.py",
         "live = i + tl.arange(0, STEP) < last", "live = i + tl.arange(0, STEP) < last - 1", HEAD),
     Bug("targets past the end count in the loss", "head_triton.py",
@@ -143,7 +144,10 @@ def main() -> int:
         for bug, result in zip(bugs, results, strict=True):
             found, test = result.result()
             missed += not found
-            print(f"{'caught' if found else 'MISSED'}  {bug.file}: {bug.what}{'  by ' + test if found else ''}", flush=True)
+            print(
+                f"{'caught' if found else 'MISSED'}  {bug.file}: {bug.what}{'  by ' + test if found else ''}",
+                flush=True,
+            )
     print(f"{len(bugs) - missed} of {len(bugs)} bugs caught; the untouched copies pass")
     return missed
 

@@ -22,7 +22,8 @@ class RowPlan(NamedTuple):
 
     def to(self, device: torch.device | str) -> "RowPlan":
         """Return the plan with its tensors on `device`."""
-        return RowPlan._make([*(part.to(device, non_blocking=True) for part in self.tensors()), self.n_rows])
+        ahead = torch.device(device).type != "cpu"  # towards the CPU the copy would be read before it is done
+        return RowPlan._make([*(part.to(device, non_blocking=ahead) for part in self.tensors()), self.n_rows])
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the plan without the number."""
