@@ -117,7 +117,9 @@ def caught(bug: Bug | None, tests: list[str]) -> tuple[bool, str]:
         environment = os.environ | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
         done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode not in (0, 1):  # 1: tests ran and some failed
+    if done.returncode < 0:
+        return True, f"a crash, signal {-done.returncode}"
+    if done.returncode > 1:  # 1: tests ran and some failed
         message = f"pytest ended with {done.returncode}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
         raise SystemExit(message)
     failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
@@ -127,10 +129,10 @@ def caught(bug: Bug | None, tests: list[str]) -> tuple[bool, str]:
 def main() -> int:
     """Return how many bugs the tests let pass."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="only bugs in files whose name holds this")
+    parser.add_argument("--only", default="", help="only bugs whose file and name hold this")
     parser.add_argument("--jobs", type=int, default=2)
     arguments = parser.parse_args()
-    bugs = [bug for bug in BUGS if arguments.only in bug.file]
+    bugs = [bug for bug in BUGS if arguments.only in f"{bug.file}: {bug.what}"]
     suites = {tuple(bug.tests) for bug in bugs}
     missed = 0
     with ThreadPoolExecutor(arguments.jobs) as pool:
