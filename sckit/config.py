@@ -50,6 +50,8 @@ class PretrainConfig:
     """With context "detected": share of the batches trained in the "visible" context, so that both can be evaluated."""
     known_depth: bool = False
     """Give the exact total counts of every cell at every rate."""
+    shuffle_values: bool = False
+    """Control: exchange the counts among the detected genes of each cell, so that only detection and depth are left."""
     preset: str = "tiny"
     warm_start: bool = True
     """Start from the closed forms; otherwise only the gene means are given."""

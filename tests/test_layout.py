@@ -23,6 +23,7 @@ ROOMS = [
     ["split", "predict", "optimise"],
     ["train"],
     ["evaluation", "embedding"],
+    ["perturb"],
     ["report", "progress"],
     ["bench"],
     ["cli"],
