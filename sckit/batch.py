@@ -22,6 +22,7 @@ WHOLE_SHARE = 0.3
 """Share of the cells that "uniform" hides whole: at nearly every lower rate the visible values tell the total."""
 
 _MIN_VISIBLE_FOR_TOTAL = 8
+_EXCHANGE = np.uint64(2**64 - 2)  # where hiding has the epoch: no order is drawn from the hash that hides
 _RATE_DRAW = 2**32 - 1  # a gene number no store has: the hash of a cell itself
 CONTEXTS = ("detected", "visible", "shuffled")
 
@@ -175,6 +176,27 @@ class CutView:
 
     def totals(self, cells: np.ndarray) -> np.ndarray:
         """Total counts [C] of the whole cells."""
+        return self._view.totals(cells)
+
+
+class ShuffledView:
+    """A view whose cells have their counts exchanged among their detected genes, fixed by (seed, cell).
+
+    Detection, depth and the cell's set of counts stay; which gene has which count is lost.
+    """
+
+    def __init__(self, view: CountsView, seed: int) -> None:
+        self._view, self._key = view, int(mix(mix(np.array(seed, np.uint64)) ^ _EXCHANGE))
+
+    def rows(self, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """CSR of the cells with the counts of each cell in another order."""
+        indptr, genes, counts = self._view.rows(cells)
+        cell = np.repeat(np.arange(len(cells)), np.diff(indptr))
+        order = np.lexsort((entry_uniform(self._key, cells[cell], genes), cell))
+        return indptr, genes, counts[order]
+
+    def totals(self, cells: np.ndarray) -> np.ndarray:
+        """Total counts [C] of the cells, as they were."""
         return self._view.totals(cells)
 
 

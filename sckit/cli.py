@@ -125,6 +125,9 @@ def pretrain(
     known_depth: Annotated[
         bool | None, typer.Option("--known-depth", help="Give the exact total of every cell.")
     ] = None,
+    shuffle_values: Annotated[
+        bool | None, typer.Option("--shuffle-values", help="Control: exchange each cell's counts among its genes.")
+    ] = None,
     components: Annotated[int | None, typer.Option(help="Components of the detection matrix. [default: 11]")] = None,
     min_cells: Annotated[int | None, typer.Option(help="Keep genes seen in at least so many training cells.")] = None,
     max_genes: Annotated[
@@ -173,6 +176,7 @@ def pretrain(
             "preset": preset,
             "warm_start": warm_start,
             "known_depth": known_depth or None,
+            "shuffle_values": shuffle_values or None,
             "components": components,
             "min_cells": min_cells,
             "max_genes": max_genes,

@@ -13,7 +13,7 @@ from sckit.device import choose_compute
 from sckit.errors import DataError
 from sckit.model import Tokens
 from sckit.run import find_run, open_run
-from sckit.store import PrepareConfig, Store, open_store, prepare
+from sckit.store import Store, open_or_prepare
 
 _NOTHING_HIDDEN = 1e-12  # a share below any hash
 
@@ -39,7 +39,7 @@ def embed(
     model = opened.model(compute.device)
     model.engine = compute.engine
     with tempfile.TemporaryDirectory() as scratch:
-        store = _open(data, Path(scratch) / "input.sckit")
+        store = open_or_prepare(data, Path(scratch) / "input.sckit", assay="any")
         vocabulary = opened.numbers_in(store)
         known = int((vocabulary >= 0).sum())
         text = f"{known:,} of the run's {len(opened.genes):,} genes are in the data ({store.n_genes:,} genes)"
@@ -61,12 +61,6 @@ def embed(
         except OSError as error:
             raise DataError(f"{out} cannot be written: {error.strerror or error}.") from error
     return adata
-
-
-def _open(data: str | Path, scratch: Path) -> Store:
-    if (Path(data) / "manifest.json").is_file():
-        return open_store(data)
-    return prepare([data], scratch, config=PrepareConfig(assay="any"))
 
 
 def _anndata(store: Store, embedding: np.ndarray) -> Any:

@@ -13,7 +13,16 @@ from sckit.store_files import MANIFEST
 from sckit.store_open import Store, describe, open_store, size_bytes
 from sckit.store_write import Preparation, Progress
 
-__all__ = ["PrepareConfig", "Progress", "Store", "describe", "open_store", "peak_rss_bytes", "prepare"]
+__all__ = [
+    "PrepareConfig",
+    "Progress",
+    "Store",
+    "describe",
+    "open_or_prepare",
+    "open_store",
+    "peak_rss_bytes",
+    "prepare",
+]
 
 
 def prepare(
@@ -56,6 +65,13 @@ def prepare(
         "peak_rss_bytes": peak_rss_bytes(),
     }
     return Store(out, manifest, report)
+
+
+def open_or_prepare(data: Path | str, out: Path | str, *, assay: str = "10x") -> Store:
+    """Open `data` where it is a store; else prepare a store at `out` from it, whatever `prepare` reads."""
+    if (Path(data) / MANIFEST).is_file():
+        return open_store(data)
+    return prepare([data], out, config=PrepareConfig(assay=assay))
 
 
 def peak_rss_bytes() -> int:

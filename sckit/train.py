@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from sckit.baselines import fit_closed_forms
-from sckit.batch import CutView, Hiding, Packer, detected_in, epoch_batches
+from sckit.batch import CountsView, CutView, Hiding, Packer, ShuffledView, detected_in, epoch_batches
 from sckit.config import PretrainConfig
 from sckit.device import Compute, choose_compute
 from sckit.errors import DataError
@@ -36,7 +36,7 @@ from sckit.run import (
     save_setting,
 )
 from sckit.split import run_vocabulary, split_cells
-from sckit.store import Store, open_store, prepare
+from sckit.store import Store, open_or_prepare, prepare
 
 DEFAULT_EPOCHS = 5
 _VALIDATIONS = 10  # at least so many over the budget, when an epoch is longer than that
@@ -121,7 +121,7 @@ def _prepare_run(path: Path, data: Any, config: PretrainConfig, listen: Callable
         "note", {"text": f"{text}; {vocabulary.max() + 1:,} genes seen in at least {config.min_cells} training cells"}
     )
     forms = fit_closed_forms(
-        CutView(store, vocabulary, config.max_genes, config.seed),
+        CutView(_training_view(store, config), vocabulary, config.max_genes, config.seed),
         vocabulary,
         train,
         components=config.components,
@@ -133,15 +133,17 @@ def _prepare_run(path: Path, data: Any, config: PretrainConfig, listen: Callable
 
 
 def _open_or_prepare(data: Any, path: Path, listen: Callable) -> Store:
-    if isinstance(data, str | Path) and (Path(data) / "manifest.json").is_file():
-        return open_store(data)
     inputs = [] if data is None else [data] if isinstance(data, str | Path) else list(data)
-    if len(inputs) == 1 and (Path(inputs[0]) / "manifest.json").is_file():
-        return open_store(inputs[0])
+    if len(inputs) == 1:
+        return open_or_prepare(inputs[0], path / "data.sckit")
     if not inputs:
         text = "no data given: the PBMC sample that ships inside scanpy (700 cells, 765 genes; a demo, not a result)"
         listen("note", {"text": text})
     return prepare(inputs, path / "data.sckit")
+
+
+def _training_view(store: Store, config: PretrainConfig) -> CountsView:
+    return ShuffledView(store, config.seed) if config.shuffle_values else store
 
 
 class _Trainer:
@@ -150,6 +152,7 @@ class _Trainer:
     def __init__(self, run: Run, compute: Compute, listen: Callable) -> None:
         self.run, self.config, self.compute, self.listen = run, run.config, compute, listen
         self.store = run.store
+        self.view = _training_view(self.store, self.config)
         self.vocabulary = run.vocabulary
         self.train = run.cells(TRAIN)
         self.lengths = np.zeros(self.store.n_cells, np.int64)
@@ -241,7 +244,7 @@ class _Trainer:
         config = self.config
         hiding = Hiding(config.mask, config.seed, epoch)
         return Packer(
-            self.store, self.vocabulary, hiding, context, known_depth=config.known_depth, max_genes=config.max_genes
+            self.view, self.vocabulary, hiding, context, known_depth=config.known_depth, max_genes=config.max_genes
         )
 
     def _validate(self) -> None:

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sckit.batch import Hiding, Packer, epoch_batches, fill, revealed_log_total, shuffle, swap_like_depth
+from sckit.batch import Hiding, Packer, ShuffledView, epoch_batches, fill, revealed_log_total, shuffle, swap_like_depth
 from sckit.errors import ConfigError
 from sckit.kernels import counts_numba, counts_reference
 
@@ -166,3 +166,18 @@ def test_uniform_rates_cover_the_range_and_hide_some_cells_whole():
 def test_bad_rates_are_refused(rate):
     with pytest.raises(ConfigError, match="--mask"):
         Hiding(rate)
+
+
+def test_shuffled_values_keep_detection_and_depth(simulated):
+    cells = np.array([5, 3, 200])
+    shuffled = ShuffledView(simulated, seed=1)
+    indptr, genes, counts = shuffled.rows(cells)
+    true = simulated.rows(cells)
+    np.testing.assert_array_equal(indptr, true[0])
+    np.testing.assert_array_equal(genes, true[1])
+    for c in range(3):
+        span = slice(indptr[c], indptr[c + 1])
+        np.testing.assert_array_equal(np.sort(counts[span]), np.sort(true[2][span]))
+        assert (counts[span] != true[2][span]).any()
+    np.testing.assert_array_equal(shuffled.rows(cells[2:])[2], counts[indptr[2] :])  # whatever else is in the batch
+    assert (ShuffledView(simulated, seed=2).rows(cells)[2] != counts).any()
