@@ -1,0 +1,225 @@
+"""Scores of predicted perturbation effects, one number a unit: correlations, weighted R2, discrimination, size, genes.
+
+m test units, N candidate units, G genes. Effects are differences of mean log1p(counts per 10,000). The control cells
+that predictors see (input half) are not those of the truth against control (reference half), lest noise be shared.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.spatial.distance import cdist
+
+from sckit.errors import DataError
+
+METRICS = ("delta_r_perturbed", "delta_r", "weighted_r2", "discrimination", "slope", "de_overlap")
+HEADLINE = METRICS[0]
+
+WORST_R2 = -1.0
+"""Floor of `weighted_r2` of a unit."""
+
+_OF_A_ROW = tuple(name for name in METRICS if name != "discrimination")
+_FEW_TOP, _MOST_TOP = 5, 50
+_ROUNDING = 1e-12  # of the sum of squares: variation under a millionth of the size is the arithmetic's (float32) own
+_BLOCK = 4_000_000  # entries worked on at a time, so that memory does not grow with the number of units
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What predictions of m units are scored against; T and V are disjoint halves of the treated cells."""
+
+    control: np.ndarray  # [m, G], mean of T - control(reference)
+    perturbed: np.ndarray  # [m, G], mean of T - control(input) - mean
+    mean: np.ndarray  # [m, G], what the mean of the training perturbations says, against control(input)
+    se: np.ndarray  # [m, G], standard error of `control`, 0 where it is unknown or no cell detects the gene
+    candidates: np.ndarray  # [N, G], truth against control of all units, test and training
+    own: np.ndarray  # int [m], each unit's row of `candidates`
+
+    def __post_init__(self) -> None:
+        shape = self.control.shape
+        others = {name: getattr(self, name).shape for name in ("perturbed", "mean", "se")}
+        if len(shape) != 2 or any(other != shape for other in others.values()):
+            raise DataError(f"the parts of the truth must all be [units, genes], not {others | {'control': shape}}.")
+        if self.candidates.ndim != 2 or self.candidates.shape[1] != shape[1] or self.own.shape != shape[:1]:
+            raise DataError(
+                f"candidates {self.candidates.shape} and own {self.own.shape} do not fit a truth of {shape}: "
+                "candidates are [all units, genes], own has one row number a test unit."
+            )
+
+
+def score(predicted: np.ndarray, truth: Truth, genes: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """Every metric of METRICS for each unit, [m]; higher is better, but for the slope, which should be 1.
+
+    predicted: effects against control(input) [m, G]; genes: which are scored, bool [G] or [m, G] (for instance the
+    hidden ones, or all but the gene that was perturbed). Finite always, but for a discrimination without rivals.
+
+    delta_r_perturbed: Pearson correlation over genes of (predicted - mean) with `truth.perturbed`.
+    delta_r: the same of predicted with `truth.control`; cell-eval's pearson_delta. A correlation without variance on
+    one side is 0 (a predictor that says the same of every gene knows nothing).
+    weighted_r2, discrimination, slope, de_overlap: see the functions of these names.
+
+    Raises DataError where a prediction is not finite, has another shape than the truth, or no gene is scored.
+    """
+    shape = truth.control.shape
+    if predicted.shape != shape:
+        raise DataError(f"the prediction is {predicted.shape}, the truth {shape}; both must be [units, genes].")
+    if not np.isfinite(predicted).all():
+        bad = int(np.flatnonzero(~np.isfinite(predicted).all(1))[0])
+        raise DataError(f"the prediction of unit {bad} is not finite; a training that diverged has no score.")
+    scored = np.ones(shape[1], bool) if genes is None else np.asarray(genes, bool)
+    if scored.shape not in (shape, shape[1:]):
+        raise DataError(f"the scored genes are {scored.shape}, wanted {shape[1:]} or {shape}.")
+    if not scored.any(-1).all():
+        bad = int(np.argmin(np.broadcast_to(scored, shape).any(1)))
+        raise DataError(f"unit {bad} has no scored gene; leave such units out.")
+    predicted = predicted.astype(np.float64)
+    parts = [_row_metrics(predicted[rows], truth, rows, np.atleast_2d(scored)) for rows in _blocks(*shape)]
+    found = {name: np.concatenate([np.zeros(0), *(part[name] for part in parts)]) for name in _OF_A_ROW}
+    found["discrimination"] = discrimination(predicted, truth.candidates, truth.own, scored)
+    return {name: found[name] for name in METRICS}
+
+
+def standard_error(
+    variance: np.ndarray, cells: np.ndarray, control_variance: np.ndarray, control_cells: np.ndarray
+) -> np.ndarray:
+    """Welch's standard error [m, G] of the difference of the means of treated and control cells.
+
+    variance, control_variance: sample variances (ddof 1) over cells [m, G]; cells, control_cells: their numbers [m].
+    A side of a single cell has no variance of its own and takes the other side's. DataError where both have one.
+    """
+    cells, control_cells = (np.asarray(n, np.float64).reshape(-1, 1) for n in (cells, control_cells))
+    if (np.maximum(cells, control_cells) < 2).any() or (np.minimum(cells, control_cells) < 1).any():
+        raise DataError(
+            f"a standard error needs a cell on each side and two on one, not {int(cells.min())} treated "
+            f"and {int(control_cells.min())} control cells; leave such units out."
+        )
+    own = np.where(cells > 1, variance, control_variance)
+    control = np.where(control_cells > 1, control_variance, variance)
+    return np.sqrt(own / cells + control / control_cells)
+
+
+def weighted_r2(predicted: np.ndarray, truth: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Share [m] of the weighted squared error of the training mean that the prediction removes: 0 the mean, 1 perfect.
+
+    predicted, truth: both less what the mean says [m, G], so the truth is the one against the perturbed; weight [m, G]:
+    squared t statistics of the truth against control, so that genes with a real change decide. After R2w(delta) of
+    Mejia et al. 2025 (arXiv 2506.22641); there the t statistics are against all other perturbations and scaled to
+    [0, 1] before squaring, and the error is compared with that of one constant for all genes.
+
+    Floored at `WORST_R2`: a perturbation without effect is the mean but for noise, its denominator is next to nothing,
+    and a few such units would decide the average over all. 0 where prediction and mean are both without error.
+    """
+    error = (weight * (truth - predicted) ** 2).sum(1)
+    reference = (weight * truth**2).sum(1)
+    ratio = np.divide(error, reference, out=np.full(len(error), np.inf), where=reference > 0)
+    ratio[(reference == 0) & (error == 0)] = 1.0
+    return np.maximum(1 - ratio, WORST_R2)
+
+
+def discrimination(
+    predicted: np.ndarray, candidates: np.ndarray, own: np.ndarray, genes: np.ndarray | None = None
+) -> np.ndarray:
+    """How often [m] the prediction is nearer to its own unit's truth than to another's: 1 always, 0.5 chance, 0 never.
+
+    predicted [m, G], candidates [N, G], own int [m], genes bool [G] or [m, G]; distances are L1. NaN when N is 1.
+    The perturbation discrimination score of cell-eval 0.8.2, with two differences. Candidates as far as the own one
+    count half, instead of in the order of sorting. The rank is over N - 1, instead of N, so that any constant
+    prediction averages 0.5 over the N units (there (N + 1) / 2N): theirs = 1 - (1 - ours) (N - 1) / N. cell-eval leaves
+    the perturbed gene out: do the same by `genes`.
+    """
+    n = len(candidates)
+    if n < 2:
+        return np.full(len(predicted), np.nan)
+    distance = _distances(predicted, candidates, np.ones(predicted.shape[1], bool) if genes is None else genes)
+    right = np.take_along_axis(distance, own[:, None], 1)
+    tied = np.abs(distance - right) <= 1e-9 * right
+    nearer = ((distance < right) & ~tied).sum(1) + (tied.sum(1) - 1) / 2
+    return 1 - nearer / (n - 1)
+
+
+def slope(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Size of the predicted effect [m] as a share of the true one: regression of prediction on truth [m, G], no offset.
+
+    1 is the right size, below 1 too small; noise of the truth makes it smaller. 0 where the truth is all zero.
+    """
+    squares = (truth**2).sum(1)
+    return np.divide((predicted * truth).sum(1), squares, out=np.zeros(len(truth)), where=squares > 0)
+
+
+def de_overlap(predicted: np.ndarray, truth: np.ndarray, genes: np.ndarray) -> np.ndarray:
+    """Share [m] of the top genes of the truth that are among the top genes of the prediction.
+
+    predicted, truth: |effect| / standard error [m, G]; genes: bool [1 or m, G]. The top are a tenth of the scored
+    genes, at least 5 and at most 50 (or all). Genes that tie for the last places are drawn, each side by itself, and
+    the overlap is what is expected of that: no change at all scores chance.
+    """
+    counts = np.broadcast_to(genes.sum(1), len(truth))
+    top = np.minimum(np.clip(counts // 10, _FEW_TOP, _MOST_TOP), counts)
+    return (_in_top(predicted, genes, top) * _in_top(truth, genes, top)).sum(1) / top
+
+
+def _blocks(units: int, genes: int) -> Iterator[slice]:
+    step = max(1, _BLOCK // max(genes, 1))
+    for start in range(0, units, step):
+        yield slice(start, start + step)
+
+
+def _row_metrics(predicted: np.ndarray, truth: Truth, rows: slice, scored: np.ndarray) -> dict[str, np.ndarray]:
+    """All metrics but the discrimination of some units. predicted [b, G]; scored bool [1 or m, G]."""
+    scored = scored if len(scored) == 1 else scored[rows]
+    control, perturbed, mean = (np.where(scored, x[rows], 0.0) for x in (truth.control, truth.perturbed, truth.mean))
+    se, predicted = truth.se[rows], np.where(scored, predicted, 0.0)
+    known = scored & (se > 0)
+    t, predicted_t = (np.divide(x, se, out=np.zeros_like(x), where=known) for x in (control, predicted))
+    of_mean = (mean**2).sum(1)
+    return {
+        "delta_r_perturbed": _pearson(predicted - mean, perturbed, scored, of_mean),
+        "delta_r": _pearson(predicted, control, scored, np.zeros(len(control))),
+        "weighted_r2": weighted_r2(predicted - mean, perturbed, t**2),
+        "slope": slope(predicted, control),
+        "de_overlap": de_overlap(np.abs(predicted_t), np.abs(t), scored),
+    }
+
+
+def _pearson(a: np.ndarray, b: np.ndarray, scored: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """Correlation [b] over the scored genes of a and b [b, G]; 0 where one is constant to rounding.
+
+    size [b]: sum of squares of what was subtracted to get a and b: of their rounding, not only their own size.
+    """
+    count = scored.sum(1, keepdims=True)
+    sizes = [(x**2).sum(1) + size for x in (a, b)]
+    a, b = (np.where(scored, x - x.sum(1, keepdims=True) / count, 0.0) for x in (a, b))
+    squares = [(x**2).sum(1) for x in (a, b)]
+    varies = (squares[0] > _ROUNDING * sizes[0]) & (squares[1] > _ROUNDING * sizes[1])
+    product = np.sqrt(squares[0]) * np.sqrt(squares[1])
+    return np.clip(np.divide((a * b).sum(1), product, out=np.zeros(len(a)), where=varies & (product > 0)), -1, 1)
+
+
+def _distances(predicted: np.ndarray, candidates: np.ndarray, genes: np.ndarray) -> np.ndarray:
+    """L1 distances [m, N] over the scored genes, bool [G] or [m, G]."""
+    if genes.ndim == 1:
+        return cdist(predicted[:, genes], candidates[:, genes], "cityblock")
+    masks, group = np.unique(genes, axis=0, return_inverse=True)
+    group = group.reshape(-1)
+    # Where most genes are scored it is less work to take the few others away from the whole distance.
+    mostly = masks.mean(1) > 0.5
+    distance = np.zeros((len(predicted), len(candidates)))
+    whole = mostly[group]
+    distance[whole] = cdist(predicted[whole], candidates, "cityblock")
+    for number, mask in enumerate(masks):
+        rows, sign = np.flatnonzero(group == number), -1 if mostly[number] else 1
+        part = ~mask if mostly[number] else mask
+        if part.any():
+            distance[rows] += sign * cdist(predicted[rows][:, part], candidates[:, part], "cityblock")
+    return distance
+
+
+def _in_top(key: np.ndarray, genes: np.ndarray, top: np.ndarray) -> np.ndarray:
+    """Probability [m, G] that a gene is among the `top` [m] largest keys [m, G] of the scored genes, ties at random."""
+    key = np.where(genes, key, -1.0)
+    most = int(top.max(initial=1))
+    leading = -np.sort(np.partition(-key, most - 1, axis=1)[:, :most], axis=1)
+    last = np.take_along_axis(leading, top[:, None] - 1, 1)
+    above, tied = key > last, key == last
+    share = (top - above.sum(1)) / tied.sum(1)
+    return above + tied * share[:, None]
