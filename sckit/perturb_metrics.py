@@ -45,6 +45,9 @@ class Truth:
                 f"candidates {self.candidates.shape} and own {self.own.shape} do not fit a truth of {shape}: "
                 "candidates are [all units, genes], own has one row number a test unit."
             )
+        for name in (*others, "control", "candidates"):
+            if not np.isfinite(getattr(self, name)).all():
+                raise DataError(f"the truth has values in `{name}` that are not finite; leave such units or genes out.")
 
 
 def score(predicted: np.ndarray, truth: Truth, genes: np.ndarray | None = None) -> dict[str, np.ndarray]:
@@ -198,7 +201,7 @@ def _pearson(a: np.ndarray, b: np.ndarray, scored: np.ndarray, size: np.ndarray)
 def _distances(predicted: np.ndarray, candidates: np.ndarray, genes: np.ndarray) -> np.ndarray:
     """L1 distances [m, N] over the scored genes, bool [G] or [m, G]."""
     if genes.ndim == 1:
-        return cdist(predicted[:, genes], candidates[:, genes], "cityblock")
+        return _l1(predicted, candidates, genes)
     masks, group = np.unique(genes, axis=0, return_inverse=True)
     group = group.reshape(-1)
     # Where most genes are scored it is less work to take the few others away from the whole distance.
@@ -210,8 +213,13 @@ def _distances(predicted: np.ndarray, candidates: np.ndarray, genes: np.ndarray)
         rows, sign = np.flatnonzero(group == number), -1 if mostly[number] else 1
         part = ~mask if mostly[number] else mask
         if part.any():
-            distance[rows] += sign * cdist(predicted[rows][:, part], candidates[:, part], "cityblock")
+            distance[rows] += sign * _l1(predicted[rows], candidates, part)
     return distance
+
+
+def _l1(a: np.ndarray, b: np.ndarray, genes: np.ndarray) -> np.ndarray:
+    # Picking columns leaves them far apart in memory, which cdist takes ten times as long over.
+    return cdist(np.ascontiguousarray(a[:, genes]), np.ascontiguousarray(b[:, genes]), "cityblock")
 
 
 def _in_top(key: np.ndarray, genes: np.ndarray, top: np.ndarray) -> np.ndarray:
