@@ -1,0 +1,304 @@
+"""Tables, sentences, files and figure of a made-up perturbation result."""
+
+import csv
+import io
+import itertools
+import json
+import re
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from sckit.report_perturb import print_cells, print_finetuned, save_finetuned, verdict_lines
+from sckit.report_perturb_figure import finetuned_figure
+from sckit.report_perturb_rows import find, shown_share
+
+METRICS = ("delta_r", "delta_r_perturbed", "weighted_r2", "discrimination", "slope", "de_overlap")
+CLOSED = ("no change", "mean", "additive", "ridge on components", "nearest neighbours")
+PARTIAL = ("no change", "mean", "additive", "ridge revealed to hidden", "low-rank", "Gaussian conditional")
+ARMS = ("shuffled", "pretrained", "scratch", "frozen")
+LEVEL = {"pretrained": 0.42, "scratch": 0.40, "frozen": 0.25, "shuffled": 0.3, "additive": 0.1, "low-rank": 0.37}
+
+
+@dataclass(frozen=True)
+class Result:
+    """The fields of a result that a report reads."""
+
+    task: str = "response"
+    level: str = "pseudobulk"
+    split: str = "unseen perturbation"
+    seeds: int = 5
+    margin: float = 0.05
+    headline: str = "delta_r_perturbed"
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    paired: list[dict[str, Any]] = field(default_factory=list)
+    ceiling: dict[str, float] = field(default_factory=dict)
+    ceilings: list[dict[str, Any]] = field(default_factory=list)
+    gap: list[dict[str, Any]] = field(default_factory=list)
+    cells: list[dict[str, Any]] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def document(self):
+        return {"command": "finetune"} | asdict(self)
+
+
+def made_up(revealed=(None,), train_shares=(0.1, 0.3, 1.0), seeds=5, count=25, interval=0.03):
+    """A result with every row there can be; `interval` None leaves every interval unknown."""
+    closed = CLOSED if revealed == (None,) else PARTIAL
+    result = Result(task="response" if revealed == (None,) else "partial", seeds=seeds)
+    for (subset, n), share, part in itertools.product(
+        (("all", count), ("repeating", count // 2)), train_shares, revealed
+    ):
+        for name, metric in itertools.product((*closed, *ARMS), METRICS):
+            if name in closed and name != "mean" and share < 1:
+                continue
+            score = LEVEL.get(name, 0.0) * share**0.25 * (0.4 + 0.6 * (part if isinstance(part, float) else 1))
+            score += 0.1 * (subset == "repeating") + 0.01 * METRICS.index(metric)
+            key = {"revealed": part, "train_share": share, "metric": metric, "subset": subset}
+            row = {"predictor": name, **key, "mean": score, "ci": ends(score, interval), "perturbations": n}
+            result.rows.append(row)
+            result.gap.append({"predictor": name, **key, "baseline": "additive", "share": (score - 0.1) / 0.6})
+        for a, b, verdict in (
+            ("pretrained", "scratch", "no difference"),
+            ("pretrained", "shuffled", "helps"),
+            ("pretrained", "low-rank", "hurts"),
+        ):
+            for metric in METRICS[:2]:
+                key = {"metric": metric, "revealed": part, "train_share": share, "subset": subset}
+                difference = {"diff": 0.003, "ci": ends(0.003, interval and 0.013), "verdict": verdict}
+                result.paired.append({"a": a, "b": b, **key, **difference})
+    for subset, kind, metric in itertools.product(("all", "repeating"), ("half-cells", "replicates"), METRICS):
+        score = 0.7 if kind == "half-cells" else 0.55
+        result.ceilings.append(
+            {"kind": kind, "subset": subset, "metric": metric, "mean": score, "ci": ends(score, interval)}
+        )
+    result.ceiling.update(dict.fromkeys(METRICS, 0.7))
+    result.notes.append("3 of 25 targets are unknown.")
+    return result
+
+
+def ends(middle, reach):
+    return [None, None] if reach is None else [middle - reach, middle + reach]
+
+
+def printed(show, what, width=120):
+    console = Console(file=io.StringIO(), width=width)
+    show(what, console)
+    return console.file.getvalue()
+
+
+def rows_after(text, title):
+    """First words of the lines of the table below a title, up to the next empty line."""
+    lines = text[text.index(title) :].splitlines()
+    body = itertools.takewhile(str.strip, itertools.dropwhile(lambda line: "\u2500" not in line, lines))
+    return [re.split(r"\s{2,}", line.strip())[0] for line in body][1:]
+
+
+def test_the_headline_is_the_first_column_and_rows_are_closed_forms_then_arms():
+    text = printed(print_finetuned, made_up())
+    heads = next(line for line in text.splitlines() if "gap closed" in line)
+    order = [heads.index(name) for name in ("predictor", "\u0394 r perturbed [95 %]", "gap closed", "weighted R\u00b2")]
+    assert order == sorted(order)
+    arms = ["pretrained", "scratch", "frozen", "shuffled"]
+    assert rows_after(text, "all 25 perturbations") == [*CLOSED, *arms]
+    ceilings = text[: text.index("the 12 perturbations")].splitlines()
+    assert [line.split()[1] for line in ceilings if "ceiling:" in line] == ["half-cells", "replicates"]
+    assert re.search(r"pretrained +0.430 \[0.400, 0.460\] +55% +0.420 +0.440", text)
+
+
+def test_perturbations_whose_effect_repeats_stand_apart_and_the_dead_are_counted():
+    text = printed(print_finetuned, made_up())
+    assert "all 25 perturbations, 13 of them without an effect that repeats" in text
+    assert text.index("13 of them") < text.index("the 12 perturbations whose effect repeats")
+    alive = made_up()
+    alive.rows[:] = [row | {"perturbations": 25} for row in alive.rows]
+    assert "without an effect" not in printed(print_finetuned, alive)
+
+
+def test_tables_fit_120_columns_and_a_wide_console_gets_every_interval():
+    narrow, wide = (printed(print_finetuned, made_up((0.0, 0.1, 0.25, 0.5, 0.9)), width) for width in (120, 200))
+    tables = narrow[: narrow.index("partial, unseen perturbation, 50 % of the genes revealed:")]
+    assert max(map(len, tables.splitlines())) <= 120
+    assert "\u2026" not in narrow
+    assert narrow.count("[95 %]") < wide.count("[95 %]")
+    assert "finetune.csv" in narrow
+    assert "finetune.csv" not in wide
+
+
+def test_the_full_table_of_the_partial_task_is_at_a_half_and_the_others_are_compact():
+    text = printed(print_finetuned, made_up((0.0, 0.1, 0.25, 0.5, 0.9)))
+    assert "partial, unseen perturbation, 50 % of the genes revealed" in text
+    assert "by the share of the genes revealed" in text
+    assert re.search(r"predictor +0 % +10 % +25 % +50 % +90 %", text)
+    compact = text[text.index("by the share of the genes revealed") :].split("paired differences")[0]
+    assert "pretrained - scratch" in compact
+    assert "of the genes revealed" not in printed(print_finetuned, made_up())
+
+
+@pytest.mark.parametrize(
+    ("revealed", "shown"),
+    [((None,), None), ((0.0, 0.5, 0.9), 0.5), ((0.0, 0.1, 0.3, 0.9), 0.3), ((0.0,), 0.0), (("panel",), "panel")],
+    ids=["response", "with-a-half", "without-a-half", "nothing-revealed", "panel"],
+)
+def test_which_revealed_share_is_shown(revealed, shown):
+    result = made_up(revealed)
+    assert shown_share(result) == shown
+    assert printed(print_finetuned, result)
+
+
+def test_the_last_line_is_the_verdict_on_every_perturbation():
+    lines = verdict_lines(made_up())
+    assert lines[-1] == (
+        "pretrained against scratch, response, unseen perturbation: no difference within \u00b10.05 "
+        "(delta_r_perturbed +0.003 [-0.010, +0.016], 25 perturbations, 5 seeds)"
+    )
+    assert "12 perturbations whose effect repeats" in lines[-2]
+    assert printed(print_finetuned, made_up()).splitlines()[-1] == lines[-1]
+    partial = verdict_lines(made_up((0.0, 0.5, 0.9)))
+    assert "50 % of the genes revealed" in partial[-1]
+    assert "25 perturbations" in partial[-1]
+    assert sum("scratch" in line for line in partial) == 4
+
+
+@pytest.mark.parametrize(
+    ("verdict", "words"),
+    [
+        ("helps", ": helps ("),
+        ("hurts", ": hurts ("),
+        ("no difference", ": no difference within \u00b10.05 ("),
+        ("undecided", ": undecided (margin \u00b10.05) ("),
+    ],
+)
+def test_every_verdict_has_its_words(verdict, words):
+    result = made_up()
+    result.paired[:] = [pair | {"verdict": verdict} for pair in result.paired]
+    assert words in verdict_lines(result)[-1]
+
+
+def test_against_a_closed_form_the_arm_is_better_or_worse_not_helped():
+    lines = [line for line in verdict_lines(made_up()) if "low-rank" in line]
+    assert lines
+    assert all(": worse (" in line for line in lines)
+
+
+def test_without_the_two_arms_there_is_no_verdict():
+    result = made_up()
+    result.paired.clear()
+    assert verdict_lines(result)[-1].startswith("no verdict")
+    assert "paired differences" not in printed(print_finetuned, result)
+
+
+@pytest.mark.parametrize("revealed", [(None,), (0.0, 0.5)], ids=["response", "partial"])
+def test_unknown_intervals_one_seed_and_one_perturbation_are_shown_without_complaint(revealed, tmp_path):
+    result = made_up(revealed, train_shares=(1.0,), seeds=1, count=1, interval=None)
+    result.rows[5]["mean"] = float("nan")
+    result.gap[1]["share"] = None
+    result.ceilings[0]["mean"] = float("nan")
+    text = printed(print_finetuned, result)
+    assert "nan" not in text
+    assert "None" not in text
+    assert "1 seed)" in text
+    assert len(save_finetuned(result, tmp_path)) == 4
+
+
+def test_missing_rows_are_dashes(tmp_path):
+    result = made_up()
+    result.rows[:] = [r for r in result.rows if (r["predictor"], r["metric"]) != ("scratch", "slope")]
+    result.gap.clear()
+    result.ceilings.clear()
+    result.ceiling.clear()
+    text = printed(print_finetuned, result)
+    scratch = next(line for line in text.splitlines() if line.startswith(" scratch"))
+    assert re.split(r"\s{2,}", scratch.strip())[2] == "-"
+    assert re.split(r"\s{2,}", scratch.strip())[6] == "-"
+    assert "ceiling:" not in text
+    save_finetuned(result, tmp_path)
+
+
+def test_files_hold_every_row_and_strict_json(tmp_path):
+    result = made_up((0.0, 0.5))
+    result.rows[0]["mean"] = float("nan")
+    result.rows[1]["mean"] = np.float32(0.25)
+    result.facts["genes"] = np.int64(7)
+    paths = save_finetuned(result, tmp_path / "new" / "folder")
+    assert [path.name for path in paths] == ["finetune.json", "finetune.csv", "finetune.png", "finetune.svg"]
+    assert all(path.stat().st_size > 500 for path in paths)
+    document = json.loads(paths[0].read_text(), parse_constant=pytest.fail)
+    assert document["rows"][0]["mean"] is None
+    assert document["rows"][1]["mean"] == 0.25
+    assert document["facts"]["genes"] == 7
+    with paths[1].open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    kinds = [line["kind"] for line in lines]
+    assert [kinds.count(k) for k in ("score", "ceiling", "difference")] == [
+        len(result.rows), len(result.ceilings), len(result.paired),
+    ]  # fmt: skip
+    assert {line["verdict"] for line in lines if line["kind"] == "difference"} == {"no difference", "helps", "hurts"}
+    assert lines[2]["gap_baseline"] == "additive"
+    assert float(lines[2]["ci_low"]) < float(lines[2]["mean"]) < float(lines[2]["ci_high"])
+
+
+def panel_of(result, panel):
+    """What a panel of the figure shows: label -> heights of its points."""
+    figure = finetuned_figure(result)
+    axis = figure.axes[panel]
+    containers = {c.get_label(): list(c.lines[0].get_ydata()) for c in axis.containers}
+    return containers | {line.get_label(): list(line.get_ydata()) for line in axis.lines if line.get_label()[0] != "_"}
+
+
+def test_the_figure_draws_the_numbers():
+    result = made_up((0.0, 0.1, 0.5))
+    curve, revealed = panel_of(result, 1), panel_of(result, 2)
+    expected = [
+        find(result.rows, predictor="scratch", metric=result.headline, subset="all", revealed=0.5, train_share=share)
+        for share in (0.1, 0.3, 1.0)
+    ]
+    assert curve["scratch"] == [row["mean"] for row in expected]
+    assert curve["ceiling"] == [0.7] * 3
+    assert set(ARMS) | {"low-rank", "ceiling"} <= set(revealed)
+    assert revealed["pretrained"] == sorted(revealed["pretrained"])
+    assert len(finetuned_figure(made_up()).axes) == 2
+    assert len(finetuned_figure(made_up(train_shares=(1.0,))).axes) == 1
+
+
+def cell_rows(conditions, contexts, repeats=None):
+    return [
+        {
+            "condition": c,
+            "context": x,
+            "cells": 20 + i,
+            "repeats": None if c == "control" else repeats,
+            "repeat_r": None,
+        }
+        for i, (c, x) in enumerate(itertools.product(conditions, contexts))
+    ]
+
+
+def test_cells_of_one_context_are_a_line_each():
+    rows = cell_rows(["control", "P0", "P1"], ["all"], repeats=True)
+    rows[2] |= {"repeats": False, "repeat_r": 0.04}
+    text = printed(print_cells, rows)
+    assert re.search(r"control +all +20 +- +-", text)
+    assert re.search(r"P0 +all +21 +yes +-", text)
+    assert re.search(r"P1 +all +22 +no +0.040", text)
+    assert "1 of 2 have an effect that repeats" in text
+
+
+def test_a_few_contexts_become_columns_and_missing_units_dashes():
+    rows = cell_rows(["control", "P0"], ["B cell", "T cell"])[:3]
+    rows[2] |= {"repeats": True, "repeat_r": 0.61}
+    text = printed(print_cells, rows)
+    assert re.search(r"condition +B cell +T cell", text)
+    assert re.search(r"P0 +22 0.610\* +-", text)
+    assert "repeats" not in printed(print_cells, cell_rows(["P0"], ["B cell", "T cell"]))
+
+
+def test_a_long_table_of_cells_is_cut_and_says_so():
+    text = printed(print_cells, cell_rows(["control", *(f"P{i}" for i in range(300))], ["all"]))
+    assert len(text.splitlines()) < 60
+    assert "... 253 more" in text
+    assert "P299" in text
