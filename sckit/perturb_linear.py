@@ -1,0 +1,127 @@
+"""What the perturbation baselines share: ridge for every penalty at once, neighbours, groups to leave out."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+from scipy.linalg import eigh
+
+PENALTIES = (np.inf, *np.logspace(1, -4, 6))
+"""In units of the largest squared singular value of the features; the first, infinity, is the mean."""
+
+_ROUNDING = 1e-12  # of the largest squared singular value; what is below is no direction of the data
+_TIE = 1e-9  # of the largest distance to a neighbour
+
+
+def balance(group: np.ndarray) -> np.ndarray:
+    """Weights [n] of rows such that those of every group add up to one; group: [n]."""
+    _, number, counts = np.unique(group, return_inverse=True, return_counts=True)
+    return 1 / counts[number]
+
+
+def deal(group: np.ndarray, most: int) -> np.ndarray:
+    """The fold of each row, int [n]: one group a fold up to `most` groups, beyond that groups are dealt in turn."""
+    return np.unique(group, return_inverse=True)[1] % most
+
+
+def first_best(errors: np.ndarray) -> int:
+    """Position of the first error [N] that is the least but for rounding; the mean stands first."""
+    return int(np.argmax(errors <= (1 + 1e-9) * errors.min()))
+
+
+def members(fold: np.ndarray) -> list[np.ndarray]:
+    """Rows of each fold."""
+    return [np.flatnonzero(fold == number) for number in range(fold.max(initial=-1) + 1)]
+
+
+def leading(rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The leading right singular vectors [F, r] of rows [n, F], and the squared singular values [r]; r <= count.
+
+    Directions in which the rows do not vary beyond rounding are left out. The mean is not subtracted.
+    """
+    wide = rows.shape[0] <= rows.shape[1]
+    gram = rows @ rows.T if wide else rows.T @ rows
+    first = len(gram) - min(count, len(gram))
+    if first == len(gram):
+        return np.zeros((rows.shape[1], 0)), np.zeros(0)
+    power, vectors = eigh(gram, subset_by_index=[first, len(gram) - 1])
+    power, vectors = power[::-1], vectors[:, ::-1]
+    kept = power > _ROUNDING * power[0]
+    power, vectors = power[kept], vectors[:, kept]
+    return (rows.T @ vectors / np.sqrt(power) if wide else vectors), power
+
+
+@dataclass(frozen=True)
+class Ridge:
+    """Weighted ridge of S targets on F features with a free intercept, for every penalty from one decomposition."""
+
+    centre: tuple[np.ndarray, np.ndarray]  # weighted means of features [F] and targets [S]
+    root: np.ndarray  # [n], square roots of the weights
+    targets: np.ndarray  # [n, S], centred, times root
+    left: np.ndarray  # [n, r], left singular vectors of the features so centred and scaled
+    power: np.ndarray  # [r], squared singular values
+    axes: np.ndarray  # [F, r]
+
+    @classmethod
+    def fit(cls, features: np.ndarray, targets: np.ndarray, weight: np.ndarray) -> "Ridge":
+        """features: [n, F]; targets: [n, S]; weight: [n], positive."""
+        share = weight / weight.sum()
+        centre, root = (share @ features, share @ targets), np.sqrt(weight)
+        rows = root[:, None] * (features - centre[0])
+        axes, power = leading(rows, min(rows.shape))
+        left = rows @ axes / np.sqrt(power)
+        return cls(centre, root, root[:, None] * (targets - centre[1]), left, power, axes)
+
+    def _penalty(self, penalty: float) -> float:
+        return penalty * float(self.power[0]) if len(self.power) else penalty
+
+    def coefficients(self, penalty: float) -> np.ndarray:
+        """Slopes [F, S] at a penalty in the units of PENALTIES."""
+        gain = np.sqrt(self.power) / (self.power + self._penalty(penalty))
+        return self.axes @ (gain[:, None] * (self.left.T @ self.targets))
+
+    def left_out_errors(self, fold: np.ndarray) -> np.ndarray:
+        """Weighted squared error of each of PENALTIES [P] when every fold is predicted by a fit, intercept and all,
+        to the other folds. fold: int [n], at least two folds.
+
+        Exact without a refit: residuals of a left-out block are (I - H_bb)^-1 times its residuals, with the hat
+        matrix H (Cook and Weisberg 1982, equation 2.2.23).
+        """  # noqa: D205
+        constant, projection = self.root / np.linalg.norm(self.root), self.left.T @ self.targets
+        shrink = np.array([self.power / (self.power + self._penalty(penalty)) for penalty in PENALTIES])  # [P, r]
+        fitted = shrink[:, :, None] * projection  # [P, r, S]
+        errors = np.zeros(len(PENALTIES))
+        for rows in members(fold):
+            own = self.left[rows]
+            left_over = np.eye(len(rows)) - np.outer(constant[rows], constant[rows])
+            for i in range(len(PENALTIES)):
+                residual = self.targets[rows] - own @ fitted[i]
+                errors[i] += (np.linalg.solve(left_over - (own * shrink[i]) @ own.T, residual) ** 2).sum()
+        return errors
+
+
+def squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Squared Euclidean distances [m, n] between rows of a [m, F] and b [n, F]."""
+    distances = a @ b.T
+    distances *= -2
+    distances += (a**2).sum(1)[:, None]
+    distances += (b**2).sum(1)
+    return np.maximum(distances, 0.0, out=distances)
+
+
+def neighbour_means(
+    distances: np.ndarray, values: np.ndarray, weight: np.ndarray, counts: tuple[int, ...]
+) -> list[np.ndarray]:
+    """Weighted means [m, S] of the values [n, S] of the k nearest rows, for each k of counts.
+
+    distances: [m, n], infinite where a row must not be used; every k is at most the number of usable rows. All that are
+    as near as the k-th are taken, so that the order of rows decides nothing. weight: [n].
+    """
+    if not counts:
+        return []
+    ordered = np.partition(distances, [k - 1 for k in counts], axis=1)
+    bound = ordered[:, [k - 1 for k in counts]]
+    bound += _TIE * bound.max(initial=0.0)
+    nearest = [sp.csr_array(distances <= bound[:, i, None]) for i in range(len(counts))]
+    weighted = weight[:, None] * values
+    return [chosen @ weighted / (chosen @ weight)[:, None] for chosen in nearest]
