@@ -1,0 +1,279 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import ttest_ind
+
+from sckit import perturb_metrics
+from sckit.errors import DataError
+from sckit.perturb_metrics import METRICS, Truth, de_overlap, discrimination, score, standard_error, weighted_r2
+
+UNITS, CANDIDATES, GENES = 7, 12, 60
+
+
+def make_truth(generator, *, units=UNITS, candidates=CANDIDATES, genes=GENES):
+    """Effects that share a mean, as those of one screen do; the last genes are not detected by any cell."""
+    shared = generator.normal(size=genes)
+    everybody = shared + generator.normal(size=(candidates, genes))
+    own = generator.permutation(candidates)[:units]
+    se = np.abs(generator.normal(size=(units, genes))) + 0.1
+    se[:, -4:], everybody[:, -4:] = 0, 0
+    mean = np.tile(shared, (units, 1)) + 0.1 * generator.normal(size=(units, genes))
+    control = everybody[own]
+    perturbed = control + 0.05 * generator.normal(size=control.shape) - mean
+    return Truth(control, perturbed, mean, se, everybody, own)
+
+
+@pytest.fixture
+def truth(rng):
+    return make_truth(rng)
+
+
+def by_hand(p, truth, i, genes):
+    """The metrics of unit i, in words of numpy."""
+    t, u, mu, se = (x[i, genes] for x in (truth.control, truth.perturbed, truth.mean, truth.se))
+    q = p[i, genes]
+    known = se > 0
+    weight, rank_t, rank_p = np.zeros_like(t), np.zeros_like(t), np.zeros_like(t)
+    rank_t[known], rank_p[known] = np.abs(t[known] / se[known]), np.abs(q[known] / se[known])
+    weight = rank_t**2
+    distance = [np.abs(c[genes] - q).sum() for c in truth.candidates]
+    top = min(50, max(5, genes.sum() // 10))
+    best = [set(np.argsort(-key, kind="stable")[:top]) for key in (rank_t, rank_p)]
+    return {
+        "delta_r_perturbed": np.corrcoef(q - mu, u)[0, 1],
+        "delta_r": np.corrcoef(q, t)[0, 1],
+        "weighted_r2": max(-1, 1 - np.average((u + mu - q) ** 2, weights=weight) / np.average(u**2, weights=weight)),
+        "discrimination": np.mean([d > distance[truth.own[i]] for k, d in enumerate(distance) if k != truth.own[i]]),
+        "slope": np.linalg.lstsq(t[:, None], q, rcond=None)[0][0],
+        "de_overlap": len(best[0] & best[1]) / top,
+    }
+
+
+@pytest.mark.parametrize("which", ["all genes", "some genes", "each unit its own few", "each unit all but one"])
+def test_metrics_are_what_numpy_says(truth, rng, which):
+    masks = {
+        "all genes": np.ones(GENES, bool),
+        "some genes": rng.random(GENES) < 0.4,
+        "each unit its own few": rng.random((UNITS, GENES)) < 0.4,
+        "each unit all but one": np.arange(GENES) != np.arange(UNITS)[:, None],
+    }
+    predicted = truth.mean + 0.5 * truth.perturbed + rng.normal(size=truth.mean.shape)
+    found = score(predicted, truth, None if which == "all genes" else masks[which])
+    assert tuple(found) == METRICS
+    for i in range(UNITS):
+        expected = by_hand(predicted, truth, i, np.broadcast_to(masks[which], (UNITS, GENES))[i])
+        assert {name: found[name][i] for name in METRICS} == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_truth_itself_scores_full_marks(truth):
+    found = score(truth.control, truth)
+    for name in ("delta_r", "discrimination", "slope", "de_overlap"):
+        assert found[name] == pytest.approx(np.ones(UNITS)), name
+    found = score(truth.perturbed + truth.mean, truth)
+    for name in ("delta_r_perturbed", "weighted_r2"):
+        assert found[name] == pytest.approx(np.ones(UNITS)), name
+
+
+def test_no_change_scores_nothing(truth):
+    found = score(np.zeros_like(truth.control), truth)
+    assert (found["delta_r"] == 0).all()
+    assert (found["slope"] == 0).all()
+    top = 6
+    # Everything ties; a truth whose top genes are all told apart meets each with probability top / genes.
+    assert found["de_overlap"] == pytest.approx(np.full(UNITS, top / GENES))
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=str)
+def test_the_mean_is_the_zero_of_the_headline_and_of_r2_whatever_the_rounding(truth, dtype):
+    mean = (truth.mean * 3 / 3 + 1 - 1).astype(dtype)
+    found = score(mean, truth)
+    assert (found["delta_r_perturbed"] == 0).all()
+    assert found["weighted_r2"] == pytest.approx(np.zeros(UNITS), abs=1e-6)
+
+
+def test_a_prediction_that_is_the_same_for_every_gene_correlates_with_nothing(truth):
+    found = score(np.full_like(truth.control, 0.1), truth)
+    assert (found["delta_r"] == 0).all()
+
+
+def test_a_truth_without_variance_counts_as_zero_and_stays_finite(truth, rng):
+    flat = np.zeros_like(truth.control)
+    dead = Truth(flat, flat, flat, flat, np.zeros_like(truth.candidates), truth.own)
+    found = score(rng.normal(size=flat.shape), dead)
+    assert all(np.isfinite(values).all() for values in found.values())
+    assert (found["delta_r"] == 0).all()
+    assert (found["delta_r_perturbed"] == 0).all()
+    assert (found["slope"] == 0).all()
+    assert (found["weighted_r2"] == 0).all()  # no gene has weight: neither better nor worse than the mean
+    assert (found["discrimination"] == 0.5).all()
+
+
+@pytest.mark.parametrize("change", ["genes", "candidates", "units"])
+def test_order_plays_no_part(truth, rng, change):
+    predicted = truth.mean + rng.normal(size=truth.mean.shape)
+    before = score(predicted, truth)
+    parts = [truth.control, truth.perturbed, truth.mean, truth.se]
+    if change == "genes":
+        order = rng.permutation(GENES)
+        other = Truth(*(x[:, order] for x in parts), truth.candidates[:, order], truth.own)
+        after = score(predicted[:, order], other)
+    elif change == "candidates":
+        order = rng.permutation(CANDIDATES)
+        other = Truth(*parts, truth.candidates[order], np.argsort(order)[truth.own])
+        after = score(predicted, other)
+    else:
+        order = rng.permutation(UNITS)
+        other = Truth(*(x[order] for x in parts), truth.candidates, truth.own[order])
+        after = {name: values[np.argsort(order)] for name, values in score(predicted[order], other).items()}
+    for name in METRICS:
+        assert after[name] == pytest.approx(before[name], abs=1e-12), name
+
+
+@pytest.mark.parametrize("own_masks", [False, True], ids=["one mask", "a mask a unit"])
+def test_blocks_of_units_change_nothing(truth, rng, monkeypatch, own_masks):
+    predicted = truth.mean + rng.normal(size=truth.mean.shape)
+    genes = rng.random((UNITS, GENES) if own_masks else GENES) < 0.5
+    before = score(predicted, truth, genes)
+    monkeypatch.setattr(perturb_metrics, "_BLOCK", 2 * GENES)
+    after = score(predicted, truth, genes)
+    assert all(np.array_equal(before[name], after[name]) for name in METRICS)
+
+
+@given(seed=st.integers(0, 1000), power=st.integers(-6, 6), levels=st.integers(1, 3))
+def test_scores_are_finite_and_in_range_with_many_ties(seed, power, levels):
+    scale = 2.0**power  # scales without rounding, so that ties stay ties
+    predicted, perturbed, mean, se, *everybody = (
+        np.random.default_rng(seed).integers(-levels, levels + 1, (8, 3, 9)) * 1.0
+    )
+    everybody = np.concatenate(everybody)
+    truth = Truth(everybody[:3], perturbed, mean, np.abs(se), everybody, np.arange(3))
+    found, larger = score(predicted, truth), score(scale * predicted, truth)
+    for name, low in zip(METRICS, (-1, -1, -1, 0, -np.inf, 0), strict=True):
+        assert np.isfinite(found[name]).all()
+        assert (found[name] >= low - 1e-12).all()
+        assert name == "slope" or (found[name] <= 1 + 1e-12).all()
+    assert larger["delta_r"] == pytest.approx(found["delta_r"], abs=1e-9)
+    assert larger["slope"] == pytest.approx(scale * found["slope"], abs=1e-9)
+    assert larger["de_overlap"] == pytest.approx(found["de_overlap"], abs=1e-9)
+
+
+def test_a_constant_prediction_discriminates_at_chance_over_all_units(rng):
+    everybody = rng.normal(size=(9, 30))
+    for constant in (np.zeros(30), everybody.mean(0), rng.normal(size=30)):
+        found = discrimination(np.tile(constant, (9, 1)), everybody, np.arange(9))
+        assert found.mean() == pytest.approx(0.5, abs=1e-12)
+        assert found.std() > 0.1
+
+
+def test_random_predictions_discriminate_at_chance(rng):
+    everybody = rng.normal(size=(20, 30))
+    own = rng.integers(20, size=2000)
+    found = discrimination(rng.normal(size=(2000, 30)), everybody, own)
+    # A uniform rank of 20 has a standard deviation of 0.303; four standard errors of the mean of 2,000.
+    assert abs(found.mean() - 0.5) < 4 * 0.31 / np.sqrt(2000)
+
+
+def test_the_farthest_own_truth_has_discrimination_zero(rng):
+    everybody = np.arange(5.0)[:, None] * np.ones(3)
+    assert discrimination(everybody[:1], everybody, np.array([4])) == [0]
+    assert discrimination(everybody[4:], everybody, np.array([4])) == [1]
+
+
+@pytest.mark.parametrize("genes", [None, np.array([[True] * 30, [True] * 29 + [False]])], ids=["all", "own masks"])
+def test_candidates_that_are_the_same_share_their_ranks(rng, genes):
+    everybody = np.repeat(rng.normal(size=(1, 30)), 5, axis=0)
+    assert (discrimination(rng.normal(size=(2, 30)), everybody, np.array([0, 3]), genes) == 0.5).all()
+
+
+def test_one_candidate_cannot_be_told_from_others(rng):
+    alone = make_truth(rng, units=1, candidates=1)
+    found = score(alone.control, alone)
+    assert np.isnan(found["discrimination"]).all()
+    assert all(np.isfinite(found[name]).all() for name in METRICS if name != "discrimination")
+
+
+def test_overlap_under_ties_is_the_mean_over_random_orders(rng):
+    genes = 40
+    truth, predicted = (rng.integers(0, 3, (2, genes)).astype(float) for _ in range(2))
+    expected = np.zeros(2)
+    for _ in range(4000):
+        sets = [np.argsort(-x - 1e-3 * rng.random(x.shape), axis=1)[:, :5] for x in (truth, predicted)]
+        expected += [len(set(a) & set(b)) / 5 for a, b in zip(*sets, strict=True)]
+    found = de_overlap(predicted, truth, np.ones((1, genes), bool))
+    # The overlap of five of five lies in [0, 1], so its deviation is under 0.5; four standard errors.
+    assert found == pytest.approx(expected / 4000, abs=4 * 0.5 / np.sqrt(4000))
+
+
+@pytest.mark.parametrize(("genes", "top"), [(3, 3), (20, 5), (300, 30), (900, 50)])
+def test_the_top_is_a_tenth_within_bounds(genes, top, rng):
+    truth = 1 + rng.permutation(genes)[None].astype(float)
+    predicted = np.where(truth > genes - top, 1.0, 0.0)
+    predicted[0, np.argmax(truth)] = 0
+    found = de_overlap(predicted, truth, np.ones((1, genes), bool))
+    others = genes - top + 1  # the gene that lost its place draws for it against all the untouched ones
+    assert found == pytest.approx([(top - 1 + 1 / others) / top])
+
+
+def test_r2_counts_genes_by_their_squared_t(rng):
+    truth = Truth(
+        control=np.array([[2.0, 1.0, 3.0]]),
+        perturbed=np.array([[1.0, 2.0, 5.0]]),
+        mean=np.array([[0.5, 0.5, 0.5]]),
+        se=np.array([[1.0, 0.5, 0.0]]),
+        candidates=rng.normal(size=(2, 3)),
+        own=np.array([0]),
+    )
+    found = score(np.array([[1.5, 1.5, 9.0]]), truth)["weighted_r2"]  # errors 0, 1; weights 4, 4; the third unknown
+    assert found == pytest.approx([1 - 4 * 1 / (4 * 1 + 4 * 4)])
+
+
+def test_r2_of_a_perturbation_without_effect_is_floored():
+    dead = np.full((1, 10), 1e-6)
+    assert weighted_r2(np.ones((1, 10)), dead, np.ones((1, 10))) == [-1]
+    assert weighted_r2(np.ones((1, 10)), 0 * dead, np.ones((1, 10))) == [-1]
+    assert weighted_r2(np.zeros((1, 10)), 0 * dead, np.ones((1, 10))) == [0]
+
+
+def test_standard_error_gives_the_t_of_welch(rng):
+    treated, control = rng.normal(size=(9, 6)), 3 * rng.normal(size=(40, 6)) + 1
+    se = standard_error(treated.var(0, ddof=1)[None], [9], control.var(0, ddof=1)[None], [40])
+    expected = ttest_ind(treated, control, equal_var=False).statistic
+    assert ((treated.mean(0) - control.mean(0)) / se)[0] == pytest.approx(expected)
+
+
+def test_standard_error_of_a_single_cell_leans_on_the_other_side():
+    unknown, known = np.full((1, 2), np.nan), np.array([[4.0, 0.0]])
+    assert standard_error(unknown, [1], known, [4]) == pytest.approx(np.array([[np.sqrt(4 + 1), 0]]))
+    assert standard_error(known, [4], unknown, [1]) == pytest.approx(np.array([[np.sqrt(4 + 1), 0]]))
+    with pytest.raises(DataError, match="not 1 treated and 1 control"):
+        standard_error(known, [1], known, [1])
+
+
+@pytest.mark.parametrize(
+    ("predicted", "genes", "message"),
+    [
+        (np.full((UNITS, GENES), np.nan), None, "unit 0 is not finite"),
+        (np.zeros((UNITS, GENES - 1)), None, "the prediction is"),
+        (np.zeros((UNITS, GENES)), np.ones(3, bool), "the scored genes are"),
+        (np.zeros((UNITS, GENES)), np.arange(UNITS)[:, None] != 2 + np.zeros(GENES), "unit 2 has no scored gene"),
+        (np.zeros((UNITS, GENES)), np.zeros(GENES, bool), "unit 0 has no scored gene"),
+    ],
+    ids=["diverged", "another shape", "a mask of another length", "a unit without genes", "no genes"],
+)
+def test_what_cannot_be_scored_is_refused(truth, predicted, genes, message):
+    with pytest.raises(DataError, match=message):
+        score(predicted, truth, genes)
+
+
+@pytest.mark.parametrize("fault", ["shape", "own", "not finite"])
+def test_a_truth_that_does_not_fit_is_refused(truth, fault):
+    parts = {name: getattr(truth, name) for name in ("control", "perturbed", "mean", "se", "candidates", "own")}
+    if fault == "shape":
+        parts["mean"] = parts["mean"][:1]
+    elif fault == "own":
+        parts["own"] = parts["own"][:1]
+    else:
+        parts["candidates"] = np.where(parts["candidates"] > 0, np.nan, 0)
+    with pytest.raises(DataError):
+        Truth(**parts)
