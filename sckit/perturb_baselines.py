@@ -88,17 +88,16 @@ def additive(fold: Fold) -> np.ndarray:
     beta[c]. What the data leave open is decided by the smallest alpha and beta. Where the training units are single
     perturbations in one context, a combination is the sum of its parts' deltas.
     """
-    parts = max(max(parts) for parts in fold.parts) + 1
+    parts, contexts = max(max(parts) for parts in fold.parts) + 1, int(fold.context.max()) + 1
     rows = np.repeat(np.arange(len(fold.parts)), [len(p) for p in fold.parts])
     columns = np.concatenate([np.array(p) for p in fold.parts])
     ones = np.ones(len(rows))
     alpha = sp.csr_array((ones, (rows, columns)), (len(fold.parts), parts))
-    beta = sp.csr_array((ones, (rows, fold.context[rows])), (len(fold.parts), int(fold.context.max()) + 1))
+    beta = sp.csr_array((ones, (rows, fold.context[rows])), (len(fold.parts), contexts))
     mu = sp.csr_array(np.bincount(rows)[:, None].astype(float))
     design = sp.csr_array(sp.hstack([mu, alpha, beta]))
     seen = design[fold.train]
-    penalty = np.full(design.shape[1], _TINY)
-    penalty[0] = 0.0
+    penalty = np.array([0.0] + [_TINY] * (parts + contexts))
     gram = sp.csc_array(seen.T @ seen + sp.diags_array(penalty))
     # The many parts hardly touch each other; this order of elimination keeps it so.
     factor = splu(gram, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})

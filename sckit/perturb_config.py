@@ -57,6 +57,8 @@ class FinetuneConfig:
     bootstraps: int = 2000
     permute: bool = False
     """Control: exchange the perturbation labels between treated cells, so that nothing is left to learn."""
+    allow_seen: bool = False
+    """Go on although the run was pretrained on treated cells of these data; the result then says so."""
     workers: int = 0
     """Processes that train at the same time; 0 for one a core on CPU, one on a GPU."""
     seed: int = 0

@@ -188,7 +188,11 @@ class _Labels:
         """Cells per condition and context, controls first."""
         count = Counter(zip(self.labels[self.used], self.context[self.used], strict=True))
         order = sorted(count, key=lambda key: (key[0] != self.config.control, str(key[0]), key[1]))
-        return [{"condition": str(k[0]), "context": self.contexts[k[1]], "cells": count[k]} for k in order]
+        return [
+            {"condition": str(k[0]), "context": self.contexts[k[1]], "cells": count[k]}
+            | {"control": k[0] == self.config.control}
+            for k in order
+        ]
 
 
 def _check_labels(labels: np.ndarray, config: FinetuneConfig) -> None:

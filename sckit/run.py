@@ -70,9 +70,9 @@ class Run:
         Each gene is matched by Ensembl id where both sides have one, else by symbol, and no number is given twice.
         Raises DataError when nothing matches.
         """
-        numbers = {name: i for i, row in reversed(list(enumerate(_names(self.genes)))) for name in row}
+        numbers = gene_numbers(self.genes)
         taken, found = set(), np.full(store.n_genes, -1, np.int32)
-        for position, row in enumerate(_names(store.genes)):
+        for position, row in enumerate(gene_names(store.genes)):
             number = next((numbers[name] for name in row if name in numbers), -1)
             if number >= 0 and number not in taken:
                 taken.add(number)
@@ -205,7 +205,12 @@ def load_checkpoint(run: Path, model: Model, optimiser: torch.optim.Optimizer) -
     return state
 
 
-def _names(genes: pd.DataFrame) -> list[list[str]]:
+def gene_numbers(genes: pd.DataFrame) -> dict[str, int]:
+    """Number of the first gene of each id and symbol."""
+    return {name: i for i, names in reversed(list(enumerate(gene_names(genes)))) for name in names}
+
+
+def gene_names(genes: pd.DataFrame) -> list[list[str]]:
     """Id and symbol of each gene, the id first; empty ones left out."""
     return [[name for name in row if name] for row in zip(genes["id"], genes["symbol"], strict=True)]
 

@@ -176,7 +176,8 @@ class _Trainer:
         self.begun_s = time.monotonic() - self.at.elapsed_s
         if state is None:
             self._validate()
-        point_latest(self.run.path)
+        if not self.config.shuffle_values:  # a control is nobody's next step
+            point_latest(self.run.path)
         while self.share() < 1 and self.at.worse < self.config.patience:
             self._train_one_step()
             if self.share() >= min(self.at.next_validation, 1.0) - 1e-9:

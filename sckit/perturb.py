@@ -1,0 +1,143 @@
+"""The comparison: arms and baselines on the same units, seeds and splits, with intervals, ceilings and a verdict."""
+
+import multiprocessing as mp
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sckit.device import choose_compute
+from sckit.errors import ConfigError, DataError
+from sckit.perturb_arms import Arms, make_arms, overlap, seen_in_pretraining
+from sckit.perturb_config import FinetuneConfig
+from sckit.perturb_data import Screen, read_screen
+from sckit.perturb_fold import FoldRun, Job, Score
+from sckit.perturb_result import Finetuned, summarise
+from sckit.perturb_split import split_name
+from sckit.run import Run, find_run, open_run
+
+CURVE = ("pretrained", "scratch")
+"""Arms that are trained at every share of the training data; the others at the largest only."""
+
+Found = tuple[list[Score], list[dict[str, Any]]]
+Listener = Callable[[str, dict[str, Any]], None]
+
+
+def finetune(
+    run: str | Path | None,
+    data: str | Path,
+    config: FinetuneConfig,
+    *,
+    runs: str | Path = "runs",
+    listen: Found = tuple[list[Score], list[dict[str, Any]]]
+Listener = lambda _kind, _facts: None,
+) -> Finetuned:
+    """Compare arms that start from a run (path or name; the latest one by default) on perturbation data.
+
+    data: a store, or anything `prepare` reads. listen(kind, facts) hears "note", "cells" (the table of cells per
+    condition and context, before anything is trained) and "progress" events. Raises ConfigError and DataError.
+    """
+    opened = open_run(find_run(run, Path(runs)))
+    compute = choose_compute(config.device, config.engine)
+    screen = read_screen(data, config, listen=listen)
+    listen("cells", {"rows": list(screen.table)})
+    split = split_name(screen, config)
+    notes = [*screen.notes, *_notes(opened, screen, config)]
+    for note in notes:
+        listen("note", {"text": note})
+    arms = make_arms(opened, screen, config, listen=listen)
+    facts = {"run": str(opened.path), "data": str(data), "compute": str(compute)} | overlap(arms.table, screen)
+    listen("note", {"text": _overlap_line(facts)})
+    jobs = list(_jobs(config))
+    scores: list[Score] = []
+    trained: list[dict[str, Any]] = []
+    for done, (found, how) in enumerate(_run(screen, config, split, arms, jobs)):
+        scores, trained = scores + found, trained + how
+        listen("progress", {"done": done + 1, "of": len(jobs), "what": f"{config.task}, seeds x training shares"})
+    facts["trained"] = sorted(trained, key=lambda row: (row["arm"], row["train_share"], row["seed"]))
+    return summarise(screen, config, split, scores, facts=facts, notes=[_overlap_line(facts), *notes])
+
+
+def _jobs(config: FinetuneConfig) -> Iterator[Job]:
+    """The largest share first: those are the long ones."""
+    largest = max(config.train_shares)
+    for share in sorted(set(config.train_shares), reverse=True):
+        arms = tuple(dict.fromkeys(arm for arm in config.arms if share == largest or arm in CURVE))
+        for seed in range(config.seeds):
+            yield Job(seed, share, arms)
+
+
+def _run(screen: Screen, config: FinetuneConfig, split: str, arms: Arms, jobs: list[Job]) -> Iterator[Found]:
+    """Scores of each job as it ends; the numbers do not depend on how many run at a time."""
+    workers = config.workers or (1 if _on_gpu(config) else os.cpu_count() or 1)
+    if workers == 1 or len(jobs) == 1:
+        for job in jobs:
+            yield _work(screen, config, split, arms, job)
+        return
+    context = mp.get_context("spawn")  # torch and Numba have threads, which do not survive a fork
+    with ProcessPoolExecutor(min(workers, len(jobs)), context, _begin, (screen, config, split, arms)) as pool:
+        futures = [pool.submit(_work_here, job) for job in jobs]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+_HERE: dict[str, Any] = {}  # what the jobs of a worker process share
+
+
+def _begin(screen: Screen, config: FinetuneConfig, split: str, arms: Arms) -> None:
+    torch.set_num_threads(1)
+    _HERE["given"] = screen, config, split, arms
+
+
+def _work_here(job: Job) -> Found:
+    return _work(*_HERE["given"], job)
+
+
+def _work(screen: Screen, config: FinetuneConfig, split: str, arms: Arms, job: Job) -> Found:
+    compute = choose_compute(config.device, config.engine)
+    run = FoldRun(screen, config, split, arms, job)
+    return list(run.scores(compute)), run.trained
+
+
+def _on_gpu(config: FinetuneConfig) -> bool:
+    return choose_compute(config.device, config.engine).device.type != "cpu"
+
+
+def _notes(run: Run, screen: Screen, config: FinetuneConfig) -> list[str]:
+    """What a reader of the numbers has to know; refuses a run that was trained on the treated cells."""
+    if run.config.shuffle_values:
+        raise ConfigError(f"{run.path} was itself trained on shuffled values; name the run that it is the control of.")
+    notes = []
+    seen = seen_in_pretraining(run, screen)
+    if seen is None:
+        notes.append(f"the store of {run.path} is gone, so that nobody knows whether it held treated cells")
+    elif seen:
+        text = f"{seen:,} treated cells were among the cells that {run.path.name} was pretrained on"
+        if not config.allow_seen:
+            raise DataError(
+                f"{text}, so their values are known to it; pretrain on control cells (sckit prepare --obs-filter "
+                f"\"{config.condition} == '{config.control}'\"), or say --allow-seen."
+            )
+        notes.append(f"LEAK: {text}")
+    if config.permute:
+        notes.append("control: perturbation labels were exchanged between treated cells; nothing is left to learn")
+    unknown = [p for p, t in zip(screen.perturbations, screen.target_genes, strict=True) if t is None]
+    if unknown and config.task == "response":
+        few = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+        notes.append(f"{len(unknown)} perturbations have no target gene ({few}); before training they are all alike")
+    return notes
+
+
+def _overlap_line(facts: dict[str, Any]) -> str:
+    line = f"{facts['genes_in_run']:,} of the {facts['genes']:,} genes predicted are known to the run"
+    if facts["targets_named"]:
+        known = f"{facts['targets_in_run']} are known to it and {facts['targets_predicted']} predicted"
+        line += f"; of {facts['perturbations']} targets {known}"
+    return line + "; what it does not know starts at random"

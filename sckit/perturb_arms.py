@@ -1,0 +1,116 @@
+"""The arms of a comparison: where each one starts, which of the run's genes are in the data, and what it has seen."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from sckit.errors import DataError
+from sckit.model import Model
+from sckit.perturb_config import FinetuneConfig
+from sckit.perturb_data import Screen
+from sckit.perturb_model import Responder, TokenTable
+from sckit.run import HELD_OUT, Run, gene_names, gene_numbers, open_run
+from sckit.train import pretrain
+
+
+@dataclass(frozen=True)
+class Arms:
+    """Everything that a worker needs to build an arm."""
+
+    run: Path
+    shuffled: Path | None
+    table: TokenTable
+
+    def build(self, name: str, config: FinetuneConfig, *, seed: int, engine: str) -> Responder:
+        """The arm before its first step; `seed` draws whatever no pretraining brings, the same for all arms."""
+        run = open_run(self.shuffled if name == "shuffled" and self.shuffled else self.run)
+        trained = name in ("pretrained", "frozen", "shuffled")
+        start = run.model() if trained else Model(run.config.model, run.forms, seed=seed)
+        start.engine = engine
+        factors = config.task == "partial"
+        return Responder(start, self.table, factors=factors, seed=seed, transferred=name != "scratch")
+
+
+def make_arms(run: Run, screen: Screen, config: FinetuneConfig, *, listen: Callable) -> Arms:
+    """The token table of the screen, and the run on shuffled values, which is trained now where there is none."""
+    shuffled = _shuffled_run(run, listen) if "shuffled" in config.arms else None
+    return Arms(run.path, shuffled, token_table(run.genes, screen))
+
+
+def token_table(genes: pd.DataFrame, screen: Screen) -> TokenTable:
+    """Match the screen's genes and targets to the run's genes by id or symbol.
+
+    A perturbation whose gene is predicted takes that gene's row; else it gets one of its own, with the run's number of
+    the gene where the run knows it. Raises DataError when no gene is known.
+    """
+    numbers = gene_numbers(genes)
+    rows = [next((numbers[n] for n in names if n in numbers), -1) for names in gene_names(screen.genes)]
+    if max(rows) < 0:
+        raise DataError(
+            f"none of the {len(rows)} genes of the data is among the {len(genes)} of the run; give data and run of one "
+            "species, both named by Ensembl ids or both by symbols."
+        )
+    here = gene_numbers(screen.genes)
+    own, perturbations = list(rows), []
+    for target in screen.target_genes:
+        if target in here:
+            perturbations.append(here[target])
+        else:
+            perturbations.append(len(own))
+            own.append(numbers.get(target or "", -1))
+    return TokenTable(np.array(own, np.int64), len(rows), np.array(perturbations, np.int64))
+
+
+def overlap(table: TokenTable, screen: Screen) -> dict[str, int]:
+    """How many of the screen's genes and targets the run knows, and how many targets are among the genes predicted."""
+    known = table.run_genes >= 0
+    return {
+        "genes": table.n_genes,
+        "genes_in_run": int(known[: table.n_genes].sum()),
+        "perturbations": len(screen.perturbations),
+        "targets_named": sum(target is not None for target in screen.target_genes),
+        "targets_in_run": int(known[table.perturbations].sum()),
+        "targets_predicted": int((table.perturbations < table.n_genes).sum()),
+    }
+
+
+def seen_in_pretraining(run: Run, screen: Screen) -> int | None:
+    """Treated cells of the screen that the run was trained on, by name, total and genes; None if its store is gone."""
+    try:
+        store = run.store
+    except DataError:
+        return None
+    used = store.obs[run.split != HELD_OUT]
+    seen = set(zip(used["cell"].astype(str), used["total_counts"], used["n_genes"], strict=True))
+    treated = np.concatenate([unit.cells for unit in screen.units])
+    named = zip(screen.cell_ids[treated], screen.totals[treated], screen.n_genes_detected[treated], strict=True)
+    return sum((str(cell), int(total), int(genes)) in seen for cell, total, genes in named)
+
+
+def _shuffled_run(run: Run, listen: Callable) -> Path:
+    """The run beside this one on the same cells with shuffled values, at the same number of steps."""
+    path = run.path.with_name(f"{run.path.name}-shuffled")
+    if (path / "model.safetensors").is_file():
+        if (
+            not open_run(path).config.shuffle_values
+            or (path / "data.json").read_text() != (run.path / "data.json").read_text()
+        ):
+            raise DataError(f"{path} is not {run.path.name} on shuffled values; move it away, and it is made anew.")
+        return path
+    steps = _steps(run)
+    text = f"arm shuffled: pretraining {path} on shuffled values, {steps} steps as in {run.path.name}"
+    listen("note", {"text": text})
+    config = replace(run.config, shuffle_values=True, epochs=None, minutes=None, steps=steps)
+    return pretrain(run.store.path, config, name=path.name, runs=path.parent).run
+
+
+def _steps(run: Run) -> int:
+    lines = (run.path / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in lines if line.endswith("}")]
+    if not steps or max(steps) < 1:
+        raise DataError(f"the run {run.path} took no step; give it a budget, or leave the arm shuffled out of --arms.")
+    return max(steps)
