@@ -23,6 +23,7 @@ CURVE = ("pretrained", "scratch")
 """Arms that are trained at every share of the training data; the others at the largest only."""
 
 Found = tuple[list[Score], list[dict[str, Any]]]
+Found = tuple[list[Score], list[dict[str, Any]]]
 Listener = Callable[[str, dict[str, Any]], None]
 
 
@@ -32,8 +33,7 @@ def finetune(
     config: FinetuneConfig,
     *,
     runs: str | Path = "runs",
-    listen: Found = tuple[list[Score], list[dict[str, Any]]]
-Listener = lambda _kind, _facts: None,
+    listen: Listener = lambda _kind, _facts: None,
 ) -> Finetuned:
     """Compare arms that start from a run (path or name; the latest one by default) on perturbation data.
 
