@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from sckit.cli_bench import bench
+from sckit.cli_finetune import finetune
 from sckit.cli_options import ConfigFile, Device, Engine, Json, RunArgument, Runs, Seed, finish, say, user_errors
 from sckit.errors import ConfigError
 from sckit.progress import Bar
@@ -299,6 +300,9 @@ def embed(
         shape = list(adata.obsm["X_sckit"].shape)
         say(f"wrote {out}: obsm['X_sckit'] {shape}, for scanpy.pp.neighbors(adata, use_rep='X_sckit')")
         finish({"command": "embed", "run": run, "out": str(out), "shape": shape}, as_json=as_json)
+
+
+app.command()(finetune)
 
 
 def _share(text: str | None) -> float | str | None:

@@ -1,5 +1,6 @@
 """Progress of the commands on stderr: a bar with rate and time left, and the lines that last."""
 
+from collections.abc import Callable
 from typing import Any
 
 
@@ -44,6 +45,23 @@ class Bar:
         else:
             label = " ".join(f"{k} {facts[k]}" for k in ("target", "rate") if k in facts)
             self._progress.update(self._task, completed=facts["done"], total=facts["of"], description=label, rate="")
+
+    def finetuning(self, table: Callable[[list[dict[str, Any]]], None]) -> Callable[[str, dict[str, Any]], None]:
+        """A listener to `finetune`; `table` prints the rows of cells on stdout while the bar is out of the way."""
+
+        def listen(kind: str, facts: dict[str, Any]) -> None:
+            if kind == "note":
+                self._note(facts["text"])
+            elif kind == "cells":
+                self._progress.stop()
+                table(facts["rows"])
+                self._progress.start()
+            else:
+                done, total = facts["done"], facts["of"]
+                rate = f"{done} of {total}"
+                self._progress.update(self._task, completed=done, total=total, description=facts["what"], rate=rate)
+
+        return listen
 
     def timing(self, what: str, done: int, total: int) -> None:
         """Progress of `bench`."""

@@ -5,11 +5,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from sckit.perturb_config import ARMS
+from sckit.report_perturb_cells import dead_line, print_cells
 from sckit.report_perturb_rows import (
     LABELS,
     Row,
@@ -17,22 +17,21 @@ from sckit.report_perturb_rows import (
     full_share,
     known,
     metrics,
-    number,
     plain,
     predictors,
+    resampled,
     share_name,
     shares,
     shown_share,
     subsets,
+    titled_table,
     with_interval,
 )  # fmt: skip
 
 if TYPE_CHECKING:
-    from sckit.perturb import Finetuned
+    from sckit.perturb_result import Finetuned
 
 _WIDE = 190
-_SHOWN_CELLS = 48
-_PIVOT_CONTEXTS = 8
 _BETTER = {"helps": "better", "hurts": "worse"}
 _LEGEND = (
     "Δ: profile less that of the control cells. Δ r perturbed: correlation over genes with the truth, both less the "
@@ -40,54 +39,8 @@ _LEGEND = (
     "control; weighted R²: over genes weighted by their effect, 0 for that mean; discrim.: share of the other "
     "perturbations that are farther from the prediction than the right one (0.5 by chance); slope: size of the "
     "predicted effect (1 is right); DE overlap: of the top differential genes; gap closed: share of the way from the "
-    "best of no change, mean and additive to the half-cells ceiling, of Δ r perturbed."
+    "best of no change, mean and additive to the ceiling from halves, of Δ r perturbed."
 )
-
-
-def print_cells(rows: list[Row], console: Console) -> None:
-    """Cells of each condition and context, controls first; `repeats` and `repeat_r` where they are known.
-
-    Contexts become columns where there are a few of them; a long table is cut in the middle and says so.
-    """
-    contexts = list(dict.fromkeys(str(row["context"]) for row in rows))
-    pivot = 1 < len(contexts) <= _PIVOT_CONTEXTS
-    table = _table("cells of each condition and context")
-    for name in ("condition", *(contexts if pivot else ("context", "cells", "effect repeats", "r of the halves"))):
-        table.add_column(name, justify="left" if name in ("condition", "context") else "right", overflow="fold")
-    lines = [_pivoted(rows, name, contexts) for name in dict.fromkeys(r["condition"] for r in rows)] if pivot else []
-    for row in [] if pivot else rows:
-        repeats = {None: "-", True: "yes", False: "no"}[row.get("repeats")]
-        lines.append([row["condition"], row["context"], f"{row['cells']:,}", repeats, number(row.get("repeat_r"))])
-    kept = _SHOWN_CELLS // 2
-    cut = lines[kept:-kept] if len(lines) > _SHOWN_CELLS else []
-    for line in lines[:kept] if cut else lines:
-        table.add_row(*map(str, line))
-    if cut:
-        table.add_row(f"... {len(cut)} more", *[""] * (len(cut[0]) - 1))
-        for line in lines[-kept:]:
-            table.add_row(*map(str, line))
-    console.print(table)
-    judged = [row for row in rows if row.get("repeats") is not None]
-    if judged:
-        few = f"{sum(row['repeats'] for row in judged)} of {len(judged)}"
-        star = ", marked *; beside the cells the correlation of the halves" if pivot else ""
-        console.print(f"{few} have an effect that repeats between halves of their cells{star}.", highlight=False)
-    console.print()
-
-
-def _pivoted(rows: list[Row], condition: str, contexts: list[str]) -> list[str]:
-    found = {str(row["context"]): row for row in rows if row["condition"] == condition}
-    line = [condition]
-    for context in contexts:
-        row = found.get(context)
-        r = "" if row is None or row.get("repeat_r") is None else f" {number(row['repeat_r'])}"
-        star = "*" if row and row.get("repeats") else ""
-        line.append("-" if row is None else f"{row['cells']:,}{r}{star}")
-    return line
-
-
-def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1), show_edge=False)
 
 
 def print_finetuned(result: "Finetuned", console: Console) -> None:
@@ -107,7 +60,7 @@ def print_finetuned(result: "Finetuned", console: Console) -> None:
         console.print()
     more = "" if console.width >= _WIDE else " Intervals of all columns are in finetune.csv."
     console.print(_LEGEND + more, style="dim", highlight=False)
-    for line in [*result.notes, *verdict_lines(result)]:
+    for line in [*dead_line(result.cells), *result.notes, *verdict_lines(result)]:
         console.print(line, highlight=False, soft_wrap=True)
 
 
@@ -127,12 +80,13 @@ def verdict_lines(result: "Finetuned") -> list[str]:
 
 
 def _sentence(result: "Finetuned", pair: Row) -> str:
-    word = pair["verdict"] if pair["b"] in ARMS else _BETTER.get(pair["verdict"], pair["verdict"])
+    word = str(pair["verdict"])
+    word = word if pair["b"] in ARMS else _BETTER.get(word, word)
     within = {"no difference": f" within ±{result.margin:g}", "undecided": f" (margin ±{result.margin:g})"}
     row = find(
         result.rows, predictor=pair["a"], **{k: pair[k] for k in ("metric", "revealed", "train_share", "subset")}
     )
-    which = "perturbations" if pair["subset"] == "all" else "perturbations whose effect repeats"
+    which = resampled(result) + ("" if pair["subset"] == "all" else " whose effect repeats")
     few = f"{row['perturbations']} {which}, " if row else f"{which}, "
     seeds = f"{result.seeds} seed{'s' * (result.seeds != 1)}"
     where = _where(result, pair["revealed"])
@@ -148,7 +102,7 @@ def _where(result: "Finetuned", revealed: Any) -> str:
 
 def _scores(result: "Finetuned", subset: str, *, wide: bool) -> Table:
     revealed, full = shown_share(result), full_share(result)
-    table = _table(f"{_where(result, revealed)}\n{_block(result, subset)}")
+    table = titled_table(f"{_where(result, revealed)}\n{_block(result, subset)}")
     names = metrics(result)
     table.add_column("predictor", no_wrap=True)
     for metric in names:
@@ -186,11 +140,14 @@ def _block(result: "Finetuned", subset: str) -> str:
     of = {"metric": result.headline, "revealed": shown_share(result), "train_share": full_share(result)}
     counted = {name: find(result.rows, subset=name, **of) for name in ("all", "repeating")}
     count = {name: row["perturbations"] for name, row in counted.items() if row}
+    units = resampled(result)
     if subset != "all":
-        return f"the {count.get(subset, 0)} perturbations whose effect repeats"
+        return f"the {count.get(subset, 0)} {units} whose effect repeats"
     dead = count.get("all", 0) - count.get("repeating", count.get("all", 0))
     without = f", {dead} of them without an effect that repeats" if dead else ""
-    return f"all {count.get('all', 0)} perturbations{without}"
+    judged = [row["repeats"] for row in result.cells if row["repeats"] is not None]
+    without = ", none of them with an effect that repeats" if judged and not any(judged) else without
+    return f"all {count.get('all', 0)} {units}{without}"
 
 
 def _curve(result: "Finetuned", axis: str, width: int) -> Table | None:
@@ -203,7 +160,7 @@ def _curve(result: "Finetuned", axis: str, width: int) -> Table | None:
     of = "training data" if axis == "train_share" else "genes revealed"
     fixed = "" if axis == "revealed" or where["revealed"] is None else f", {share_name(where['revealed'])} revealed"
     label = LABELS.get(result.headline, result.headline)
-    table = _table(f"{label} by the share of the {of}{fixed}, all perturbations")
+    table = titled_table(f"{label} by the share of the {of}{fixed}, all perturbations")
     table.add_column("predictor", no_wrap=True)
     for share in steps:
         table.add_column(share_name(share), justify="right", no_wrap=True)
@@ -224,7 +181,7 @@ def _curve(result: "Finetuned", axis: str, width: int) -> Table | None:
 def _differences(result: "Finetuned") -> Table:
     revealed, full = shown_share(result), full_share(result)
     label = LABELS.get(result.headline, result.headline)
-    table = _table(f"paired differences of {label}, margin ±{result.margin:g}")
+    table = titled_table(f"paired differences of {label}, margin ±{result.margin:g}")
     table.add_column("", no_wrap=True)
     for subset in subsets(result):
         table.add_column("all [95 %]" if subset == "all" else f"{subset} [95 %]", justify="right", no_wrap=True)
@@ -280,3 +237,6 @@ def _write_csv(result: "Finetuned", path: Path) -> None:
 def _ends(interval: Any) -> dict[str, Any]:
     low, high = interval or (None, None)
     return {"ci_low": low, "ci_high": high}
+
+
+__all__ = ["print_cells", "print_finetuned", "save_finetuned", "verdict_lines"]

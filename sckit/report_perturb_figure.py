@@ -11,6 +11,7 @@ from sckit.report_perturb_rows import (
     full_share,
     known,
     predictors,
+    resampled,
     share_name,
     shares,
     shown_share,
@@ -18,7 +19,7 @@ from sckit.report_perturb_rows import (
 )  # fmt: skip
 
 if TYPE_CHECKING:
-    from sckit.perturb import Finetuned
+    from sckit.perturb_result import Finetuned
 
 _COLOURS = {
     "no change": "#b0b0b0",
@@ -81,7 +82,7 @@ def _draw_predictors(axis: Any, result: "Finetuned") -> None:
         whole = subset == "all"
         rows = [find(result.rows, predictor=name, subset=subset, **where) for name in names]
         count = next((row["perturbations"] for row in rows if row), 0)
-        label = f"all {count}" if whole else f"the {count} whose effect repeats"
+        label = f"all {count} {resampled(result)}" if whole else f"the {count} whose effect repeats"
         for place, (name, row) in enumerate(zip(names, rows, strict=True)):
             if row is None or not known(row["mean"]):
                 continue
@@ -134,7 +135,7 @@ def _draw_curve(axis: Any, result: "Finetuned", along: str) -> None:
     axis.axhline(0, color="#000000", lw=0.6, zorder=0)
     what = "training data" if along == "train_share" else "genes revealed"
     axis.set(xlabel=f"share of the {what}", ylabel=_label(result))
-    axis.set_title("all perturbations" + _revealed(where.get("revealed")), fontsize=10)
+    axis.set_title(f"all {resampled(result)}" + _revealed(where.get("revealed")), fontsize=10)
     _clean(axis, "both")
 
 
@@ -155,8 +156,8 @@ def _reach(rows: list[Row]) -> list[list[float]]:
 
 
 def _ceiling(result: "Finetuned", subset: str, revealed: Any) -> float | None:
-    where = {"kind": "half-cells", "subset": subset, "metric": result.headline, "revealed": revealed}
-    row = find(result.ceilings, **where)
+    where = {"subset": subset, "metric": result.headline, "revealed": revealed}
+    row = find([row for row in result.ceilings if row["kind"] != "replicates"], **where)
     value = row["mean"] if row else result.ceiling.get(result.headline) if subset == "all" else None
     return value if known(value) else None
 

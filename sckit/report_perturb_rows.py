@@ -3,12 +3,17 @@
 import math
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
 from sckit.perturb_config import ARMS
 
 if TYPE_CHECKING:
-    from sckit.perturb import Finetuned
+    from sckit.perturb_result import Finetuned
 
 Row = dict[str, Any]
+
+_NARROW = 76
 
 LABELS = {
     "delta_r_perturbed": "Δ r perturbed",
@@ -63,9 +68,21 @@ def shown_share(result: "Finetuned") -> Any:
     return positive[len(positive) // 2]
 
 
+def resampled(result: "Finetuned") -> str:
+    """What a mean is over: perturbations, or contexts where there is one perturbation only."""
+    treated = {row["condition"] for row in result.cells if row["repeats"] is not None}
+    return "contexts" if len(treated) == 1 else "perturbations"
+
+
 def full_share(result: "Finetuned") -> float:
     """The largest share of the training data."""
     return max(shares(result, "train_share"), default=1.0)
+
+
+def titled_table(title: str) -> Table:
+    """A table without a frame, wide enough for its title."""
+    width = min(_NARROW, max(map(len, title.splitlines())))
+    return Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1), show_edge=False, min_width=width)
 
 
 def share_name(share: Any) -> str:

@@ -5,8 +5,6 @@ import io
 import itertools
 import json
 import re
-from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,73 +14,7 @@ from sckit.report_perturb import print_cells, print_finetuned, save_finetuned, v
 from sckit.report_perturb_figure import finetuned_figure
 from sckit.report_perturb_rows import find, shown_share
 
-METRICS = ("delta_r", "delta_r_perturbed", "weighted_r2", "discrimination", "slope", "de_overlap")
-CLOSED = ("no change", "mean", "additive", "ridge on components", "nearest neighbours")
-PARTIAL = ("no change", "mean", "additive", "ridge revealed to hidden", "low-rank", "Gaussian conditional")
-ARMS = ("shuffled", "pretrained", "scratch", "frozen")
-LEVEL = {"pretrained": 0.42, "scratch": 0.40, "frozen": 0.25, "shuffled": 0.3, "additive": 0.1, "low-rank": 0.37}
-
-
-@dataclass(frozen=True)
-class Result:
-    """The fields of a result that a report reads."""
-
-    task: str = "response"
-    level: str = "pseudobulk"
-    split: str = "unseen perturbation"
-    seeds: int = 5
-    margin: float = 0.05
-    headline: str = "delta_r_perturbed"
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    paired: list[dict[str, Any]] = field(default_factory=list)
-    ceiling: dict[str, float] = field(default_factory=dict)
-    ceilings: list[dict[str, Any]] = field(default_factory=list)
-    gap: list[dict[str, Any]] = field(default_factory=list)
-    cells: list[dict[str, Any]] = field(default_factory=list)
-    facts: dict[str, Any] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-    def document(self):
-        return {"command": "finetune"} | asdict(self)
-
-
-def made_up(revealed=(None,), train_shares=(0.1, 0.3, 1.0), seeds=5, count=25, interval=0.03):
-    """A result with every row there can be; `interval` None leaves every interval unknown."""
-    closed = CLOSED if revealed == (None,) else PARTIAL
-    result = Result(task="response" if revealed == (None,) else "partial", seeds=seeds)
-    for (subset, n), share, part in itertools.product(
-        (("all", count), ("repeating", count // 2)), train_shares, revealed
-    ):
-        for name, metric in itertools.product((*closed, *ARMS), METRICS):
-            if name in closed and name != "mean" and share < 1:
-                continue
-            score = LEVEL.get(name, 0.0) * share**0.25 * (0.4 + 0.6 * (part if isinstance(part, float) else 1))
-            score += 0.1 * (subset == "repeating") + 0.01 * METRICS.index(metric)
-            key = {"revealed": part, "train_share": share, "metric": metric, "subset": subset}
-            row = {"predictor": name, **key, "mean": score, "ci": ends(score, interval), "perturbations": n}
-            result.rows.append(row)
-            result.gap.append({"predictor": name, **key, "baseline": "additive", "share": (score - 0.1) / 0.6})
-        for a, b, verdict in (
-            ("pretrained", "scratch", "no difference"),
-            ("pretrained", "shuffled", "helps"),
-            ("pretrained", "low-rank", "hurts"),
-        ):
-            for metric in METRICS[:2]:
-                key = {"metric": metric, "revealed": part, "train_share": share, "subset": subset}
-                difference = {"diff": 0.003, "ci": ends(0.003, interval and 0.013), "verdict": verdict}
-                result.paired.append({"a": a, "b": b, **key, **difference})
-    for subset, kind, metric in itertools.product(("all", "repeating"), ("half-cells", "replicates"), METRICS):
-        score = 0.7 if kind == "half-cells" else 0.55
-        result.ceilings.append(
-            {"kind": kind, "subset": subset, "metric": metric, "mean": score, "ci": ends(score, interval)}
-        )
-    result.ceiling.update(dict.fromkeys(METRICS, 0.7))
-    result.notes.append("3 of 25 targets are unknown.")
-    return result
-
-
-def ends(middle, reach):
-    return [None, None] if reach is None else [middle - reach, middle + reach]
+from .made_up_result import ARMS, CLOSED, made_up
 
 
 def printed(show, what, width=120):
@@ -117,6 +49,24 @@ def test_perturbations_whose_effect_repeats_stand_apart_and_the_dead_are_counted
     alive = made_up()
     alive.rows[:] = [row | {"perturbations": 25} for row in alive.rows]
     assert "without an effect" not in printed(print_finetuned, alive)
+
+
+def test_when_no_effect_repeats_the_only_block_says_so():
+    result = made_up()
+    result.rows[:] = [row for row in result.rows if row["subset"] == "all"]
+    result.cells.extend(cell_rows(["control", "P0", "P1"], ["all"], repeats=False))
+    text = printed(print_finetuned, result)
+    assert "all 25 perturbations, none of them with an effect that repeats" in text
+    assert rows_after(text, "all 25 perturbations")
+
+
+def test_with_one_perturbation_the_means_are_over_contexts():
+    result = made_up()
+    result.cells.extend(cell_rows(["control", "IFNB"], ["B cell", "T cell"], repeats=True))
+    text = printed(print_finetuned, result)
+    assert "all 25 contexts, 13 of them" in text
+    assert "25 contexts, 5 seeds)" in text
+    assert "25 perturbations" not in text
 
 
 def test_tables_fit_120_columns_and_a_wide_console_gets_every_interval():
@@ -294,7 +244,25 @@ def test_a_few_contexts_become_columns_and_missing_units_dashes():
     text = printed(print_cells, rows)
     assert re.search(r"condition +B cell +T cell", text)
     assert re.search(r"P0 +22 0.610\* +-", text)
-    assert "repeats" not in printed(print_cells, cell_rows(["P0"], ["B cell", "T cell"]))
+
+
+def test_before_anything_is_judged_there_is_no_column_of_it():
+    for contexts in (["all"], ["B cell", "T cell"]):
+        rows = [{k: r[k] for k in ("condition", "context", "cells")} for r in cell_rows(["control", "P0"], contexts)]
+        text = printed(print_cells, rows)
+        assert "repeats" not in text
+        assert re.search(r"P0 .*2[12]", text)
+
+
+def test_dead_perturbations_are_named_and_a_long_list_is_cut():
+    result = made_up()
+    result.cells.extend(cell_rows(["control", "P0", "P1"], ["all"], repeats=True))
+    assert "no effect that repeats" not in printed(print_finetuned, result)
+    result.cells.extend(cell_rows([f"D{i}" for i in range(20)], ["all"], repeats=False))
+    text = printed(print_finetuned, result)
+    assert "in 20 of 22: D0, D1, " in text
+    assert "D11, ... (all in finetune.json)" in text
+    assert "D12" not in text
 
 
 def test_a_long_table_of_cells_is_cut_and_says_so():
