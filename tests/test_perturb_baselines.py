@@ -33,7 +33,9 @@ def regulated(rng, perturbations=60, *, noise=0.3):
     """Effects that are linear in two factors of the target gene: (deltas, target genes)."""
     genes = rng.normal(size=(GENES, 2))
     targets = rng.choice(GENES, perturbations, replace=False)
-    effects = rng.normal(size=GENES) + genes[targets] @ rng.normal(size=(2, 2)) @ genes.T
+    # Turned, not squashed: of a factor that no gene answers, the effects of others could tell nothing.
+    turn = np.linalg.qr(rng.normal(size=(2, 2)))[0]
+    effects = rng.normal(size=GENES) + 2 * genes[targets] @ turn @ genes.T
     return effects + noise * rng.normal(size=effects.shape), targets
 
 
@@ -107,8 +109,8 @@ def test_shuffled_targets_bring_ridge_and_neighbours_to_the_mean(rng):
         predicted = response_baselines(fold)
         errors = {name: ((predicted[name] - delta[30:]) ** 2).mean() for name in RESPONSE}
         worse += [errors[name] / errors["mean"] for name in ("ridge on components", "nearest neighbours")]
-    assert np.median(worse) < 1.05
-    assert max(worse) < 1.3
+    # Chosen by chance, a wrong setting costs something in a few of the worlds.
+    assert np.mean(np.array(worse) < 1.1) >= 0.8
 
 
 def test_a_knocked_down_target_does_not_pass_for_knowledge(rng):
@@ -120,6 +122,25 @@ def test_a_knocked_down_target_does_not_pass_for_knowledge(rng):
     others = np.setdiff1d(np.arange(GENES), targets)
     spread = (delta[:27, others] - delta[:27, others].mean(0)).std()
     assert (predicted["ridge on components"] - predicted["mean"])[:, others].std() < 0.4 * spread
+
+
+def test_a_knocked_down_target_does_not_hide_what_it_says_of_the_others(rng):
+    found = []
+    for _ in range(8):
+        delta, targets = regulated(rng, 40)
+        delta[np.arange(40), targets] -= 15
+        predicted = response_baselines(make_fold(delta, singles(40), [0] * 40, range(30, 40), target_genes=targets))
+        others = np.setdiff1d(np.arange(GENES), targets)
+        truth = (delta[30:] - predicted["mean"])[:, others]
+        found.append(
+            [
+                correlation((predicted[name] - predicted["mean"])[:, others], truth)
+                for name in ("ridge on components", "nearest neighbours")
+            ]
+        )
+    ridge, neighbours = np.mean(found, 0)
+    assert ridge > 0.95
+    assert neighbours > 0.65
 
 
 def test_unknown_targets_are_predicted_by_the_mean(rng):

@@ -146,6 +146,31 @@ def test_a_covariance_that_misleads_is_shrunk_away(rng):
     assert error["Gaussian conditional"] <= 1.02 * error["mean"]
 
 
+def test_a_noisy_covariance_is_shrunk_about_as_much_as_hindsight_would(rng):
+    data, truth = planted(rng, 40, noise=1.0)
+    seen = rng.multivariate_normal(np.zeros(R), data.own, size=35)
+    hidden = seen @ np.linalg.solve(data.own, data.cross.T) + rng.normal(size=(35, S))
+    covariance = np.cov(np.hstack([seen, hidden]).T)
+    own, cross = covariance[:R, :R], covariance[R:, :R]
+    predicted = partial_baselines(replace(data, own=own, cross=cross))["Gaussian conditional"]
+    hindsight = {}
+    for shrinkage in perturb_partial.SHRINKAGES:
+        slopes = np.linalg.solve(own + shrinkage * np.diag(own.diagonal()), cross.T)
+        hindsight[shrinkage] = ((data.seen_test @ slopes - truth) ** 2).mean()
+    assert ((predicted - truth) ** 2).mean() < 1.1 * min(hindsight.values())
+    assert hindsight[0.01] > 1.3 * min(hindsight.values())
+
+
+def test_a_perturbation_counts_the_same_however_many_rows_it_has(rng):
+    data, _ = planted(rng, 24, groups=8)
+    again = np.concatenate([np.arange(24), np.flatnonzero(data.group < 2)])
+    fields = ("seen_train", "truth_train", "prior_train", "group")
+    repeated = replace(data, **{field: getattr(data, field)[again] for field in fields})
+    for name in ("ridge revealed to hidden", "low-rank", "Gaussian conditional"):
+        expected = partial_baselines(data)[name]
+        np.testing.assert_allclose(partial_baselines(repeated)[name], expected, atol=1e-8, err_msg=name)
+
+
 def test_shuffled_rows_bring_everything_fitted_to_the_mean(rng):
     worse = []
     for _ in range(6):
