@@ -128,7 +128,8 @@ def discrimination(
     The perturbation discrimination score of cell-eval 0.8.2, with two differences. Candidates as far as the own one
     count half, instead of in the order of sorting. The rank is over N - 1, instead of N, so that any constant
     prediction averages 0.5 over the N units (there (N + 1) / 2N): theirs = 1 - (1 - ours) (N - 1) / N. cell-eval leaves
-    the perturbed gene out: do the same by `genes`.
+    out the gene that was perturbed in the unit, and by that favours the right answer: it loses its largest change, the
+    others keep theirs, and even no change at all scores above chance. One mask [G] without any perturbed gene is fair.
     """
     n = len(candidates)
     if n < 2:

@@ -7,14 +7,17 @@ The same number, to rounding:
 - delta_r is `pearson_delta`. The two sides have their own controls there too: ours of the input half go with the
   prediction, those of the reference half with the truth, so that noise of the controls is not shared.
 - discrimination is `discrimination_score_l1`, once its rank over N is stretched to one over N - 1 so that chance is 0.5
-  (theirs = 1 - (1 - ours) (N - 1) / N), and given the mask of genes without the one that was perturbed.
+  (theirs = 1 - (1 - ours) (N - 1) / N), and when each unit's mask leaves out the gene perturbed in it, as theirs does.
 - The squared error in the numerator of weighted_r2, with all weights equal, is `mse_delta` when both sides have the
   same controls.
 
 Not the same, and why:
 - Tied candidates count half here; there the order of sorting decides (`argsort`), so a constant truth or a repeated one
   scores by its name.
-- A correlation without variance is 0 here, NaN there.
+- A correlation without variance is 0 here. There it is NaN or, when profile and controls are averaged to numbers that
+  differ by rounding, the correlation of rounding errors: no change at all got 0.17 for one unit of this screen.
+- Leaving out only the gene perturbed in the unit, as there, lifts any prediction above chance, because the right
+  candidate loses its largest change and the others keep theirs. Here the caller hands over one mask for all units.
 - There every unit is a test unit: candidates are the perturbations of the prediction file. Here they are all units.
 - de_overlap: `overlap_at_N` ranks the |log fold change| of genes significant in a rank test of single cells, on both
   sides. A prediction here is a profile without cells, so it has no such test; its genes are ranked by |effect| over the
