@@ -91,13 +91,24 @@ def _sentence(result: "Finetuned", pair: Row) -> str:
     seeds = f"{result.seeds} seed{'s' * (result.seeds != 1)}"
     where = _where(result, pair["revealed"])
     score = f"{result.headline} {with_interval(pair['diff'], pair['ci'], signed=True)}"
-    return f"{pair['a']} against {pair['b']}, {where}: {word}{within.get(word, '')} ({score}, {few}{seeds})"
+    # A correlation with a constant counts as exactly 0, so both arms say what the mean of the training says.
+    silent = "; neither says more than the mean of the training perturbations" if _silent(result, pair) else ""
+    return f"{pair['a']} against {pair['b']}, {where}: {word}{within.get(word, '')} ({score}, {few}{seeds}){silent}"
+
+
+def _silent(result: "Finetuned", pair: Row) -> bool:
+    where = {k: pair[k] for k in ("revealed", "train_share", "subset")} | {"metric": "delta_r_perturbed"}
+    rows = [find(result.rows, predictor=pair[side], **where) for side in ("a", "b")]
+    return all(row is not None and row["mean"] == 0 and row["ci"] == [0, 0] for row in rows)
 
 
 def _where(result: "Finetuned", revealed: Any) -> str:
     level = " of single cells" if result.level == "cell" else ""
-    genes = "" if revealed is None else f", {share_name(revealed)} of the genes revealed"
-    return f"{result.task}{level}, {result.split}{genes}"
+    return f"{result.task}{level}, {result.split}{'' if revealed is None else _revealed(revealed)}"
+
+
+def _revealed(share: Any) -> str:
+    return f", {share_name(share)} of the genes revealed"
 
 
 def _scores(result: "Finetuned", subset: str, *, wide: bool) -> Table:
@@ -158,9 +169,9 @@ def _curve(result: "Finetuned", axis: str, width: int) -> Table | None:
     other = {"revealed": shown_share(result)} if axis == "train_share" else {"train_share": full_share(result)}
     where = other | {"metric": result.headline, "subset": "all"}
     of = "training data" if axis == "train_share" else "genes revealed"
-    fixed = "" if axis == "revealed" or where["revealed"] is None else f", {share_name(where['revealed'])} revealed"
+    fixed = "" if axis == "revealed" or where["revealed"] is None else _revealed(where["revealed"])
     label = LABELS.get(result.headline, result.headline)
-    table = titled_table(f"{label} by the share of the {of}{fixed}, all perturbations")
+    table = titled_table(f"{label} by the share of the {of}\nall {resampled(result)}{fixed}")
     table.add_column("predictor", no_wrap=True)
     for share in steps:
         table.add_column(share_name(share), justify="right", no_wrap=True)
@@ -186,7 +197,8 @@ def _differences(result: "Finetuned") -> Table:
     for subset in subsets(result):
         table.add_column("all [95 %]" if subset == "all" else f"{subset} [95 %]", justify="right", no_wrap=True)
         table.add_column("verdict", no_wrap=True)
-    for a, b in dict.fromkeys((pair["a"], pair["b"]) for pair in result.paired):
+    pairs = dict.fromkeys((pair["a"], pair["b"]) for pair in result.paired)
+    for a, b in sorted(pairs, key=lambda pair: (pair[1] not in ARMS, ARMS.index(pair[0]))):
         where = {"a": a, "b": b, "revealed": revealed, "train_share": full, "metric": result.headline}
         found = [find(result.paired, **where, subset=subset) for subset in subsets(result)]
         if any(found):

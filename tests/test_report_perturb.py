@@ -129,6 +129,25 @@ def test_every_verdict_has_its_words(verdict, words):
     assert words in verdict_lines(result)[-1]
 
 
+def test_two_arms_that_learned_nothing_are_not_called_equal_without_saying_so():
+    words = "neither says more than the mean of the training perturbations"
+    result = made_up()
+    assert not [line for line in verdict_lines(result) if words in line]
+    nothing = {"mean": 0.0, "ci": [0.0, 0.0]}
+    result.rows[:] = [row | nothing if row["predictor"] in ("pretrained", "scratch") else row for row in result.rows]
+    lines = verdict_lines(result)
+    assert lines[-1].endswith(words)
+    assert [words in line for line in lines] == ["against scratch" in line for line in lines]
+
+
+def test_pairs_of_arms_come_before_pairs_with_closed_forms():
+    result = made_up()
+    result.paired.reverse()
+    pairs = rows_after(printed(print_finetuned, result), "paired differences")
+    assert set(pairs[:2]) == {"pretrained - scratch", "pretrained - shuffled"}
+    assert pairs[2:] == ["pretrained - low-rank"]
+
+
 def test_against_a_closed_form_the_arm_is_better_or_worse_not_helped():
     lines = [line for line in verdict_lines(made_up()) if "low-rank" in line]
     assert lines
