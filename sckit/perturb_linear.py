@@ -85,7 +85,7 @@ class Ridge:
         to the other folds. fold: int [n], at least two folds.
 
         Exact without a refit: residuals of a left-out block are (I - H_bb)^-1 times its residuals, with the hat
-        matrix H (Cook and Weisberg 1982, equation 2.2.23).
+        matrix H (Cook and Weisberg 1982, Residuals and Influence in Regression).
         """  # noqa: D205
         constant, projection = self.root / np.linalg.norm(self.root), self.left.T @ self.targets
         shrink = np.array([self.power / (self.power + self._penalty(penalty)) for penalty in PENALTIES])  # [P, r]

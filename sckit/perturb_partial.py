@@ -162,8 +162,8 @@ def _conditional(rows: _Rows, data: Revealed) -> np.ndarray:
 def _low_rank(rows: _Rows, _: Revealed) -> np.ndarray:
     """Factors of the deviations at all genes, held back by a penalty over their variance: at full rank, the ridge.
 
-    This is the posterior mean of the factors of a probabilistic principal component analysis (Tipping and Bishop 1999,
-    equation 9) given the revealed genes alone. Left-out groups are predicted by factors fitted without them.
+    This is the posterior mean of the factors of a probabilistic principal component analysis (Tipping and Bishop 1999)
+    given the revealed genes alone. Left-out groups are predicted by factors fitted without them.
     """
     model = _Factors(rows)
     rank, penalty = model.choose(rows)
