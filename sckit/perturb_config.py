@@ -46,10 +46,10 @@ class FinetuneConfig:
     """Shares of the genes revealed in the partial task."""
     panel: str | None = None
     """File with one gene a line, revealed instead of random shares."""
-    steps: int = 100
+    steps: int = 120
     """Training steps of every arm."""
-    batch_tokens: int = 6144
-    lr: float = 5e-4
+    batch_tokens: int = 4096
+    lr: float = 1e-2
     context_cells: int = 16
     """Cells of a unit that predictions are averaged over (response), or that are scored (partial, level cell)."""
     margin: float = 0.05

@@ -89,18 +89,24 @@ class Responder(nn.Module):
         return masked_head(h, base, *weights, batch.target_rows, truth=batch.truth, engine=self.engine)[1]
 
     def _targets(self, batch: PerturbBatch) -> tuple[Tensor, Tensor]:
+        rows, owner = batch.tokens.rows.long(), batch.cell.rows.long()
         state = batch.log_shown.new_zeros(len(batch.log_shown), self.cell.in_features)
         state[:, 3], state[:, 4] = 1.0, batch.log_shown / 10  # the slots of "visible only" in pretraining
+        done = self.perturbed + batch.dose[:, None] * self.per_dose  # [P, E]
+        # Like all that is known of a cell, the perturbation is added to each of its tokens too: with its own token
+        # alone, a hundred steps on simulated screens seldom sufficed for attention to find it.
+        what = done + F.embedding(rows[batch.perturbed_at], self.table.weight)
+        known = self.cell(state).index_add(0, owner[batch.perturbed_at], what)  # [C, E]
         h = embed(
             batch.tokens,
             batch.cell,
             TokenScalars(batch.values, batch.residual, batch.guess, batch.hidden),
-            EmbedTables(self.table.weight, self.cell(state), self.curve, self.guess_curve, self.surprise, self.marker),
+            EmbedTables(self.table.weight, known, self.curve, self.guess_curve, self.surprise, self.marker),
             value_range=VALUE_RANGE,
             guess_range=GUESS_RANGE,
             engine=self.engine,
         )
-        h = h.index_add(0, batch.perturbed_at, self.perturbed + batch.dose[:, None] * self.per_dose)
+        h = h.index_add(0, batch.perturbed_at, done)
         for i, block in enumerate(self.blocks):
             last = i == len(self.blocks) - 1
             h = block(h, batch.plan, self.engine, batch.targets if last else None)

@@ -16,7 +16,7 @@ from sckit.perturb_model import Responder
 _WARMUP = 0.1
 _CLIP = 1.0
 _WEIGHT_DECAY = 0.01
-_ROW_SHARE = 0.1  # learning rate of gene vectors, as in pretraining
+_ROW_SHARE = 1.0
 _CHECKS = 5  # looks at the validation units over the budget
 _VALIDATION_EXAMPLES = 12  # a validation unit
 _ENOUGH = 5  # training groups, for a fifth of them to be spared for validation
