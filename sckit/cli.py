@@ -116,20 +116,22 @@ def pretrain(
     ] = None,
     *,
     mask: Annotated[
-        str | None, typer.Option(help="Share of the values hidden, in (0, 1], or uniform. [default: 0.15]")
+        str | None, typer.Option(help=r"Share of the values hidden, in (0, 1], or uniform. \[default: 0.15]")
     ] = None,
     context: Annotated[
         str | None, typer.Option(help="Hidden tokens show their gene (detected) or nothing (visible).")
     ] = None,
-    preset: Annotated[str | None, typer.Option(help="tiny, small, medium, base or large. [default: tiny]")] = None,
-    warm_start: Annotated[bool | None, typer.Option(help="Start from the closed forms. [default: warm-start]")] = None,
+    preset: Annotated[str | None, typer.Option(help=r"tiny, small, medium, base or large. \[default: tiny]")] = None,
+    warm_start: Annotated[
+        bool | None, typer.Option(help=r"Start from the closed forms. \[default: warm-start]")
+    ] = None,
     known_depth: Annotated[
         bool | None, typer.Option("--known-depth", help="Give the exact total of every cell.")
     ] = None,
     shuffle_values: Annotated[
         bool | None, typer.Option("--shuffle-values", help="Control: exchange each cell's counts among its genes.")
     ] = None,
-    components: Annotated[int | None, typer.Option(help="Components of the detection matrix. [default: 11]")] = None,
+    components: Annotated[int | None, typer.Option(help=r"Components of the detection matrix. \[default: 11]")] = None,
     min_cells: Annotated[int | None, typer.Option(help="Keep genes seen in at least so many training cells.")] = None,
     max_genes: Annotated[
         int | None, typer.Option(help="Cut cells with more detected genes to a random so many.")
@@ -138,7 +140,7 @@ def pretrain(
     hold_out: Annotated[
         str | None, typer.Option(help="Values of the group column held out, separated by commas.")
     ] = None,
-    epochs: Annotated[float | None, typer.Option(help="Budget in epochs. [default: 5]")] = None,
+    epochs: Annotated[float | None, typer.Option(help=r"Budget in epochs. \[default: 5]")] = None,
     steps: Annotated[int | None, typer.Option(help="Budget in steps.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Budget in minutes of the training loop.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
@@ -146,15 +148,15 @@ def pretrain(
     accumulate: Annotated[int | None, typer.Option(help="Batches a step.")] = None,
     patience: Annotated[int | None, typer.Option(help="Validations without a better one before stopping.")] = None,
     checkpoint_steps: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the run. [default: by date]")] = None,
+    name: Annotated[str | None, typer.Option(help=r"Name of the run. \[default: by date]")] = None,
     resume: Annotated[
         str | None, typer.Option(help="Go on with this run; bit for bit on a CPU with --epochs or --steps.")
     ] = None,
     config: ConfigFile = None,
     runs: Runs = Path("runs"),
-    engine: Annotated[str | None, typer.Option(help="auto, reference, numba or triton. [default: auto]")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda. [default: auto]")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random. [default: 0]")] = None,
+    engine: Annotated[str | None, typer.Option(help=r"auto, reference, numba or triton. \[default: auto]")] = None,
+    device: Annotated[str | None, typer.Option(help=r"auto, cpu or cuda. \[default: auto]")] = None,
+    seed: Annotated[int | None, typer.Option(help=r"Seed of everything random. \[default: 0]")] = None,
     as_json: Json = False,
 ) -> None:
     """Hide a share of the detected values and train the lean model to fill them in.
@@ -215,11 +217,11 @@ def evaluate(
     run: RunArgument = None,
     *,
     mask: Annotated[
-        list[str] | None, typer.Option(help="Share of the values hidden; may be repeated. [default: 1.0]")
+        list[str] | None, typer.Option(help=r"Share of the values hidden; may be repeated. \[default: 1.0]")
     ] = None,
     sweep: Annotated[bool, typer.Option("--sweep", help="15, 30, 50, 75, 90 and 100 % hidden.")] = False,
     context: Annotated[
-        list[str] | None, typer.Option(help="detected, visible or shuffled; may be repeated. [default: detected]")
+        list[str] | None, typer.Option(help=r"detected, visible or shuffled; may be repeated. \[default: detected]")
     ] = None,
     label: Annotated[str | None, typer.Option(help="Column of obs for the row label + depth.")] = None,
     replicate_split: Annotated[
@@ -230,7 +232,7 @@ def evaluate(
     group: Annotated[str | None, typer.Option(help="Bootstrap over the values of this column of obs.")] = None,
     cells: Annotated[int | None, typer.Option(help="Score a random so many of the held-out cells.")] = None,
     bootstraps: Annotated[int, typer.Option(help="Bootstrap draws of an interval.")] = 1000,
-    out: Annotated[Path | None, typer.Option(help="Folder for table and figure. [default: RUN/eval]")] = None,
+    out: Annotated[Path | None, typer.Option(help=r"Folder for table and figure. \[default: RUN/eval]")] = None,
     runs: Runs = Path("runs"),
     engine: Engine = "auto",
     device: Device = "auto",

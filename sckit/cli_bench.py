@@ -13,14 +13,14 @@ from sckit.progress import Bar
 bench = typer.Typer(no_args_is_help=True, help="Microbenchmarks and static checks of the hand-written kernels.")
 
 Rounds = Annotated[int, typer.Option(min=1, help="Rounds; every variant is timed once in each.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. [default: torch's]")]
+Threads = Annotated[int | None, typer.Option(min=1, help=r"CPU threads. \[default: torch's]")]
 Out = Annotated[Path | None, typer.Option(help="Append the rows to this file, a JSON line each.")]
 
 
 @bench.command()
 def kernels(
     *,
-    case: Annotated[list[str] | None, typer.Option(help="Case by name; several allowed. [default: all]")] = None,
+    case: Annotated[list[str] | None, typer.Option(help=r"Case by name; several allowed. \[default: all]")] = None,
     rounds: Rounds = 5,
     threads: Threads = None,
     device: Device = "auto",
@@ -123,7 +123,7 @@ def counts(*, rounds: Rounds = 5, threads: Threads = None, out: Out = None, as_j
 @bench.command()
 def static(
     *,
-    target: Annotated[list[str] | None, typer.Option(help="Such as sm_90; several allowed. [default: all]")] = None,
+    target: Annotated[list[str] | None, typer.Option(help=r"Such as sm_90; several allowed. \[default: all]")] = None,
     processes: Annotated[int, typer.Option(min=1, max=2, help="Compilers at work at once.")] = 2,
     record: Annotated[bool, typer.Option("--record", help="Write this Triton's baseline anew.")] = False,
     as_json: Json = False,

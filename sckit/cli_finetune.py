@@ -1,7 +1,7 @@
 """`sckit finetune`: what pretraining gives on perturbation data, beside from scratch and cheap baselines."""
 
 import sys
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,13 +16,13 @@ _DATA, _TASK, _ARMS, _TRAINING, _RUNNING = "Data", "Task and split", "Arms and i
 _DEFAULTS = {field.name: field.default for field in fields(FinetuneConfig)}
 
 
-def _option(name: str, text: str, panel: str) -> Any:
+def _option(name: str, text: str, panel: str, flag: str = "") -> Any:
     """The option of a field of FinetuneConfig, with that field's default in its help."""
-    default, flag = _DEFAULTS[name], f"--{name.replace('_', '-')}"
-    if default not in (MISSING, None, False, ()):
+    default = _DEFAULTS[name]
+    if default not in ("", None, False, ()):
         shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
         text += rf" \[default: {shown}]"  # the backslash: brackets are markup in a help text
-    return typer.Option(flag, help=text, rich_help_panel=panel)
+    return typer.Option(flag or f"--{name.replace('_', '-')}", help=text, rich_help_panel=panel)
 
 
 def finetune(
@@ -37,7 +37,8 @@ def finetune(
     control: Annotated[str | None, _option("control", "Label of the untreated cells in that column.", _DATA)] = None,
     exclude: Annotated[str | None, _option("exclude", "Labels of that column to leave out, a,b.", _DATA)] = None,
     context: Annotated[
-        str | None, _option("context", "Columns that make the context, like cell_type,donor.", _DATA)
+        str | None,
+        _option("context", "Columns that make the context, like cell_type,donor.", _DATA, "--context-column"),
     ] = None,
     replicate: Annotated[str | None, _option("replicate", "Column of replicates, for their ceiling.", _DATA)] = None,
     dose: Annotated[str | None, _option("dose", "Column of doses.", _DATA)] = None,
@@ -78,6 +79,9 @@ def finetune(
     ] = None,
     steps: Annotated[int | None, _option("steps", "Training steps of every arm.", _TRAINING)] = None,
     lr: Annotated[float | None, _option("lr", "Peak learning rate.", _TRAINING)] = None,
+    spare: Annotated[
+        float | None, _option("spare", "Share of the training perturbations that picks the moment to stop.", _TRAINING)
+    ] = None,
     batch_tokens: Annotated[int | None, _option("batch_tokens", "Tokens of a batch.", _TRAINING)] = None,
     context_cells: Annotated[
         int | None, _option("context_cells", "Cells of a unit that are averaged over or scored.", _TRAINING)
@@ -100,7 +104,7 @@ def finetune(
 
         sckit finetune --data screen.h5ad --condition perturbation --control non-targeting --target-map same
 
-        sckit finetune --data kang.h5ad --condition label --control ctrl --context cell_type --task partial
+        sckit finetune --data kang.h5ad --condition label --control ctrl --context-column cell_type --task partial
     """
     given = {
         "condition": condition,
@@ -126,6 +130,7 @@ def finetune(
         "allow_seen": allow_seen,
         "steps": steps,
         "lr": lr,
+        "spare": spare,
         "batch_tokens": batch_tokens,
         "context_cells": context_cells,
         "workers": workers,
@@ -166,9 +171,6 @@ def _settings(given: dict[str, Any], config: Path | None) -> FinetuneConfig:
 
     if config is not None:
         return read_toml(FinetuneConfig, config, **given)
-    for name, what in (("condition", "the column of obs with the perturbations"), ("control", "the untreated cells")):
-        if name not in given:
-            raise ConfigError(f"--{name} is missing; name {what} with it, or in a file for --config.")
     return from_dict(FinetuneConfig, given, "sckit")
 
 

@@ -1,6 +1,7 @@
 """The arms of a comparison: where each one starts, which of the run's genes are in the data, and what it has seen."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import pandas as pd
 from sckit.errors import DataError
 from sckit.model import Model
 from sckit.perturb_config import FinetuneConfig
-from sckit.perturb_data import Screen
+from sckit.perturb_data import Screen, cell_names
 from sckit.perturb_model import Responder, TokenTable
 from sckit.run import HELD_OUT, Run, gene_names, gene_numbers, open_run
 from sckit.train import pretrain
@@ -84,8 +85,8 @@ def seen_in_pretraining(run: Run, screen: Screen) -> int | None:
         store = run.store
     except DataError:
         return None
-    used = store.obs[run.split != HELD_OUT]
-    seen = set(zip(used["cell"].astype(str), used["total_counts"], used["n_genes"], strict=True))
+    used = store.obs.loc[run.split != HELD_OUT]
+    seen = set(zip(cell_names(used).tolist(), used["total_counts"], used["n_genes"], strict=True))
     treated = np.concatenate([unit.cells for unit in screen.units])
     named = zip(screen.cell_ids[treated], screen.totals[treated], screen.n_genes_detected[treated], strict=True)
     return sum((str(cell), int(total), int(genes)) in seen for cell, total, genes in named)
@@ -94,18 +95,28 @@ def seen_in_pretraining(run: Run, screen: Screen) -> int | None:
 def _shuffled_run(run: Run, listen: Callable) -> Path:
     """The run beside this one on the same cells with shuffled values, at the same number of steps."""
     path = run.path.with_name(f"{run.path.name}-shuffled")
-    if (path / "model.safetensors").is_file():
-        if (
-            not open_run(path).config.shuffle_values
-            or (path / "data.json").read_text() != (run.path / "data.json").read_text()
-        ):
-            raise DataError(f"{path} is not {run.path.name} on shuffled values; move it away, and it is made anew.")
-        return path
     steps = _steps(run)
+    config = replace(run.config, shuffle_values=True, epochs=None, minutes=None, steps=steps)
+    if path.exists():
+        if (
+            not (path / "model.safetensors").is_file()
+            or open_run(path).config != config
+            or _data(path) != _data(run.path)
+        ):
+            raise DataError(
+                f"{path} is not {run.path.name} on shuffled values, {steps} steps; move it away, and it is made anew."
+            )
+        return path
     text = f"arm shuffled: pretraining {path} on shuffled values, {steps} steps as in {run.path.name}"
     listen("note", {"text": text})
-    config = replace(run.config, shuffle_values=True, epochs=None, minutes=None, steps=steps)
-    return pretrain(run.store.path, config, name=path.name, runs=path.parent).run
+    partial = path.with_name(f"{path.name}.partial")  # so that a killed one is not taken for a whole one
+    shutil.rmtree(partial, ignore_errors=True)
+    return pretrain(run.store.path, config, name=partial.name, runs=path.parent).run.rename(path)
+
+
+def _data(run: Path) -> str:
+    """What the run was trained on, wherever that lies."""
+    return json.loads((run / "data.json").read_text())["manifest_sha256"]
 
 
 def _steps(run: Run) -> int:

@@ -12,10 +12,10 @@ ARMS = ("pretrained", "scratch", "frozen", "shuffled", "start")
 class FinetuneConfig:
     """One comparison of arms and baselines on perturbation data."""
 
-    condition: str
-    """Column of obs that names each cell's perturbation."""
-    control: str
-    """Label of the untreated cells in that column."""
+    condition: str = ""
+    """Column of obs that names each cell's perturbation; has to be given."""
+    control: str = ""
+    """Has to be given: label of the untreated cells in that column."""
     task: str = "response"
     """"response": from control cells and the perturbation's name; "partial": from some of its post-treatment values."""
     level: str = "pseudobulk"
@@ -50,6 +50,8 @@ class FinetuneConfig:
     """Training steps of every arm."""
     batch_tokens: int = 4096
     lr: float = 1e-2
+    spare: float = 0.2
+    """Share of the training perturbations (or contexts) that picks the moment to stop, if five; 0: the last step."""
     context_cells: int = 16
     """Cells of a unit that predictions are averaged over (response), or that are scored (partial, level cell)."""
     margin: float = 0.05
@@ -66,6 +68,9 @@ class FinetuneConfig:
     device: str = "auto"
 
     def __post_init__(self) -> None:
+        for name in ("condition", "control"):
+            if not getattr(self, name):
+                raise ConfigError(f"--{name} is missing: --condition names a column of obs, --control a label in it.")
         choices = {
             "task": ("response", "partial"),
             "level": ("pseudobulk", "cell"),
@@ -90,6 +95,8 @@ class FinetuneConfig:
         for name, least in {"min_cells": 4, "folds": 2, "seed": 0, "workers": 0}.items():
             if getattr(self, name) < least:
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(self, name)}.")
+        if not 0 <= self.spare <= 0.5:
+            raise ConfigError(f"--spare {self.spare} is a share from 0 to 0.5.")
         if not self.train_shares or not all(0 < share <= 1 for share in self.train_shares):
             raise ConfigError(f"--train-shares {self.train_shares} are shares above 0 and up to 1.")
         if not self.revealed or not all(0 <= share <= 0.9 for share in self.revealed):

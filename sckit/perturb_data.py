@@ -1,5 +1,6 @@
 """Perturbation data: who was treated with what, in which context, and which cells are the controls."""
 
+import csv
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import scipy.sparse as sp
 
 from sckit.errors import ConfigError, DataError
 from sckit.perturb_config import FinetuneConfig
+from sckit.run import gene_numbers
 from sckit.split import group_values
 from sckit.store import Store, open_or_prepare
 
@@ -52,10 +54,28 @@ class Screen:
     table: tuple[dict, ...]  # rows "condition", "context", "cells", printed first
     notes: tuple[str, ...]
 
+    def scored(self, units: np.ndarray) -> np.ndarray:
+        """Whether each gene counts in the score of each of the units, bool [len(units), G].
+
+        The gene that was perturbed does not: that a knocked-down gene goes down is no prediction.
+        """
+        numbers = gene_numbers(self.genes)
+        own = [numbers.get(target or "", -1) for target in self.target_genes]
+        mask = np.ones((len(units), len(self.genes)), bool)
+        for row, u in enumerate(units):
+            mask[row, [own[p] for p in self.units[u].parts if own[p] >= 0]] = False
+        return mask
+
     @property
     def values(self) -> sp.csr_array:
         """log1p of counts per 10,000, float64 [C, G]."""
         return log_values(self.counts, self.totals)
+
+
+def cell_names(obs: pd.DataFrame) -> np.ndarray:
+    """Names of the cells as their source has them, str [C]: a store of several sources puts "source:" in front."""
+    names = zip(obs["cell"].astype(str), obs["source"].astype(str), strict=True)
+    return np.array([cell.removeprefix(f"{source}:") for cell, source in names])
 
 
 def log_values(counts: sp.csr_array, totals: np.ndarray) -> sp.csr_array:
@@ -93,11 +113,11 @@ def _screen(store: Store, config: FinetuneConfig) -> Screen:
     units = [replace(unit, cells=at[unit.cells]) for unit in units]
     if config.permute:
         units = _permuted(units, table.stratum[table.used], config)
-    used = store.obs[table.used]
+    used = store.obs.loc[table.used]
     return Screen(
         genes=store.genes.iloc[chosen][["id", "symbol"]].reset_index(drop=True),
         counts=counts,
-        totals=used["total_counts"].to_numpy(np.int64),
+        totals=np.asarray(used["total_counts"], np.int64),
         control=table.control[table.used],
         stratum=table.stratum[table.used],
         replicate=table.replicate[table.used],
@@ -106,8 +126,8 @@ def _screen(store: Store, config: FinetuneConfig) -> Screen:
         target_genes=_targets(names, config.target_map),
         contexts=table.contexts,
         unseen_of_context=table.unseen,
-        cell_ids=used["cell"].astype(str).to_numpy(),
-        n_genes_detected=used["n_genes"].to_numpy(np.int64),
+        cell_ids=cell_names(used),
+        n_genes_detected=np.asarray(used["n_genes"], np.int64),
         table=tuple(table.rows()),
         notes=tuple(lost),
     )
@@ -126,22 +146,23 @@ class _Labels:
         self.unseen = tuple(str(unseen[i]) for i in first)
         whole = np.full(len(labels), "")
         self.replicate = group_values(store.obs, config.replicate) if config.replicate else whole
-        self.stratum = _numbered(np.array([f"{c} {r}" for c, r in zip(self.context, self.replicate, strict=True)]))[1]
-        self.dose = self._doses(store.obs)
+        replicates, replicate = _numbered(self.replicate)
+        self.stratum = np.unique(self.context * len(replicates) + replicate, return_inverse=True)[1]
         self.control = labels == config.control
         left_out = np.isin(labels, (*config.exclude, ""))
+        self.dose = self._doses(store.obs, ~self.control & ~left_out)
         controls = np.bincount(self.stratum[self.control], minlength=self.stratum.max() + 1)
         self.compared = controls[self.stratum] >= 2  # a stratum without controls has nothing to be compared with
         self.treated = ~self.control & ~left_out & self.compared
         self.used = self.control | self.treated
         self.parts: dict[str, list[str]] = {}
 
-    def _doses(self, obs: pd.DataFrame) -> np.ndarray | None:
+    def _doses(self, obs: pd.DataFrame, treated: np.ndarray) -> np.ndarray | None:
         if self.config.dose is None:
             return None
         text = group_values(obs, self.config.dose)
-        dose = pd.to_numeric(pd.Series(text), errors="coerce").to_numpy(np.float64)
-        bad = (self.labels != self.config.control) & ~(np.isfinite(dose) & (dose >= 0))
+        dose = np.asarray(pd.to_numeric(pd.Series(text), errors="coerce"), np.float64)
+        bad = treated & ~(np.isfinite(dose) & (dose >= 0))
         if bad.any():
             raise DataError(
                 f"the dose of treated cells must be a number from 0 up, got {text[bad][0]!r} in --dose "
@@ -156,7 +177,7 @@ class _Labels:
         keys: dict[tuple, list[int]] = {}
         for cell in np.flatnonzero(self.treated):
             key = self.labels[cell], int(self.context[cell]), None if np.isnan(dose[cell]) else float(dose[cell])
-            keys.setdefault(key, []).append(cell)
+            keys.setdefault(key, []).append(int(cell))
         merged: dict[tuple, list[int]] = {}
         for (label, context, amount), cells in keys.items():
             parts = tuple(sorted({p.strip() for p in label.split("+")} - {self.config.control, "ctrl", ""}))
@@ -241,12 +262,18 @@ def _targets(names: list[str], where: str | None) -> tuple[str | None, ...]:
     if where == "same":
         return tuple(names)
     try:
-        table = pd.read_csv(where, sep=None, engine="python", dtype=str, header=None, comment="#")
-    except (OSError, ValueError) as error:
+        lines = Path(where).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--target-map {where} cannot be read ({error}); give condition and gene a line.") from error
-    if table.shape[1] < 2:
-        raise ConfigError(f"--target-map {where} has one column; give condition and gene, separated by a tab or comma.")
-    known = dict(zip(table[0].str.strip(), table[1].str.strip(), strict=True))
+    lines = [line for line in lines if line.strip() and not line.startswith("#")]
+    separator = "\t" if any("\t" in line for line in lines) else ","
+    rows = list(csv.reader(lines, delimiter=separator))
+    if not rows or min(len(row) for row in rows) < 2:
+        short = next((line for line, row in zip(lines, rows, strict=False) if len(row) < 2), "")
+        raise ConfigError(
+            f"--target-map {where} has the line {short!r}; give condition and gene a line, separated by a tab or comma."
+        )
+    known = {row[0].strip(): row[1].strip() or None for row in rows}
     return tuple(known.get(name) for name in names)
 
 

@@ -18,7 +18,7 @@ from sckit.perturb_arms import Arms
 from sckit.perturb_config import FinetuneConfig
 from sckit.perturb_data import Screen, log_values
 from sckit.perturb_lesson import Lesson, Panel, panels
-from sckit.perturb_metrics import Truth, score
+from sckit.perturb_metrics import Truth, discrimination, score
 from sckit.perturb_partial import Revealed, partial_baselines
 from sckit.perturb_split import group_moments, halve, make_fold, profiles, training_share
 from sckit.perturb_train import fit, predict_cells, predict_profiles, predict_response
@@ -140,7 +140,11 @@ class FoldRun:
         state = generator.bit_generator.state
         for share in shares:
             generator.bit_generator.state = state  # so that panels are nested
-            asked = [] if share is None else panels(n_genes, share, fixed, generator)
+            asked = (
+                [Panel(np.zeros(0, np.int64), np.arange(n_genes))]
+                if share is None
+                else panels(n_genes, share, fixed, generator)
+            )
             if self.config.level == "cell":
                 owner = np.repeat(test, [len(c) for c in cells])
                 shown = np.concatenate(cells)
@@ -232,10 +236,13 @@ class FoldRun:
                 if question.revealed != revealed:
                     continue
                 hidden = np.zeros(delta.shape[1], bool)
-                for panel in question.panels:
-                    hidden[panel.scored] = True
-                scored = hidden if len(question.panels) else None
-                found = score(np.nan_to_num(delta) if scored is not None else delta, question.truth, scored)
+                hidden[np.concatenate([panel.scored for panel in question.panels])] = True
+                scored = self.screen.scored(question.units) & hidden
+                delta = np.where(hidden, delta, 0.0)
+                found = score(delta, question.truth, scored)
+                # Rivals are told apart by genes that nobody's perturbation hits, lest the own one be short of its mark.
+                shared = scored & self.screen.scored(np.arange(len(self.screen.units))).all(0)
+                found["discrimination"] = discrimination(delta, question.truth.candidates, question.truth.own, shared)
                 tables.append({k: _mean_by(question.units, v, self.fold.test) for k, v in found.items()})
             metrics = {k: np.mean([table[k] for table in tables], 0) for k in tables[0]}
             for i, u in enumerate(self.fold.test):

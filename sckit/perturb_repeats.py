@@ -22,7 +22,7 @@ def repeat_correlation(screen: Screen, values: sp.csr_array, seed: int) -> np.nd
             group_moments(values, cells)[0] - strata @ _stratum_means(screen, values, controls)
             for cells, controls in ((halving.first, halving.inputs), (halving.second, halving.reference))
         )
-        found.append(_correlations(first, second))
+        found.append(_correlations(first, second, screen.scored(np.arange(len(screen.units)))))
     return np.mean(found, 0)
 
 
@@ -41,7 +41,7 @@ def chance_level(screen: Screen, values: sp.csr_array, seed: int) -> float:
             for i in range(4):
                 quarters[i].append(mixed[i::4])
         a, b, c, d = group_moments(values, [np.concatenate(quarter) for quarter in quarters])[0]
-        found.append(_correlations((a - b)[None], (c - d)[None])[0])
+        found.append(_correlations((a - b)[None], (c - d)[None], np.ones((1, len(a)), bool))[0])
     return float(np.quantile(found, _QUANTILE))
 
 
@@ -75,7 +75,9 @@ def replicate_scores(screen: Screen, values: sp.csr_array) -> dict[str, np.ndarr
             mean_a, mean_b = a.mean(0), b.mean(0)
             mean = np.tile(mean_b, (len(both), 1))
             truth = Truth(b, b - mean_b, mean, errors[j][both], b, np.arange(len(both)))
-            found = score(a, truth) | {"delta_r_perturbed": score(a - mean_a + mean_b, truth)["delta_r_perturbed"]}
+            genes = screen.scored(both)
+            centred = score(a - mean_a + mean_b, truth, genes)
+            found = score(a, truth, genes) | {name: centred[name] for name in ("delta_r_perturbed", "weighted_r2")}
             for name in METRICS:
                 sums[name][both] += found[name]
             count[both] += 1
@@ -89,8 +91,9 @@ def _stratum_means(screen: Screen, values: sp.csr_array, chosen: np.ndarray) -> 
     return group_moments(values, [np.flatnonzero(chosen & (screen.stratum == s)) for s in range(count)])[0]
 
 
-def _correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Pearson correlation of the rows of a and b [N, G], 0 where one is constant."""
-    a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
+def _correlations(a: np.ndarray, b: np.ndarray, scored: np.ndarray) -> np.ndarray:
+    """Pearson correlation of the rows of a and b [N, G] over the scored genes, 0 where one is constant."""
+    count = np.maximum(scored.sum(1, keepdims=True), 1)
+    a, b = (np.where(scored, x - np.where(scored, x, 0.0).sum(1, keepdims=True) / count, 0.0) for x in (a, b))
     size = np.sqrt((a**2).sum(1) * (b**2).sum(1))
     return np.divide((a * b).sum(1), size, out=np.zeros(len(a)), where=size > 0)

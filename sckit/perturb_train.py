@@ -19,7 +19,7 @@ _WEIGHT_DECAY = 0.01
 _ROW_SHARE = 1.0
 _CHECKS = 5  # looks at the validation units over the budget
 _VALIDATION_EXAMPLES = 12  # a validation unit
-_ENOUGH = 5  # training groups, for a fifth of them to be spared for validation
+_ENOUGH = 5  # training groups, for some of them to be spared for validation
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Fitted:
 
 
 def fit(model: Responder, lesson: Lesson, compute: Compute, *, frozen: bool, seed: tuple[int, ...]) -> Fitted:
-    """Train for `config.steps` steps; of five training groups a fifth is spared and picks the best of six moments.
+    """Train for `config.steps` steps; of five training groups some are spared and pick the best of six moments.
 
     The first of the moments is before any step, where the model is its starting point: the mean baseline. seed: of the
     examples, the same for all arms. Raises DataError when the gradient is no number.
@@ -138,7 +138,7 @@ def _length(example: Example) -> int:
 
 
 def _spare(lesson: Lesson, generator: np.random.Generator) -> tuple[list[int], list[int]]:
-    """Training units to learn from, and those spared for validation: a fifth of the perturbations, or contexts."""
+    """Training units to learn from, and those spared for validation: a share of the perturbations, or contexts."""
     units = lesson.screen.units
     groups = {u: units[u].parts for u in lesson.trainable}
     if len(set(groups.values())) == 1:
@@ -146,7 +146,7 @@ def _spare(lesson: Lesson, generator: np.random.Generator) -> tuple[list[int], l
     names = sorted(set(groups.values()))
     if len(names) < _ENOUGH:
         return list(lesson.trainable), []
-    spared = {names[i] for i in generator.permutation(len(names))[: len(names) // _ENOUGH]}
+    spared = {names[i] for i in generator.permutation(len(names))[: round(lesson.config.spare * len(names))]}
     return [u for u in groups if groups[u] not in spared], [u for u in groups if groups[u] in spared]
 
 

@@ -56,12 +56,16 @@ def place(tmp_path):
     return ["panel", "--runs", tmp_path / "runs"]
 
 
+def flag(name):
+    return "--context-column" if name == "context" else f"--{name.replace('_', '-')}"
+
+
 def test_help_has_two_examples_and_the_defaults_of_the_config():
     text = re.sub(r"\x1b\[[0-9;]*m", "", invoke("--help").stdout)
     assert text.count("sckit finetune --data") == 2
     assert "[default: 0.1,0.3,1.0]" in text
     for field in fields(FinetuneConfig):
-        assert f"--{field.name.replace('_', '-')} " in text, field.name
+        assert f"{flag(field.name)} " in text, field.name
 
 
 def test_every_option_reaches_the_config(heard, place):
@@ -69,10 +73,10 @@ def test_every_option_reaches_the_config(heard, place):
         "exclude": "unassigned, multiplet", "context": "cell_type,donor", "unseen": "donor", "replicate": "lane",
         "dose": "um", "target_map": "same", "genes": "50", "min_cells": "6", "task": "partial", "level": "cell",
         "split": "context", "folds": "3", "train_shares": "0.5,1", "revealed": "0,0.5", "panel": "p.txt",
-        "arms": "pretrained,scratch", "seeds": "2", "margin": "0.1", "bootstraps": "20", "steps": "7", "lr": "0.01",
+        "arms": "pretrained,scratch", "seeds": "2", "margin": "0.1", "bootstraps": "20", "steps": "7", "lr": "0.01", "spare": "0",
         "batch_tokens": "99", "context_cells": "3", "workers": "1", "engine": "numba", "device": "cpu", "seed": "4",
     }  # fmt: skip
-    options = [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", value)]
+    options = [part for name, value in given.items() for part in (flag(name), value)]
     result = invoke(*place, *NEEDED, *options, "--permute", "--allow-seen")
     assert result.exit_code == 0, result.stderr
     expected = FinetuneConfig(
@@ -80,7 +84,7 @@ def test_every_option_reaches_the_config(heard, place):
         replicate="lane", dose="um", target_map="same", genes=50, min_cells=6, task="partial", level="cell",
         split="context", folds=3, train_shares=(0.5, 1.0), revealed=(0.0, 0.5), panel="p.txt",
         arms=("pretrained", "scratch"), seeds=2, margin=0.1, bootstraps=20, permute=True, allow_seen=True,
-        steps=7, lr=0.01, batch_tokens=99, context_cells=3, workers=1, engine="numba", device="cpu", seed=4,
+        steps=7, lr=0.01, spare=0.0, batch_tokens=99, context_cells=3, workers=1, engine="numba", device="cpu", seed=4,
     )  # fmt: skip
     assert heard[0]["config"] == expected
     assert heard[0]["run"] == "panel"
