@@ -1,0 +1,85 @@
+"""Screens of some tens of genes, made in memory: quick to build, with every column that the tasks know."""
+
+import anndata
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from sckit.perturb_config import FinetuneConfig
+from sckit.perturb_data import Screen, Unit
+
+UNMEASURED = 300
+"""Counts of each cell in genes that are not predicted: totals are over all genes of the source."""
+
+CONFIG = FinetuneConfig("condition", "control", steps=3, batch_tokens=300, context_cells=2, engine="numba")
+
+
+def small_screen(
+    generator,
+    *,
+    conditions=("A", "B", "C", "D", "E", "F"),
+    contexts=1,
+    replicates=1,
+    cells=12,
+    controls=16,
+    genes=30,
+    targets=(),
+):
+    """Every condition ("A", "A+B", "A @ 0.5") in every context, cells in random order; targets: {perturbation: gene}.
+
+    `cells` treated and `controls` untreated cells a context and replicate. Genes are GENE0, GENE1, ...
+    """
+    names = sorted({part for label in conditions for part in label.split(" @ ")[0].split("+")})
+    keys = [(c, r, label) for c in range(contexts) for r in range(replicates) for label in ("control", *conditions)]
+    sizes = [controls if label == "control" else cells for _, _, label in keys]
+    owner = generator.permutation(np.repeat(np.arange(len(keys)), sizes))
+    base = generator.gamma(0.7, size=genes) + 0.1
+    rate = base * np.exp(0.5 * generator.normal(size=(len(keys), genes)))
+    depth = np.exp(0.3 * generator.normal(size=(len(owner), 1)))
+    counts = generator.poisson(3 * depth * rate[owner]).astype(np.uint32)
+    context, replicate = (np.array([key[i] for key in keys])[owner] for i in (0, 1))
+    units = []
+    for c in range(contexts):
+        for label in conditions:
+            name, _, dose = label.partition(" @ ")
+            mine = [i for i, key in enumerate(keys) if (key[0], key[2]) == (c, label)]
+            parts = tuple(sorted(names.index(part) for part in name.split("+")))
+            units.append(Unit(label, parts, c, float(dose) if dose else None, np.flatnonzero(np.isin(owner, mine))))
+    symbols = [f"GENE{g}" for g in range(genes)]
+    labels = tuple(f"context{c}" for c in range(contexts))
+    return Screen(
+        genes=pd.DataFrame({"id": [""] * genes, "symbol": symbols}),
+        counts=sp.csr_array(counts),
+        totals=counts.sum(1).astype(np.int64) + UNMEASURED,
+        control=np.array([label == "control" for _, _, label in keys])[owner],
+        stratum=(context * replicates + replicate).astype(np.int64),
+        replicate=np.array([f"replicate{r}" if replicates > 1 else "" for r in replicate]),
+        units=tuple(units),
+        perturbations=tuple(names),
+        target_genes=tuple(dict(targets).get(name) for name in names),
+        contexts=labels,
+        unseen_of_context=labels,
+        cell_ids=np.array([f"cell{i}" for i in range(len(owner))]),
+        n_genes_detected=(counts > 0).sum(1),
+        table=(),
+        notes=(),
+    )
+
+
+def dense_values(screen):
+    """log1p of counts per 10,000 by plain numpy [C, G]."""
+    return np.log1p(screen.counts.toarray() / screen.totals[:, None] * 1e4)
+
+
+def with_counts(screen, counts):
+    """The same screen with other counts [C, G] and the same totals."""
+    from dataclasses import replace
+
+    return replace(screen, counts=sp.csr_array(np.asarray(counts, np.uint32)))
+
+
+def as_anndata(counts, obs):
+    """Counts [C, G] of GENE0, ... with columns of obs."""
+    index = pd.Index([f"cell{i}" for i in range(len(counts))])
+    var = pd.DataFrame(index=pd.Index([f"GENE{g}" for g in range(np.shape(counts)[1])]))
+    return anndata.AnnData(np.asarray(counts, np.float32), obs=pd.DataFrame(obs, index=index), var=var)
