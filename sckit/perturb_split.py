@@ -76,7 +76,7 @@ def make_fold(screen: Screen, split: str, config: FinetuneConfig, seed: int) -> 
         test = np.isin(groups, list(held_out))
     train, tested = np.flatnonzero(~test), np.flatnonzero(test)
     if split == "combination":
-        tested = np.array([u for u in tested if _parts_seen(screen, u, train)], np.int64)
+        tested = np.array([u for u in tested if _parts_seen(screen, int(u), train)], np.int64)
     if not len(train) or not len(tested):
         raise DataError(f"the {split} split leaves {len(train)} units to train on and {len(tested)} to test.")
     return Fold(train, tested)
@@ -94,15 +94,20 @@ def _groups(screen: Screen, split: str) -> list[str]:
         ]  # fmt: skip
     if split == "context":
         return [screen.unseen_of_context[unit.context] for unit in units]
-    combined = [len(unit.parts) > 1 for unit in units]
-    if any(combined):
-        return [str(unit.parts) if many else "" for unit, many in zip(units, combined, strict=True)]
-    return [f"{unit.parts} {unit.context}" if _parts_seen(screen, u, _others(screen, u)) else ""
-            for u, unit in enumerate(units)]  # fmt: skip
-
-
-def _others(screen: Screen, u: int) -> np.ndarray:
-    return np.array([v for v in range(len(screen.units)) if v != u], np.int64)
+    combined = any(len(unit.parts) > 1 for unit in units)
+    labels = [str(unit.parts) if combined else f"{unit.parts} {unit.context}" for unit in units]
+    of_part: dict[int, set[str]] = {}
+    of_context: dict[int, set[str]] = {}
+    for unit, label in zip(units, labels, strict=True):
+        of_context.setdefault(unit.context, set()).add(label)
+        for part in unit.parts:
+            of_part.setdefault(part, set()).add(label)
+    # What has a part, or a context, that is in no other group could never be tested.
+    return [
+        label if (len(unit.parts) > 1 or not combined) and len(of_context[unit.context]) > 1
+        and all(len(of_part[part]) > 1 for part in unit.parts) else ""
+        for unit, label in zip(units, labels, strict=True)
+    ]  # fmt: skip
 
 
 def _parts_seen(screen: Screen, u: int, train: np.ndarray) -> bool:
@@ -117,8 +122,8 @@ def training_share(
 ) -> tuple[np.ndarray, dict[int, np.ndarray]]:
     """The training units at a share of the training data, and the treated cells of each that may be used.
 
-    Shares are nested for one generator state. Of at least five training perturbations a share is taken, two at least;
-    else every unit keeps a share of its cells, two at least.
+    Shares are nested for one generator state. A share of the training perturbations is taken, two at least; where the
+    split is another one and there are fewer than ten, every unit keeps a share of its cells, two at least.
     """
     names = sorted({screen.units[u].parts for u in fold.train})
     order = generator.permutation(len(names))
@@ -193,8 +198,8 @@ def group_moments(values: sp.csr_array, groups: Sequence[np.ndarray]) -> tuple[n
         (np.ones(len(rows)), rows, np.concatenate([[0], np.cumsum(sizes)])), (len(groups), values.shape[0])
     )
     count = np.maximum(sizes, 1)[:, None]
-    mean = (owner @ values).toarray() / count
-    squares = (owner @ values.power(2)).toarray() / count
+    mean = sp.csr_array(owner @ values).toarray() / count
+    squares = sp.csr_array(owner @ values.power(2)).toarray() / count
     return mean, np.maximum(squares - mean**2, 0.0) * count / np.maximum(count - 1, 1), sizes
 
 
