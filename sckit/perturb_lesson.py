@@ -51,7 +51,10 @@ class Lesson:
     @cached_property
     def guess(self) -> np.ndarray:
         """Expected value above that of a single count, of each row of the token table."""
-        floor = np.log1p(1e4 / max(float(np.median(self.screen.totals[self.halving.inputs])), 1.0))
+        total = float(np.median(self.screen.totals[self.halving.inputs]))
+        if self.config.level == "cell":
+            total /= 2  # values are of half the molecules
+        floor = np.log1p(1e4 / max(total, 1.0))
         rows = np.zeros(len(self.table.run_genes))
         rows[: self.table.n_genes] = self.detected_mean - floor
         return rows

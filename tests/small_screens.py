@@ -1,12 +1,17 @@
 """Screens of some tens of genes, made in memory: quick to build, with every column that the tasks know."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import anndata
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from sckit.perturb_arms import Arms, token_table
 from sckit.perturb_config import FinetuneConfig
 from sckit.perturb_data import Screen, Unit
+from sckit.perturb_fold import FoldRun, Job
 
 UNMEASURED = 300
 """Counts of each cell in genes that are not predicted: totals are over all genes of the source."""
@@ -73,8 +78,6 @@ def dense_values(screen):
 
 def with_counts(screen, counts):
     """The same screen with other counts [C, G] and the same totals."""
-    from dataclasses import replace
-
     return replace(screen, counts=sp.csr_array(np.asarray(counts, np.uint32)))
 
 
@@ -83,3 +86,11 @@ def as_anndata(counts, obs):
     index = pd.Index([f"cell{i}" for i in range(len(counts))])
     var = pd.DataFrame(index=pd.Index([f"GENE{g}" for g in range(np.shape(counts)[1])]))
     return anndata.AnnData(np.asarray(counts, np.float32), obs=pd.DataFrame(obs, index=index), var=var)
+
+
+def fold_run(screen, run=Path("no-run-needed"), *, known=None, seed=0, share=1.0, split="perturbation", **options):
+    """One job on the screen; `known`: genes of the run, all of the screen's by default."""
+    symbols = screen.genes["symbol"] if known is None else known
+    table = token_table(pd.DataFrame({"id": "", "symbol": symbols}), screen)
+    job = Job(seed, share, options.get("arms", CONFIG.arms))
+    return FoldRun(screen, replace(CONFIG, **options), split, Arms(run, None, table), job)
