@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -19,12 +19,11 @@ from sckit.perturb_result import Finetuned, summarise
 from sckit.perturb_split import split_name
 from sckit.run import Run, find_run, open_run
 
+Found: TypeAlias = tuple[list[Score], list[dict[str, Any]]]
 CURVE = ("pretrained", "scratch")
 """Arms that are trained at every share of the training data; the others at the largest only."""
 
-Found = tuple[list[Score], list[dict[str, Any]]]
-Found = tuple[list[Score], list[dict[str, Any]]]
-Listener = Callable[[str, dict[str, Any]], None]
+Listener: TypeAlias = Callable[[str, dict[str, Any]], None]
 
 
 def finetune(
@@ -38,7 +37,8 @@ def finetune(
     """Compare arms that start from a run (path or name; the latest one by default) on perturbation data.
 
     data: a store, or anything `prepare` reads. listen(kind, facts) hears "note", "cells" (the table of cells per
-    condition and context, before anything is trained) and "progress" events. Raises ConfigError and DataError.
+    condition and context, before anything is trained) and "progress" events. With more than one worker processes are
+    started, so a script has to call this from under `if __name__ == "__main__":`. Raises ConfigError and DataError.
     """
     opened = open_run(find_run(run, Path(runs)))
     compute = choose_compute(config.device, config.engine)
@@ -49,7 +49,9 @@ def finetune(
     for note in notes:
         listen("note", {"text": note})
     arms = make_arms(opened, screen, config, listen=listen)
-    facts = {"run": str(opened.path), "data": str(data), "compute": str(compute)} | overlap(arms.table, screen)
+    facts: dict[str, Any] = {"run": str(opened.path), "data": str(data), "compute": str(compute)} | overlap(
+        arms.table, screen
+    )
     listen("note", {"text": _overlap_line(facts)})
     jobs = list(_jobs(config))
     scores: list[Score] = []
@@ -92,18 +94,23 @@ _HERE: dict[str, Any] = {}  # what the jobs of a worker process share
 
 
 def _begin(screen: Screen, config: FinetuneConfig, split: str, arms: Arms) -> None:
-    torch.set_num_threads(1)
     _HERE["given"] = screen, config, split, arms
 
 
 def _work_here(job: Job) -> Found:
-    return _work(*_HERE["given"], job)
+    screen, config, split, arms = _HERE["given"]
+    return _work(screen, config, split, arms, job)
 
 
 def _work(screen: Screen, config: FinetuneConfig, split: str, arms: Arms, job: Job) -> Found:
     compute = choose_compute(config.device, config.engine)
-    run = FoldRun(screen, config, split, arms, job)
-    return list(run.scores(compute)), run.trained
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums would come out otherwise by a bit with more
+    try:
+        run = FoldRun(screen, config, split, arms, job)
+        return list(run.scores(compute)), run.trained
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _on_gpu(config: FinetuneConfig) -> bool:

@@ -254,7 +254,7 @@ def count_halves(screen: Screen, seed: int) -> tuple[sp.csr_array, sp.csr_array]
     """Values of two halves of each cell's molecules, each normalised by its own total, float64 [C, G] each."""
     counts = screen.counts
     csr = counts.indptr.astype(np.int64), counts.indices.astype(np.int32), counts.data.astype(np.uint32)
-    key, cells = int(mix(np.array(seed, np.uint64))), np.arange(counts.shape[0])
+    key, cells = int(mix(np.array(seed, np.uint64))), np.arange(len(screen.totals))
     halves = []
     for second in (False, True):
         (indptr, genes, kept), totals = split_counts(csr, cells, screen.totals, key, second=second)
@@ -282,8 +282,9 @@ def fixed_panel(screen: Screen, config: FinetuneConfig) -> np.ndarray | None:
 
 def _components(controls: sp.csr_array) -> np.ndarray:
     """Loadings [G, k] of the principal components of control cells' values."""
-    count = min(_CONTROL_COMPONENTS, controls.shape[0] - 1, controls.shape[1] - 1)
-    return principal_axes(lambda: [controls], controls.mean(0), count, np.random.default_rng(0))[0]
+    mean = controls.mean(0)
+    count = min(_CONTROL_COMPONENTS, len(controls.indptr) - 2, len(mean) - 1)
+    return principal_axes(lambda: [controls], mean, count, np.random.default_rng(0))[0]
 
 
 def _centred(values: np.ndarray, groups: np.ndarray) -> np.ndarray:

@@ -63,7 +63,8 @@ class Responder(nn.Module):
         self.guess_curve = nn.Parameter(start.guess_curve.detach().clone())
         self.surprise = nn.Parameter(start.surprise.detach().clone())
         self.marker = nn.Parameter(start.marker.detach().clone())
-        self.cell, self.blocks, self.norm = (copy.deepcopy(part) for part in (start.cell, start.blocks, start.norm))
+        self.cell, self.blocks = copy.deepcopy(start.cell), copy.deepcopy(start.blocks)
+        self.norm = copy.deepcopy(start.norm)
         self.loadings = nn.Parameter(loadings) if factors else None
         self.noise = nn.Buffer(noise)
         self.log_noise_scale = nn.Parameter(torch.zeros(())) if factors else None
@@ -83,7 +84,10 @@ class Responder(nn.Module):
         return masked_head(h, base, self.shared_head, self.head.weight, batch.target_rows, engine=self.engine)
 
     def loss(self, batch: PerturbBatch) -> Tensor:
-        """Mean squared error of the predictions."""
+        """Mean squared error of the predictions; ValueError for a batch without truth."""
+        if batch.truth is None:
+            message = "the loss needs the truth of every example"
+            raise ValueError(message)
         base, h = self._targets(batch)
         weights = self.shared_head, self.head.weight
         return masked_head(h, base, *weights, batch.target_rows, truth=batch.truth, engine=self.engine)[1]

@@ -68,8 +68,8 @@ def replicate_scores(screen: Screen, values: sp.csr_array) -> dict[str, np.ndarr
     count = np.zeros(len(screen.units))
     for i in range(len(names)):
         for j in range(len(names)):
-            both = np.flatnonzero(np.isfinite(deltas[i][:, 0]) & np.isfinite(deltas[j][:, 0])) if i != j else []
-            if not len(both):
+            both = np.flatnonzero(np.isfinite(deltas[i][:, 0]) & np.isfinite(deltas[j][:, 0]))
+            if i == j or not len(both):
                 continue
             a, b = deltas[i][both], deltas[j][both]
             mean_a, mean_b = a.mean(0), b.mean(0)

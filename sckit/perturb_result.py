@@ -35,7 +35,9 @@ class Finetuned:
     headline: str
     rows: list[dict[str, Any]]  # predictor, revealed, train_share, metric, mean, ci, perturbations, subset
     paired: list[dict[str, Any]]  # a, b, metric, revealed, train_share, diff, ci, verdict, subset
-    ceiling: dict[str, float]  # metric -> score of the other half of the same unit's cells (or counts), all units
+    ceiling: dict[
+        str, float | None
+    ]  # metric -> score of the other half of the same unit's cells (or counts), all units
     ceilings: list[dict[str, Any]]  # kind, subset, metric, mean, ci
     gap: list[dict[str, Any]]  # predictor, revealed, train_share, metric, subset, baseline, share
     cells: list[dict[str, Any]]  # condition, context, cells, repeats, repeat_r
@@ -65,16 +67,19 @@ def summarise(
     subsets = {"all": np.ones(len(repeats), bool)}
     if 0 < repeats.sum() < len(repeats):
         subsets["repeating"] = repeats
-    rows, pairs, ceilings, gaps = [], [], [], []
+    rows, pairs, gaps = [], [], []
+    ceilings: list[dict[str, Any]] = []
     for subset, chosen in subsets.items():
         label = {"subset": subset}
         rows += [row | label for row in tables.rows(chosen)]
         pairs += [row | label for row in tables.paired(chosen)]
-        own = [row | label for row in tables.ceilings(chosen, replicate_scores(screen, values))]
+        own: list[dict[str, Any]] = [row | label for row in tables.ceilings(chosen, replicate_scores(screen, values))]
         ceilings += own
-        of_halves = {row["metric"]: row["mean"] for row in own if row["kind"] != "replicates"}
+        of_halves: dict[str, float | None] = {row["metric"]: row["mean"] for row in own if row["kind"] != "replicates"}
         gaps += [row | label for row in tables.gaps(chosen, of_halves)]
-    first = {row["metric"]: row["mean"] for row in ceilings if row["subset"] == "all" and row["kind"] != "replicates"}
+    first: dict[str, float | None] = {
+        row["metric"]: row["mean"] for row in ceilings if row["subset"] == "all" and row["kind"] != "replicates"
+    }
     column = f" ({config.unseen or ', '.join(config.context)})" if split == "context" else ""
     settings = asdict(config) | {"split": split}
     return Finetuned(
@@ -86,7 +91,7 @@ def summarise(
         headline=HEADLINE,
         rows=rows,
         paired=pairs,
-        ceiling={metric: float(mean) for metric, mean in first.items() if mean is not None},
+        ceiling=first,
         ceilings=ceilings,
         gap=gaps,
         cells=_cells(screen, repeat_r, repeats),
@@ -159,8 +164,8 @@ class _Tables:
             pairs += [(arm, strongest) for arm in arms if strongest != trivial]
             for a, b in pairs:
                 for metric in METRICS:
-                    sides = (self.sample(name, where, metric, chosen, as_loss=True) for name in (a, b))
-                    difference = paired(*sides, self._generator(), draws=self.config.bootstraps)
+                    one, other = (self.sample(name, where, metric, chosen, as_loss=True) for name in (a, b))
+                    difference = paired(one, other, self._generator(), draws=self.config.bootstraps)
                     found.append(
                         {"a": a, "b": b, "metric": metric, **_place(where), "diff": difference.mean}
                         | {"ci": difference.ci, "verdict": verdict(difference.ci, self.config.margin)}
@@ -187,7 +192,7 @@ class _Tables:
             found.append({"kind": "replicates", "metric": metric, "mean": mean.mean, "ci": mean.ci})
         return found
 
-    def gaps(self, chosen: np.ndarray, ceiling: dict[str, float]) -> list[dict[str, Any]]:
+    def gaps(self, chosen: np.ndarray, ceiling: dict[str, float | None]) -> list[dict[str, Any]]:
         """Share of the way from the best trivial baseline to the ceiling that each predictor goes."""
         found = []
         for where in self.places:

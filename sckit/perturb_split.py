@@ -168,7 +168,7 @@ def profiles(
     strata = composition(screen)  # [U, S]
     inputs, _, _ = group_moments(values, _by_stratum(screen, halving.inputs, strata.shape[1]))
     reference, variance, number = group_moments(truth, _by_stratum(screen, halving.reference, strata.shape[1]))
-    treated = np.full((len(screen.units), values.shape[1]), np.nan)
+    treated = np.full((len(screen.units), len(screen.genes)), np.nan)
     known = sorted(trainable)
     treated[known] = group_moments(values, [trainable[u] for u in known])[0]
     first, second = group_moments(truth, halving.first), group_moments(truth, halving.second)
@@ -195,7 +195,7 @@ def group_moments(values: sp.csr_array, groups: Sequence[np.ndarray]) -> tuple[n
     sizes = np.array([len(group) for group in groups])
     rows = np.concatenate([*groups, np.zeros(0, np.int64)]).astype(np.int64)
     owner = sp.csr_array(
-        (np.ones(len(rows)), rows, np.concatenate([[0], np.cumsum(sizes)])), (len(groups), values.shape[0])
+        (np.ones(len(rows)), rows, np.concatenate([[0], np.cumsum(sizes)])), (len(groups), len(values.indptr) - 1)
     )
     count = np.maximum(sizes, 1)[:, None]
     mean = sp.csr_array(owner @ values).toarray() / count

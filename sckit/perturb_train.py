@@ -83,7 +83,7 @@ def predict_response(fitted: Fitted, lesson: Lesson, units: Sequence[int], compu
 
 
 def predict_profiles(
-    fitted: Fitted, lesson: Lesson, visible: np.ndarray, units: Sequence[int], panels: Sequence[Panel], compute: Compute
+    fitted: Fitted, lesson: Lesson, visible: np.ndarray, units: Iterable[int], panels: Sequence[Panel], compute: Compute
 ) -> np.ndarray:
     """Predicted deltas [N, G] from visible profiles [N, G] of the units [N]; NaN for genes that no panel predicts."""
     found = np.full(visible.shape, np.nan)
@@ -94,7 +94,7 @@ def predict_profiles(
 
 
 def predict_cells(
-    fitted: Fitted, lesson: Lesson, cells: np.ndarray, _: Sequence[int], panels: Sequence[Panel], compute: Compute
+    fitted: Fitted, lesson: Lesson, cells: np.ndarray, _: Iterable[int], panels: Sequence[Panel], compute: Compute
 ) -> np.ndarray:
     """Predicted deltas [N, G] of single cells [N] from the visible halves of their counts; NaN where not predicted."""
     found = np.full((len(cells), lesson.table.n_genes), np.nan)

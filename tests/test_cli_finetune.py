@@ -73,7 +73,7 @@ def test_every_option_reaches_the_config(heard, place):
         "exclude": "unassigned, multiplet", "context": "cell_type,donor", "unseen": "donor", "replicate": "lane",
         "dose": "um", "target_map": "same", "genes": "50", "min_cells": "6", "task": "partial", "level": "cell",
         "split": "context", "folds": "3", "train_shares": "0.5,1", "revealed": "0,0.5", "panel": "p.txt",
-        "arms": "pretrained,scratch", "seeds": "2", "margin": "0.1", "bootstraps": "20", "steps": "7", "lr": "0.01", "spare": "0",
+        "arms": "pretrained,scratch", "seeds": "2", "margin": "0.1", "bootstraps": "20", "steps": "7", "lr": "0.02", "spare": "0",
         "batch_tokens": "99", "context_cells": "3", "workers": "1", "engine": "numba", "device": "cpu", "seed": "4",
     }  # fmt: skip
     options = [part for name, value in given.items() for part in (flag(name), value)]
@@ -84,7 +84,7 @@ def test_every_option_reaches_the_config(heard, place):
         replicate="lane", dose="um", target_map="same", genes=50, min_cells=6, task="partial", level="cell",
         split="context", folds=3, train_shares=(0.5, 1.0), revealed=(0.0, 0.5), panel="p.txt",
         arms=("pretrained", "scratch"), seeds=2, margin=0.1, bootstraps=20, permute=True, allow_seen=True,
-        steps=7, lr=0.01, spare=0.0, batch_tokens=99, context_cells=3, workers=1, engine="numba", device="cpu", seed=4,
+        steps=7, lr=0.02, spare=0.0, batch_tokens=99, context_cells=3, workers=1, engine="numba", device="cpu", seed=4,
     )  # fmt: skip
     assert heard[0]["config"] == expected
     assert heard[0]["run"] == "panel"
