@@ -1,33 +1,57 @@
-"""Keep the evaluation of a run with its provenance: `python bench/keep.py RUN NAME` writes bench/results/NAME.json."""
+"""Keep a result with its provenance: `python bench/keep.py FOLDER NAME` writes bench/results/NAME.json.
+
+FOLDER is a run, whose evaluation is kept, or what `sckit finetune --out` wrote.
+"""
 
 import argparse
 import json
+import re
 import subprocess
 import tomllib
 from pathlib import Path
+from typing import Any
 
 
 def main() -> None:
-    """Collect config, environment, validations and evaluation of the run, and the commit, into one file."""
+    """Collect the commit and the result, with config and environment, into one file."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", type=Path)
+    parser.add_argument("folder", type=Path)
     parser.add_argument("name")
     parser.add_argument("--eval", default="eval", help="Folder of the evaluation within the run.")
     arguments = parser.parse_args()
     git = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     commit = subprocess.run(git, capture_output=True, text=True, check=True, cwd=Path(__file__).parent).stdout.strip()
-    validations = [json.loads(line) for line in (arguments.run / "metrics.jsonl").read_text().splitlines()]
-    evaluation = json.loads((arguments.run / arguments.eval / "eval.json").read_text())
-    document = {
-        "commit": commit,
-        "config": tomllib.loads((arguments.run / "config.toml").read_text()),
-        "environment": json.loads((arguments.run / "environment.json").read_text()),
-        "training": {key: validations[-1][key] for key in ("epoch", "step", "tokens", "wall_s")},
-        "evaluation": evaluation | {"run": arguments.run.name},
-    }
+    finetuned = arguments.folder / "finetune.json"
+    what = _finetuned(finetuned) if finetuned.exists() else _evaluated(arguments.folder, arguments.eval)
     path = Path(__file__).parent / "results" / f"{arguments.name}.json"
-    path.write_text(json.dumps(document, indent=1) + "\n")
+    # One line a row of a table: a result is read by programs, and its difference by people.
+    text = json.dumps({"commit": commit} | what, indent=1)
+    path.write_text(
+        re.sub(r"\{\n\s+([^{}]*?)\n\s+\}", lambda m: "{" + re.sub(r"\s*\n\s*", " ", m[1]) + "}", text) + "\n"
+    )
     print(path)
+
+
+def _evaluated(run: Path, folder: str) -> dict[str, Any]:
+    validations = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    evaluation = json.loads((run / folder / "eval.json").read_text())
+    return {
+        "config": tomllib.loads((run / "config.toml").read_text()),
+        "environment": json.loads((run / "environment.json").read_text()),
+        "training": {key: validations[-1][key] for key in ("epoch", "step", "tokens", "wall_s")},
+        "evaluation": evaluation | {"run": run.name},
+    }
+
+
+def _finetuned(path: Path) -> dict[str, Any]:
+    """Without the paths of the machine that it ran on."""
+    result = json.loads(path.read_text())
+    facts = result["facts"]
+    names = {key: Path(facts[key]).name for key in ("run", "data")}
+    result["facts"] = facts | names
+    result["notes"] = [note.replace(facts["run"], names["run"]) for note in result["notes"]]
+    result.pop("out", None)
+    return result
 
 
 if __name__ == "__main__":

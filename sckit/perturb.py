@@ -17,7 +17,7 @@ from sckit.perturb_data import Screen, read_screen
 from sckit.perturb_fold import FoldRun, Job, Score
 from sckit.perturb_result import Finetuned, summarise
 from sckit.perturb_split import split_name
-from sckit.run import Run, find_run, open_run
+from sckit.run import Run, environment, find_run, open_run
 
 Found: TypeAlias = tuple[list[Score], list[dict[str, Any]]]
 CURVE = ("pretrained", "scratch")
