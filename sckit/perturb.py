@@ -49,9 +49,8 @@ def finetune(
     for note in notes:
         listen("note", {"text": note})
     arms = make_arms(opened, screen, config, listen=listen)
-    facts: dict[str, Any] = {"run": str(opened.path), "data": str(data), "compute": str(compute)} | overlap(
-        arms.table, screen
-    )
+    facts: dict[str, Any] = {"run": str(opened.path), "data": str(data), "compute": str(compute)}
+    facts |= {"environment": environment()} | overlap(arms.table, screen)
     listen("note", {"text": _overlap_line(facts)})
     jobs = list(_jobs(config))
     scores: list[Score] = []
@@ -138,7 +137,7 @@ def _notes(run: Run, screen: Screen, config: FinetuneConfig) -> list[str]:
     unknown = [p for p, t in zip(screen.perturbations, screen.target_genes, strict=True) if t is None]
     if unknown and config.task == "response":
         few = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
-        notes.append(f"{len(unknown)} perturbations have no target gene ({few}); before training they are all alike")
+        notes.append(f"perturbations without a target gene: {len(unknown)} ({few}); before training they are all alike")
     return notes
 
 
