@@ -125,8 +125,14 @@ def test_the_shuffled_arm_starts_from_the_shuffled_run(run, table, tmp_path):
 @pytest.mark.parametrize("task", ["response", "partial"])
 def test_every_arm_is_shown_the_same_examples_in_the_same_order(run, screen, task, monkeypatch):
     fold = fold_run(screen, run.path, task=task, revealed=(0.5,))
-    compute, shown = choose_compute("cpu", "numba"), {}
-    plain = perturb_train.pack
+    compute, shown, seeds = choose_compute("cpu", "numba"), {}, set()
+    plain, build = perturb_train.pack, Arms.build
+
+    def noted(self, *arguments, seed, engine):
+        seeds.add(seed)
+        return build(self, *arguments, seed=seed, engine=engine)
+
+    monkeypatch.setattr(Arms, "build", noted)
     for name in ("pretrained", "scratch", "frozen"):
         mine = shown.setdefault(name, [])
 
@@ -136,6 +142,7 @@ def test_every_arm_is_shown_the_same_examples_in_the_same_order(run, screen, tas
 
         monkeypatch.setattr(perturb_train, "pack", pack)
         fold.arm(name, compute)
+    assert len(seeds) == 1
     assert len(shown["scratch"]) > 100
     for name in ("pretrained", "frozen"):
         assert len(shown[name]) == len(shown["scratch"])

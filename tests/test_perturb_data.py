@@ -9,7 +9,7 @@ from sckit.perturb_config import FinetuneConfig
 from sckit.perturb_data import read_screen
 from sckit.store import PrepareConfig, prepare
 
-from .small_screens import as_anndata
+from .small_screens import as_anndata, small_screen
 
 CONFIG = FinetuneConfig("condition", "control", genes=12, min_cells=4)
 GENES = 20
@@ -256,3 +256,12 @@ def test_the_table_of_cells_has_controls_first_and_counts_what_is_used(tmp_path)
         ("control", "B", 6, True), ("control", "T", 6, True),
         ("A", "B", 6, False), ("A", "T", 6, False), ("B", "T", 6, False),
     ]  # fmt: skip
+
+
+def test_genes_that_a_unit_perturbs_are_not_scored_in_it(rng):
+    targets = {"A": "GENE3", "B": "ENSG7", "C": "GENE99"}
+    screen = small_screen(rng, conditions=("A", "A+B", "C", "D"), cells=4, controls=4, genes=9, targets=targets)
+    ids = ["" if g != 7 else "ENSG7" for g in range(9)]
+    screen = replace(screen, genes=screen.genes.assign(id=ids))
+    left_out = [np.flatnonzero(~row).tolist() for row in screen.scored(np.array([1, 0, 2, 3]))]
+    assert left_out == [[3, 7], [3], [], []]
