@@ -35,7 +35,7 @@ class FinetuneConfig:
     folds: int = 5
     """Seed s tests fold s of the perturbations (or contexts), so that five seeds test each once."""
     genes: int = 1000
-    """Genes predicted: so many of the highest variance over the control cells, all if there are fewer."""
+    """Genes predicted: so many of the highest variance over all cells compared, labels unseen; all if fewer."""
     min_cells: int = 10
     """Fewest treated cells, and control cells, of a unit (perturbation in a context)."""
     arms: tuple[str, ...] = ("pretrained", "scratch", "frozen", "shuffled")

@@ -240,8 +240,10 @@ class FoldRun:
                 scored = self.screen.scored(question.units) & hidden
                 delta = np.where(hidden, delta, 0.0)
                 found = score(delta, question.truth, scored)
-                # Rivals are told apart by genes that nobody's perturbation hits, lest the own one be short of its mark.
-                shared = scored & self.screen.scored(np.arange(len(self.screen.units))).all(0)
+                # Rivals are told apart by genes that nobody's perturbation hits, lest the own one be short of its mark;
+                # where most genes are somebody's target, by all.
+                shared = hidden & self.screen.scored(np.arange(len(self.screen.units))).all(0)
+                shared = shared if 2 * shared.sum() >= hidden.sum() else hidden
                 found["discrimination"] = discrimination(delta, question.truth.candidates, question.truth.own, shared)
                 tables.append({k: _mean_by(question.units, v, self.fold.test) for k, v in found.items()})
             metrics = {k: np.mean([table[k] for table in tables], 0) for k in tables[0]}
