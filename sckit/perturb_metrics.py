@@ -82,25 +82,6 @@ def score(predicted: np.ndarray, truth: Truth, genes: np.ndarray | None = None) 
     return {name: found[name] for name in METRICS}
 
 
-def standard_error(
-    variance: np.ndarray, cells: np.ndarray, control_variance: np.ndarray, control_cells: np.ndarray
-) -> np.ndarray:
-    """Welch's standard error [m, G] of the difference of the means of treated and control cells.
-
-    variance, control_variance: sample variances (ddof 1) over cells [m, G]; cells, control_cells: their numbers [m].
-    A side of a single cell has no variance of its own and takes the other side's. DataError where both have one.
-    """
-    cells, control_cells = (np.asarray(n, np.float64).reshape(-1, 1) for n in (cells, control_cells))
-    if (np.maximum(cells, control_cells) < 2).any() or (np.minimum(cells, control_cells) < 1).any():
-        raise DataError(
-            f"a standard error needs a cell on each side and two on one, not {int(cells.min())} treated "
-            f"and {int(control_cells.min())} control cells; leave such units out."
-        )
-    own = np.where(cells > 1, variance, control_variance)
-    control = np.where(control_cells > 1, control_variance, variance)
-    return np.sqrt(own / cells + control / control_cells)
-
-
 def weighted_r2(predicted: np.ndarray, truth: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """Share [m] of the weighted squared error of the training mean that the prediction removes: 0 the mean, 1 perfect.
 

@@ -32,7 +32,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sckit.perturb_metrics import Truth, score, standard_error
+from sckit.perturb_metrics import Truth, score
 
 cell_eval = pytest.importorskip("cell_eval", reason="cell-eval is not installed; it has an environment of its own")
 
@@ -88,7 +88,7 @@ def make_truth(profiles):
     visible = np.array([halves[name][0].mean(0) for name in names])
     mean = np.tile(visible.mean(0) - control.mean(0), (UNITS, 1))
     variance = np.array([halves[name][1].var(0, ddof=1) for name in names])
-    se = standard_error(variance, np.full(UNITS, CELLS), reference.var(0, ddof=1), np.full(UNITS, CELLS))
+    se = np.sqrt((variance + reference.var(0, ddof=1)) / CELLS)
     against_control = target - reference.mean(0)
     perturbed = target - control.mean(0) - mean
     return Truth(against_control, perturbed, mean, se, against_control, np.arange(UNITS))

@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import ttest_ind
 
 from sckit import perturb_metrics
 from sckit.errors import DataError
-from sckit.perturb_metrics import METRICS, Truth, de_overlap, discrimination, score, standard_error, weighted_r2
+from sckit.perturb_metrics import METRICS, Truth, de_overlap, discrimination, score, weighted_r2
 
 UNITS, CANDIDATES, GENES = 7, 12, 60
 
@@ -260,21 +259,6 @@ def test_r2_of_a_perturbation_without_effect_is_floored():
     assert weighted_r2(np.ones((1, 10)), dead, np.ones((1, 10))) == [-1]
     assert weighted_r2(np.ones((1, 10)), 0 * dead, np.ones((1, 10))) == [-1]
     assert weighted_r2(np.zeros((1, 10)), 0 * dead, np.ones((1, 10))) == [0]
-
-
-def test_standard_error_gives_the_t_of_welch(rng):
-    treated, control = rng.normal(size=(9, 6)), 3 * rng.normal(size=(40, 6)) + 1
-    se = standard_error(treated.var(0, ddof=1)[None], [9], control.var(0, ddof=1)[None], [40])
-    expected = ttest_ind(treated, control, equal_var=False).statistic
-    assert ((treated.mean(0) - control.mean(0)) / se)[0] == pytest.approx(expected)
-
-
-def test_standard_error_of_a_single_cell_leans_on_the_other_side():
-    unknown, known = np.full((1, 2), np.nan), np.array([[4.0, 0.0]])
-    assert standard_error(unknown, [1], known, [4]) == pytest.approx(np.array([[np.sqrt(4 + 1), 0]]))
-    assert standard_error(known, [4], unknown, [1]) == pytest.approx(np.array([[np.sqrt(4 + 1), 0]]))
-    with pytest.raises(DataError, match="not 1 treated and 1 control"):
-        standard_error(known, [1], known, [1])
 
 
 @pytest.mark.parametrize(
