@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sckit.embedding import embed
     from sckit.evaluation import evaluate
+    from sckit.perturb import finetune
     from sckit.store import open_store, prepare
     from sckit.train import load_model, pretrain
 
@@ -17,10 +18,11 @@ _API = {
     "pretrain": "sckit.train",
     "load_model": "sckit.train",
     "evaluate": "sckit.evaluation",
+    "finetune": "sckit.perturb",
     "embed": "sckit.embedding",
 }
 
-__all__ = ["__version__", "embed", "evaluate", "load_model", "open_store", "prepare", "pretrain"]
+__all__ = ["__version__", "embed", "evaluate", "finetune", "load_model", "open_store", "prepare", "pretrain"]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,7 @@ from sckit.cli import app
 
 FAST = ["--engine", "reference", "--batch-tokens", "2000", "--components", "3"]
 BENCHES = [f"bench {name}" for name in ("kernels", "ops", "counts", "static")]
-COMMANDS = ["prepare", "info", "pretrain", "eval", "embed", *BENCHES]
+COMMANDS = ["prepare", "info", "pretrain", "eval", "finetune", "embed", *BENCHES]
 
 
 def invoke(*arguments):

@@ -108,3 +108,4 @@ def test_the_api_has_the_names_of_the_commands():
     assert callable(sckit.pretrain)
     assert callable(sckit.evaluate)
     assert callable(sckit.embed)
+    assert callable(sckit.finetune)
