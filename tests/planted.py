@@ -13,11 +13,17 @@ knows which genes move together and where a target never seen belongs. With "unr
 responses anew, so the controls say nothing about them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import anndata
 import numpy as np
 import pandas as pd
+
+from sckit.config import PretrainConfig
+from sckit.perturb_config import FinetuneConfig
+from sckit.perturb_data import Screen, read_screen
+from sckit.train import pretrain
 
 Unit = tuple[int, np.ndarray | None]  # context and hit
 SPREAD = 0.6  # standard deviation of an activity among control cells
@@ -101,6 +107,39 @@ def planted_screen(
 def planted_controls(generator: np.random.Generator, world: World, cells: int) -> anndata.AnnData:
     """Untreated cells of the first context, for pretraining: the world of a screen without its perturbations."""
     return _cells(generator, world, cells, (0, None), "control")
+
+
+def write_planted(folder: Path, seed: int, *, loading: float | None = None, **changes) -> Planted:
+    """A small screen, its targets and, with a loading, a run on other control cells, all under `folder`.
+
+    loading: how much of the world's own structure those cells have; 0 for genes that vary independently. `changes` are
+    arguments of planted_screen; the screen depends on `seed` and on them alone.
+    """
+    generator = np.random.default_rng(seed)
+    small = {"genes": 80, "modules": 6, "perturbations": 24, "cells_per_unit": 30, "controls": 150, "total": 1000}
+    screen, truth = planted_screen(generator, **small | {"truth_cells": 300} | changes)
+    screen.write_h5ad(folder / "screen.h5ad")
+    (folder / "targets.csv").write_text("".join(f"{name},{gene}\n" for name, gene in truth.target_map.items()))
+    if loading is not None:
+        world = replace(truth.world, loading=loading * truth.world.loading)
+        planted_controls(generator, world, 500).write_h5ad(folder / "controls.h5ad")
+        config = PretrainConfig(mask="uniform", steps=30, batch_tokens=2048, seed=seed)
+        pretrain(folder / "controls.h5ad", config, name="run", runs=folder / "runs")
+    return truth
+
+
+def planted_config(folder: Path, **changes) -> FinetuneConfig:
+    """Two quick arms of two seeds, on what `write_planted` wrote."""
+    columns = {"condition": "condition", "control": "control", "target_map": str(folder / "targets.csv")}
+    arms = {"arms": ("pretrained", "scratch"), "train_shares": (1.0,), "seeds": 2, "workers": 1}
+    budget = {"steps": 60, "batch_tokens": 1024, "bootstraps": 500}
+    return FinetuneConfig(**columns | arms | budget | changes)
+
+
+def read_planted(folder: Path, **changes) -> tuple[Screen, FinetuneConfig]:
+    """The screen as the tasks see it."""
+    config = planted_config(folder, **changes)
+    return read_screen(folder / "screen.h5ad", config, listen=lambda *_: None), config
 
 
 def _world(
