@@ -26,14 +26,17 @@ class Arms:
     shuffled: Path | None
     table: TokenTable
 
-    def build(self, name: str, config: FinetuneConfig, *, seed: int, engine: str) -> Responder:
-        """The arm before its first step; `seed` draws whatever no pretraining brings, the same for all arms."""
+    def build(self, name: str, config: FinetuneConfig, *, seed: int, engine: str, noise: float = 1.0) -> Responder:
+        """The arm before its first step; `seed` draws whatever no pretraining brings, the same for all arms.
+
+        noise: variance of a single cell's value about what is expected, for genes of which the run says nothing.
+        """
         run = open_run(self.shuffled if name == "shuffled" and self.shuffled else self.run)
         trained = name in ("pretrained", "frozen", "shuffled")
         start = run.model() if trained else Model(run.config.model, run.forms, seed=seed)
         start.engine = engine
         factors = config.task == "partial"
-        return Responder(start, self.table, factors=factors, seed=seed, transferred=name != "scratch")
+        return Responder(start, self.table, factors=factors, seed=seed, transferred=name != "scratch", noise=noise)
 
 
 def make_arms(run: Run, screen: Screen, config: FinetuneConfig, *, listen: Callable) -> Arms:

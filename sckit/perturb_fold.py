@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,19 +10,17 @@ import scipy.sparse as sp
 
 from sckit import perturb_baselines as closed
 from sckit.device import Compute
-from sckit.errors import ConfigError, DataError
 from sckit.kernels.counts_numba import split as split_counts
 from sckit.kernels.counts_reference import mix
 from sckit.perturb_arms import Arms
 from sckit.perturb_config import FinetuneConfig
 from sckit.perturb_data import Screen, log_values
-from sckit.perturb_lesson import Lesson, Panel, panels
+from sckit.perturb_lesson import Lesson, Panel, fixed_panel, panels
 from sckit.perturb_metrics import Truth, discrimination, score
 from sckit.perturb_partial import Revealed, partial_baselines
 from sckit.perturb_split import group_moments, halve, make_fold, profiles, training_share
 from sckit.perturb_train import fit, predict_cells, predict_profiles, predict_response
 from sckit.regression import principal_axes
-from sckit.run import gene_numbers
 
 _CONTROL_COMPONENTS = 10
 _TRAINING_CELLS = 600  # rows of the closed forms at the level of cells
@@ -106,7 +103,8 @@ class FoldRun:
 
     def arm(self, name: str, compute: Compute) -> list[np.ndarray]:
         """Train an arm; its predicted deltas [N, G] for each question."""
-        start = self.arms.build(name, self.config, seed=1000 * self.key[0] + self.key[1], engine=compute.engine)
+        seed, noise = 1000 * self.key[0] + self.key[1], self.lesson.cell_rms**2
+        start = self.arms.build(name, self.config, seed=seed, engine=compute.engine, noise=noise)
         fitted = fit(start, self.lesson, compute, frozen=name == "frozen", seed=self.key)
         about = {"arm": name, "seed": self.job.seed, "train_share": self.job.share, "best_step": fitted.best_step}
         self.trained.append(about | {"validation": fitted.validation})
@@ -262,24 +260,6 @@ def count_halves(screen: Screen, seed: int) -> tuple[sp.csr_array, sp.csr_array]
         (indptr, genes, kept), totals = split_counts(csr, cells, screen.totals, key, second=second)
         halves.append(log_values(sp.csr_array((kept, genes, indptr), counts.shape), totals))
     return halves[0], halves[1]
-
-
-def fixed_panel(screen: Screen, config: FinetuneConfig) -> np.ndarray | None:
-    """Numbers of the genes of the panel file, int64; None without one. Raises ConfigError, DataError."""
-    if config.panel is None or config.task != "partial":
-        return None
-    try:
-        wanted = [line.strip() for line in Path(config.panel).read_text().splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--panel {config.panel} cannot be read ({error}); give one gene a line.") from error
-    numbers = gene_numbers(screen.genes)
-    found = sorted({numbers[gene] for gene in wanted if gene in numbers})
-    if not found or len(found) > len(screen.genes) - 3:
-        raise DataError(
-            f"{len(found)} of the {len(wanted)} genes in --panel {config.panel} are among the {len(screen.genes)} "
-            "predicted; at least one must be, and three must be left to predict (--genes takes more)."
-        )
-    return np.array(found, np.int64)
 
 
 def _components(controls: sp.csr_array) -> np.ndarray:

@@ -3,15 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import scipy.sparse as sp
 
+from sckit.errors import ConfigError, DataError
 from sckit.perturb_batch import Example
 from sckit.perturb_config import FinetuneConfig
 from sckit.perturb_data import Screen
 from sckit.perturb_model import TokenTable
 from sckit.perturb_split import Halving, Profiles, composition
+from sckit.run import gene_numbers
 
 _QUERIES = 96  # genes asked for in a training example
 _MOST_REVEALED = 0.9
@@ -178,3 +181,21 @@ def panels(n_genes: int, share: float, fixed: np.ndarray | None, generator: np.r
         rest = generator.permutation(order[~np.isin(order, block)])
         found.append(Panel(np.sort(rest[: round(share * n_genes)]), np.sort(block)))
     return found
+
+
+def fixed_panel(screen: Screen, config: FinetuneConfig) -> np.ndarray | None:
+    """Numbers of the genes of the panel file, int64; None without one. Raises ConfigError, DataError."""
+    if config.panel is None or config.task != "partial":
+        return None
+    try:
+        wanted = [line.strip() for line in Path(config.panel).read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--panel {config.panel} cannot be read ({error}); give one gene a line.") from error
+    numbers = gene_numbers(screen.genes)
+    found = sorted({numbers[gene] for gene in wanted if gene in numbers})
+    if not found or len(found) > len(screen.genes) - 3:
+        raise DataError(
+            f"{len(found)} of the {len(wanted)} genes in --panel {config.panel} are among the {len(screen.genes)} "
+            "predicted; at least one must be, and three must be left to predict (--genes takes more)."
+        )
+    return np.array(found, np.int64)

@@ -36,10 +36,13 @@ class TokenTable:
 class Responder(nn.Module):
     """Predicts deltas of queried genes, in units of the training deltas' RMS; rows R, width E, factors J."""
 
-    def __init__(self, start: Model, table: TokenTable, *, factors: bool, seed: int, transferred: bool) -> None:
+    def __init__(
+        self, start: Model, table: TokenTable, *, factors: bool, seed: int, transferred: bool, noise: float = 1.0
+    ) -> None:
         """start: the trunk, copied; with `transferred` its gene vectors and factors too, else they start at random.
 
-        factors: whether the values shown are post-treatment ones, whose factors speak of the queries.
+        factors: whether the values shown are post-treatment ones, whose factors speak of the queries. noise: variance
+        of a single cell's value, for genes that have none from the run; it needs no pretraining to be known.
         """
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
@@ -50,13 +53,13 @@ class Responder(nn.Module):
         # A perturbation of which nothing is known starts as one of no kind: an untrained random one would be a guess.
         rows[table.n_genes :] = 0.0
         loadings = torch.randn(len(known), start.linear.loadings.shape[1], generator=generator) * _LOADING_SIZE
-        noise = torch.ones(len(known))
+        noises = torch.full((len(known),), noise)
         if transferred:
             seen = known >= 0
             rows[seen] = start.gene.weight.detach()[known[seen]]
             loadings[~seen] = 0.0
             loadings[seen] = start.linear.loadings.detach()[known[seen]]
-            noise[seen] = start.linear.noise[known[seen]]
+            noises[seen] = start.linear.noise[known[seen]]
         self.engine = start.engine
         self.table = nn.Embedding.from_pretrained(rows, freeze=False)
         self.curve = nn.Parameter(start.curve.detach().clone())
@@ -66,7 +69,7 @@ class Responder(nn.Module):
         self.cell, self.blocks = copy.deepcopy(start.cell), copy.deepcopy(start.blocks)
         self.norm = copy.deepcopy(start.norm)
         self.loadings = nn.Parameter(loadings) if factors else None
-        self.noise = nn.Buffer(noise)
+        self.noise = nn.Buffer(noises)
         self.log_noise_scale = nn.Parameter(torch.zeros(())) if factors else None
         self.gain = nn.Parameter(torch.ones(())) if factors else None
         self.perturbed = nn.Parameter(torch.randn(width, generator=generator) * 0.5)

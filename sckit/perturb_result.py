@@ -153,15 +153,14 @@ class _Tables:
         return found
 
     def paired(self, chosen: np.ndarray) -> list[dict[str, Any]]:
-        """The pretrained arm less every other arm, and each arm less the best trivial and the best other baseline."""
+        """The pretrained arm less every other; each arm less the best trivial baseline, the best of all, the mean."""
         found = []
         for where in self.places:
             arms = [name for name in self.names(where) if name in ARMS]
             pairs = [("pretrained", other) for other in arms if "pretrained" in arms and other != "pretrained"]
             trivial = self.best(where, chosen, TRIVIAL)
             strongest = self.best(where, chosen, [n for n in self.names(where) if n not in ARMS])
-            pairs += [(arm, trivial) for arm in arms]
-            pairs += [(arm, strongest) for arm in arms if strongest != trivial]
+            pairs += [(arm, other) for arm in arms for other in dict.fromkeys((trivial, strongest, "mean"))]
             for a, b in pairs:
                 for metric in METRICS:
                     one, other = (self.sample(name, where, metric, chosen, as_loss=True) for name in (a, b))

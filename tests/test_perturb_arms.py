@@ -128,9 +128,9 @@ def test_every_arm_is_shown_the_same_examples_in_the_same_order(run, screen, tas
     compute, shown, seeds = choose_compute("cpu", "numba"), {}, set()
     plain, build = perturb_train.pack, Arms.build
 
-    def noted(self, *arguments, seed, engine):
+    def noted(self, *arguments, seed, **others):
         seeds.add(seed)
-        return build(self, *arguments, seed=seed, engine=engine)
+        return build(self, *arguments, seed=seed, **others)
 
     monkeypatch.setattr(Arms, "build", noted)
     for name in ("pretrained", "scratch", "frozen"):

@@ -247,3 +247,11 @@ def test_an_untrained_arm_predicts_the_mean_of_the_training_perturbations(start,
     fitted = fit(model, lesson, choose_compute("cpu", "numba"), frozen=False, seed=(0, 0))
     got = predict_response(fitted, lesson, list(fold.fold.test), choose_compute("cpu", "numba"), (0, 0))
     np.testing.assert_allclose(got, np.tile(lesson.mean, (len(fold.fold.test), 1)), atol=1e-9)
+
+
+def test_genes_without_a_noise_of_the_run_have_that_of_the_screen(start):
+    known = TABLE.run_genes >= 0
+    made = Responder(start, TABLE, factors=True, seed=0, transferred=True, noise=0.25).noise.numpy()
+    np.testing.assert_array_equal(made[known], start.linear.noise.numpy()[TABLE.run_genes[known]])
+    assert (made[~known] == 0.25).all()
+    assert (Responder(start, TABLE, factors=True, seed=0, transferred=False, noise=0.25).noise == 0.25).all()
