@@ -50,6 +50,8 @@ def _finetuned(path: Path) -> dict[str, Any]:
     names = {key: Path(facts[key]).name for key in ("run", "data")}
     result["facts"] = facts | names
     result["notes"] = [note.replace(facts["run"], names["run"]) for note in result["notes"]]
+    for key in ("target_map", "panel"):
+        facts["config"][key] = facts["config"][key] and Path(facts["config"][key]).name
     result.pop("out", None)
     return result
 

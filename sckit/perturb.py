@@ -2,6 +2,8 @@
 
 import multiprocessing as mp
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -15,8 +17,9 @@ from sckit.perturb_arms import Arms, make_arms, overlap, seen_in_pretraining
 from sckit.perturb_config import FinetuneConfig
 from sckit.perturb_data import Screen, read_screen
 from sckit.perturb_fold import FoldRun, Job, Score
+from sckit.perturb_lesson import fixed_panel
 from sckit.perturb_result import Finetuned, summarise
-from sckit.perturb_split import split_name
+from sckit.perturb_split import make_fold, split_name
 from sckit.run import Run, environment, find_run, open_run
 
 Found: TypeAlias = tuple[list[Score], list[dict[str, Any]]]
@@ -45,12 +48,20 @@ def finetune(
     screen = read_screen(data, config, listen=listen)
     listen("cells", {"rows": list(screen.table)})
     split = split_name(screen, config)
+    for seed in range(config.seeds):
+        make_fold(screen, split, config, seed)  # refuse before the work
+    fixed_panel(screen, config)
     notes = [*screen.notes, *_notes(opened, screen, config)]
     for note in notes:
         listen("note", {"text": note})
     arms = make_arms(opened, screen, config, listen=listen)
     facts: dict[str, Any] = {"run": str(opened.path), "data": str(data), "compute": str(compute)}
     facts |= {"environment": environment()} | overlap(arms.table, screen)
+    if config.target_map and not facts["targets_in_run"] + facts["targets_predicted"]:
+        raise ConfigError(
+            f"--target-map {config.target_map} names no gene that the run or the data know; the perturbations are "
+            f"{', '.join(screen.perturbations[:5])}; give a file of condition and gene, or leave the option out."
+        )
     listen("note", {"text": _overlap_line(facts)})
     jobs = list(_jobs(config))
     scores: list[Score] = []
@@ -79,21 +90,32 @@ def _run(screen: Screen, config: FinetuneConfig, split: str, arms: Arms, jobs: l
             yield _work(screen, config, split, arms, job)
         return
     context = mp.get_context("spawn")  # torch and Numba have threads, which do not survive a fork
-    with ProcessPoolExecutor(min(workers, len(jobs)), context, _begin, (screen, config, split, arms)) as pool:
-        futures = [pool.submit(_work_here, job) for job in jobs]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    pool = ProcessPoolExecutor(min(workers, len(jobs)), context, _begin, (screen, config, split, arms))
+    try:
+        for future in as_completed([pool.submit(_work_here, job) for job in jobs]):
+            yield future.result()
+    except BaseException:
+        for process in list(pool._processes.values()):  # a running job would be waited for otherwise
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 _HERE: dict[str, Any] = {}  # what the jobs of a worker process share
 
 
 def _begin(screen: Screen, config: FinetuneConfig, split: str, arms: Arms) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it and ends the workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _HERE["given"] = screen, config, split, arms
+
+
+def _end_with_parent() -> None:
+    parent = mp.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _work_here(job: Job) -> Found:
@@ -132,6 +154,9 @@ def _notes(run: Run, screen: Screen, config: FinetuneConfig) -> list[str]:
                 f"\"{config.condition} == '{config.control}'\"), or say --allow-seen."
             )
         notes.append(f"LEAK: {text}")
+    combined = sorted({unit.name for unit in screen.units if len(unit.parts) > 1})
+    if combined:
+        notes.append(f"read as combinations: {', '.join(combined[:5])}{', ...' if len(combined) > 5 else ''}")
     if config.permute:
         notes.append("control: perturbation labels were exchanged between treated cells; nothing is left to learn")
     unknown = [p for p, t in zip(screen.perturbations, screen.target_genes, strict=True) if t is None]

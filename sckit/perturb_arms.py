@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from sckit.errors import DataError
-from sckit.model import Model
+from sckit.model import Model, without_warm_start
 from sckit.perturb_config import FinetuneConfig
 from sckit.perturb_data import Screen, cell_names
 from sckit.perturb_model import Responder, TokenTable
@@ -33,7 +33,8 @@ class Arms:
         """
         run = open_run(self.shuffled if name == "shuffled" and self.shuffled else self.run)
         trained = name in ("pretrained", "frozen", "shuffled")
-        start = run.model() if trained else Model(run.config.model, run.forms, seed=seed)
+        forms = run.forms if run.config.warm_start else without_warm_start(run.forms)
+        start = run.model() if trained else Model(run.config.model, forms, seed=seed)
         start.engine = engine
         factors = config.task == "partial"
         return Responder(start, self.table, factors=factors, seed=seed, transferred=name != "scratch", noise=noise)

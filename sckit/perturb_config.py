@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from sckit.errors import ConfigError
 
 ARMS = ("pretrained", "scratch", "frozen", "shuffled", "start")
-"""Starting points of fine-tuning; "start" is the run's own closed-form start, never trained."""
+"""Starting points of fine-tuning; "start" is the run's own closed-form start, before any masked training."""
 
 
 @dataclass(frozen=True)

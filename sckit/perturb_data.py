@@ -165,7 +165,7 @@ class _Labels:
         bad = treated & ~(np.isfinite(dose) & (dose >= 0))
         if bad.any():
             raise DataError(
-                f"the dose of treated cells must be a number from 0 up, got {text[bad][0]!r} in --dose "
+                f"the dose of treated cells must be a number from 0 up, got {str(text[bad][0])!r} in --dose "
                 f"{self.config.dose} for {int(bad.sum())} cells; mend the column or leave them out with --exclude."
             )
         return dose
@@ -180,7 +180,7 @@ class _Labels:
             keys.setdefault(key, []).append(int(cell))
         merged: dict[tuple, list[int]] = {}
         for (label, context, amount), cells in keys.items():
-            parts = tuple(sorted({p.strip() for p in label.split("+")} - {self.config.control, "ctrl", ""}))
+            parts = tuple(sorted(set(_parts(label)) - {self.config.control, "ctrl"}))
             merged.setdefault((parts or (label,), context, amount), []).extend(cells)
         controls = np.bincount(self.context[self.control], minlength=len(self.contexts))
         units, few = [], 0
@@ -214,6 +214,12 @@ class _Labels:
             | {"control": k[0] == self.config.control}
             for k in order
         ]
+
+
+def _parts(label: str) -> list[str]:
+    """The perturbations that a label combines by "+"; a label such as CD4+ or (+)-JQ1 is one."""
+    parts = [part.strip() for part in label.split("+")]
+    return parts if all(any(c.isalnum() for c in part) for part in parts) else [label]
 
 
 def _check_labels(labels: np.ndarray, config: FinetuneConfig) -> None:

@@ -15,7 +15,7 @@ from sckit.kernels.counts_reference import mix
 from sckit.perturb_arms import Arms
 from sckit.perturb_config import FinetuneConfig
 from sckit.perturb_data import Screen, log_values
-from sckit.perturb_lesson import Lesson, Panel, fixed_panel, panels
+from sckit.perturb_lesson import Lesson, Panel, balanced_mean, fixed_panel, panels
 from sckit.perturb_metrics import Truth, discrimination, score
 from sckit.perturb_partial import Revealed, partial_baselines
 from sckit.perturb_split import group_moments, halve, make_fold, profiles, training_share
@@ -87,7 +87,7 @@ class FoldRun:
             np.where(rows < arms.table.n_genes, rows, -1),
             _components(values[np.flatnonzero(halving.inputs)]),
         )
-        mean = closed.mean_of_training(self.fold)[0]
+        mean = balanced_mean({int(u): self.fold.delta[u] for u in train}, screen)
         panel = fixed_panel(screen, config)
         self.lesson = Lesson(screen, config, values, truth, halving, self.profiles, arms.table, trainable, mean, panel)
         self.trained: list[dict[str, Any]] = []  # of each arm: which step was best, errors on the validation units
@@ -163,8 +163,16 @@ class FoldRun:
             target, number = self.lesson.truth[cells].toarray(), np.ones(len(cells))
         error = np.sqrt(means.variances[half][units] / number[:, None] + means.reference_error[units])
         mean = np.tile(self.lesson.mean, (len(units), 1))
-        against_perturbed = target - means.inputs[units] - mean
-        return Truth(target - means.reference[units], against_perturbed, mean, error, everyone, units)
+        against_control = target - means.reference[units]
+        # By the reference half on both sides: in several contexts the input half would be a part of it, and of what
+        # predictors know.
+        return Truth(against_control, against_control - self._reference_mean, mean, error, everyone, units)
+
+    @cached_property
+    def _reference_mean(self) -> np.ndarray:
+        """Mean delta [G] of the training perturbations against the reference half: of the truth, not of predictors."""
+        delta = self.profiles.treated - self.profiles.reference
+        return balanced_mean({int(u): delta[u] for u in self.fold.train}, self.screen)
 
     def _closed_forms(self, question: _Question, additive: np.ndarray) -> dict[str, np.ndarray]:
         """The partial baselines of a question, panel by panel; NaN for genes that no panel predicts."""

@@ -1,7 +1,7 @@
 """What a network may learn from in one fold, as examples; and the examples that its predictions are made from."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -90,21 +90,27 @@ class Lesson:
         names = sorted({self.screen.units[u].parts for u in self.trainable})
         return [[u for u in self.trainable if self.screen.units[u].parts == name] for name in names]
 
-    def draw(self, generator: np.random.Generator, among: Sequence[int] | None = None) -> Example:
-        """A random training example; every perturbation is as likely as every other. among: training units."""
-        groups = self._by_perturbation
-        if among is not None:
-            groups = [kept for group in groups if (kept := [u for u in group if u in among])]
-        group = groups[generator.integers(len(groups))]
+    def only(self, units: Sequence[int]) -> "Lesson":
+        """The lesson of some of the training units: what is spared has no part in the mean or the scale either."""
+        deltas = {u: self.profiles.treated[u] - self.profiles.inputs[u] for u in units}
+        return replace(self, trainable={u: self.trainable[u] for u in units}, mean=balanced_mean(deltas, self.screen))
+
+    def draw(self, generator: np.random.Generator) -> Example:
+        """A random training example; every perturbation is as likely as every other."""
+        group = self._by_perturbation[generator.integers(len(self._by_perturbation))]
         u = group[generator.integers(len(group))]
+        return self.example(u, self.trainable[u], generator)
+
+    def example(self, u: int, cells: np.ndarray, generator: np.random.Generator) -> Example:
+        """A random example of unit u and its treated cells."""
         if self.config.task == "response":
             return self._response(u, generator)
         panel = self._random_panel(generator)
         if self.config.level == "cell":
-            cell = int(generator.choice(self.trainable[u]))
+            cell = int(generator.choice(cells))
             target = (self.truth[[cell]].toarray()[0] - self.profiles.inputs[u] - self.mean) / self.scale
             return self.shown_cell(cell, panel, target)
-        mixed = generator.permutation(self.trainable[u])
+        mixed = generator.permutation(cells)
         visible, rest = (self.values[half].mean(0) for half in (mixed[::2], mixed[1::2]))
         target = (rest - self.profiles.inputs[u] - self.mean) / self.scale
         return self.shown_profile(visible, u, panel, target)
@@ -166,6 +172,14 @@ class Lesson:
     def _entries(self, cell: int) -> tuple[np.ndarray, np.ndarray]:
         span = slice(self.values.indptr[cell], self.values.indptr[cell + 1])
         return self.values.indices[span].astype(np.int64), self.values.data[span]
+
+
+def balanced_mean(deltas: dict[int, np.ndarray], screen: Screen) -> np.ndarray:
+    """Mean [G] over perturbations of the mean delta of each one's units; deltas: [G] by unit."""
+    groups: dict[tuple[int, ...], list[np.ndarray]] = {}
+    for u in sorted(deltas):
+        groups.setdefault(screen.units[u].parts, []).append(deltas[u])
+    return np.mean([np.mean(group, 0) for group in groups.values()], 0)
 
 
 def panels(n_genes: int, share: float, fixed: np.ndarray | None, generator: np.random.Generator) -> list[Panel]:

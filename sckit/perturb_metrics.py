@@ -56,7 +56,9 @@ def score(predicted: np.ndarray, truth: Truth, genes: np.ndarray | None = None) 
     predicted: effects against control(input) [m, G]; genes: which are scored, bool [G] or [m, G] (for instance the
     hidden ones, or all but the gene that was perturbed). Finite always, but for a discrimination without rivals.
 
-    delta_r_perturbed: Pearson correlation over genes of (predicted - mean) with `truth.perturbed`.
+    delta_r_perturbed: partial correlation over genes of the prediction with `truth.perturbed`, given the mean: what is
+    a multiple of the mean, no change included, scores 0. Without taking its direction out, a prediction that only
+    shrinks the mean, by however little, would score as well as no change at all.
     delta_r: the same of predicted with `truth.control`; cell-eval's pearson_delta. A correlation without variance on
     one side is 0 (a predictor that says the same of every gene knows nothing).
     weighted_r2, discrimination, slope, de_overlap: see the functions of these names.
@@ -158,7 +160,7 @@ def _row_metrics(predicted: np.ndarray, truth: Truth, rows: slice, scored: np.nd
     t, predicted_t = (np.divide(x, se, out=np.zeros_like(x), where=known) for x in (control, predicted))
     of_mean = (mean**2).sum(1)
     return {
-        "delta_r_perturbed": _pearson(predicted - mean, perturbed, scored, of_mean),
+        "delta_r_perturbed": _pearson(*_without(mean, (predicted, perturbed), scored), scored, of_mean),
         "delta_r": _pearson(predicted, control, scored, np.zeros(len(control))),
         "weighted_r2": weighted_r2(predicted - mean, perturbed, t**2),
         "slope": slope(predicted, control),
@@ -178,6 +180,20 @@ def _pearson(a: np.ndarray, b: np.ndarray, scored: np.ndarray, size: np.ndarray)
     varies = (squares[0] > _ROUNDING * sizes[0]) & (squares[1] > _ROUNDING * sizes[1])
     product = np.sqrt(squares[0]) * np.sqrt(squares[1])
     return np.clip(np.divide((a * b).sum(1), product, out=np.zeros(len(a)), where=varies & (product > 0)), -1, 1)
+
+
+def _without(
+    direction: np.ndarray, rows: tuple[np.ndarray, np.ndarray], scored: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both rows [b, G], centred over the scored genes, less their projections on the centred direction [b, G]."""
+    count = scored.sum(1, keepdims=True)
+    along, *parts = (np.where(scored, x - x.sum(1, keepdims=True) / count, 0.0) for x in (direction, *rows))
+    size = (along**2).sum(1, keepdims=True)
+    one, other = (
+        x - along * np.divide((x * along).sum(1, keepdims=True), size, out=np.zeros_like(size), where=size > 0)
+        for x in parts
+    )
+    return one, other
 
 
 def _distances(predicted: np.ndarray, candidates: np.ndarray, genes: np.ndarray) -> np.ndarray:

@@ -63,17 +63,18 @@ def summarise(
     values = screen.values
     repeat_r, chance = repeat_correlation(screen, values, config.seed), chance_level(screen, values, config.seed)
     repeats = repeat_r > chance
-    tables = _Tables(screen, config, list(scores))
+    tables = _Tables(screen, config, split, list(scores))
     subsets = {"all": np.ones(len(repeats), bool)}
     if 0 < repeats.sum() < len(repeats):
         subsets["repeating"] = repeats
     rows, pairs, gaps = [], [], []
     ceilings: list[dict[str, Any]] = []
+    replicates = replicate_scores(screen, values)
     for subset, chosen in subsets.items():
         label = {"subset": subset}
         rows += [row | label for row in tables.rows(chosen)]
         pairs += [row | label for row in tables.paired(chosen)]
-        own: list[dict[str, Any]] = [row | label for row in tables.ceilings(chosen, replicate_scores(screen, values))]
+        own: list[dict[str, Any]] = [row | label for row in tables.ceilings(chosen, replicates)]
         ceilings += own
         of_halves: dict[str, float | None] = {row["metric"]: row["mean"] for row in own if row["kind"] != "replicates"}
         gaps += [row | label for row in tables.gaps(chosen, of_halves)]
@@ -103,13 +104,12 @@ def summarise(
 class _Tables:
     """Scores as samples by predictor and place."""
 
-    def __init__(self, screen: Screen, config: FinetuneConfig, scores: list[Score]) -> None:
+    def __init__(self, screen: Screen, config: FinetuneConfig, split: str, scores: list[Score]) -> None:
         self.config = config
         self.largest = max(config.train_shares)
-        parts = [unit.parts for unit in screen.units]
-        one = len(set(parts)) == 1
-        # With one perturbation the contexts are what there is to resample.
-        labels = [(unit.context,) if one else unit.parts for unit in screen.units]
+        # What is resampled is what is held out: of two donors with five cell types each there are two, not ten.
+        by_context = split == "context"
+        labels = [screen.unseen_of_context[u.context] if by_context else str(u.parts) for u in screen.units]
         number = {label: i for i, label in enumerate(sorted(set(labels)))}
         self.cluster = np.array([number[label] for label in labels])
         found: dict[tuple[str, Where], list[Score]] = {}

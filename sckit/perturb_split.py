@@ -122,12 +122,12 @@ def training_share(
 ) -> tuple[np.ndarray, dict[int, np.ndarray]]:
     """The training units at a share of the training data, and the treated cells of each that may be used.
 
-    Shares are nested for one generator state. A share of the training perturbations is taken, two at least; where the
-    split is another one and there are fewer than ten, every unit keeps a share of its cells, two at least.
+    Shares are nested for one generator state. Where perturbations are held out a share of the training ones is taken,
+    two at least; else every unit keeps a share of its cells, two at least, so that what is unseen stays the same.
     """
     names = sorted({screen.units[u].parts for u in fold.train})
     order = generator.permutation(len(names))
-    if split == "perturbation" or len(names) >= 2 * _ENOUGH:
+    if split == "perturbation":
         kept = {names[i] for i in order[: max(2, round(share * len(names)))]}
         units = np.array([u for u in fold.train if screen.units[u].parts in kept])
         return units, {int(u): screen.units[u].cells for u in units}

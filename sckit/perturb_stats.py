@@ -129,7 +129,7 @@ def widening(count: int) -> float:
 
 
 def seed_variance(sample: Sample) -> float:
-    """Variance of the effect that a seed has on all clusters alike, at least 0; 0 when seeds share no cluster.
+    """Variance of the effect that a seed has on all clusters alike, at least 0.
 
     Analysis of variance of the means by cluster and seed, value = cluster + seed + noise, fitted by least squares
     whichever of them are missing: the squares of the fitted seed effects, less what noise gives them. NaN drop out.
@@ -147,10 +147,32 @@ def seed_variance(sample: Sample) -> float:
     inverse, rank = np.linalg.pinv(normal, rcond=1e-9, hermitian=True), np.linalg.matrix_rank(normal, hermitian=True)
     effect = inverse @ table.sum(0)
     freedom = there.sum() - rows - rank
-    if rank < 1 or freedom < 1:
+    if rank < 1:
+        return _nested_variance(value, cluster, seed)
+    if freedom < 1:
         return 0.0
     noise = ((table - np.where(there, effect - (share @ effect)[:, None], 0.0)) ** 2).sum() / freedom
     return max(0.0, float((effect @ effect - noise * np.trace(inverse)) / rank))
+
+
+def _nested_variance(value: np.ndarray, cluster: np.ndarray, seed: np.ndarray) -> float:
+    """The same where each cluster has one seed: one-way analysis of variance of cluster means between and within seeds.
+
+    Seeds that test different perturbations differ by those too; what is beyond that is the seed's own.
+    """
+    number, count = _numbered(cluster)
+    means = np.bincount(number, value) / np.bincount(number)
+    of_seed = np.zeros(count, np.int64)
+    column, seeds = _numbered(seed)
+    of_seed[number] = column
+    sizes = np.bincount(of_seed, minlength=seeds)
+    if seeds < 2 or count <= seeds:
+        return 0.0
+    centres = np.bincount(of_seed, means, minlength=seeds) / sizes
+    within = ((means - centres[of_seed]) ** 2).sum() / (count - seeds)
+    between = (sizes * (centres - means.mean()) ** 2).sum() / (seeds - 1)
+    typical = (count - (sizes**2).sum() / count) / (seeds - 1)
+    return max(0.0, float((between - within) / typical))
 
 
 def _kept(sample: Sample) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

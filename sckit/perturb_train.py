@@ -16,7 +16,6 @@ from sckit.perturb_model import Responder
 _WARMUP = 0.1
 _CLIP = 1.0
 _WEIGHT_DECAY = 0.01
-_ROW_SHARE = 1.0
 _CHECKS = 5  # looks at the validation units over the budget
 _VALIDATION_EXAMPLES = 12  # a validation unit
 _ENOUGH = 5  # training groups, for some of them to be spared for validation
@@ -27,6 +26,7 @@ class Fitted:
     """A trained arm and how it went."""
 
     model: Responder
+    lesson: Lesson  # of the units that it learned from, in whose units it speaks
     best_step: int  # whose weights these are
     validation: list[float]  # mean squared error on the validation units at each check, 1 is the mean baseline's size
 
@@ -41,22 +41,22 @@ def fit(model: Responder, lesson: Lesson, compute: Compute, *, frozen: bool, see
     model.to(compute.device)
     optimiser = _optimiser(model, config.lr, frozen=frozen)
     learners, spared = _spare(lesson, np.random.default_rng((*seed, 1)))
-    generator = np.random.default_rng((*seed, 2))
-    among = None if not spared else learners
-    checks = _validation(lesson, spared, np.random.default_rng((*seed, 3)))
+    generator, chooser = (np.random.default_rng((*seed, i)) for i in (2, 3))
+    own = lesson.only(learners) if spared else lesson
+    checks = [own.example(u, lesson.trainable[u], chooser) for u in spared for _ in range(_VALIDATION_EXAMPLES)]
     best_step, best, kept, errors = 0, np.inf, None, []
     for step in range(config.steps + 1):
         if checks and step % max(1, config.steps // _CHECKS) == 0:
-            errors.append(_error(model, checks, lesson, compute))
+            errors.append(_error(model, checks, own, compute))
             if errors[-1] < best:
                 best_step, best = step, errors[-1]
                 kept = {name: value.detach().clone() for name, value in model.state_dict().items()}
         if step == config.steps:
             break
         for group in optimiser.param_groups:
-            group["lr"] = group["share"] * config.lr * schedule(step / config.steps, _WARMUP)
+            group["lr"] = config.lr * schedule(step / config.steps, _WARMUP)
         with compute.cast():
-            loss = model.loss(pack(_draw(lesson, generator, among), lesson.guess, compute.device))
+            loss = model.loss(pack(_draw(own, generator), own.guess, compute.device))
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
         if not torch.isfinite(norm):
@@ -64,9 +64,9 @@ def fit(model: Responder, lesson: Lesson, compute: Compute, *, frozen: bool, see
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
     if kept is None:
-        return Fitted(model, config.steps, errors)
+        return Fitted(model, own, config.steps, errors)
     model.load_state_dict(kept)
-    return Fitted(model, best_step, errors)
+    return Fitted(model, own, best_step, errors)
 
 
 def predict_response(fitted: Fitted, lesson: Lesson, units: Sequence[int], compute: Compute, seed: tuple) -> np.ndarray:
@@ -77,9 +77,9 @@ def predict_response(fitted: Fitted, lesson: Lesson, units: Sequence[int], compu
     found = []
     for u in units:
         cells = lesson.control_cells(u, count, generator)
-        flat = _predict(fitted.model, [lesson.control_cell(c, u, queries) for c in cells], lesson, compute)
+        flat = _predict(fitted.model, [lesson.control_cell(c, u, queries) for c in cells], fitted.lesson, compute)
         found.append(flat.reshape(count, -1).mean(0))
-    return lesson.mean + lesson.scale * np.array(found)
+    return lesson.mean + fitted.lesson.scale * np.array(found)
 
 
 def predict_profiles(
@@ -88,9 +88,9 @@ def predict_profiles(
     """Predicted deltas [N, G] from visible profiles [N, G] of the units [N]; NaN for genes that no panel predicts."""
     found = np.full(visible.shape, np.nan)
     for panel in panels:
-        examples = [lesson.shown_profile(row, u, panel) for row, u in zip(visible, units, strict=True)]
-        found[:, panel.scored] = _predict(fitted.model, examples, lesson, compute).reshape(len(visible), -1)
-    return lesson.mean + lesson.scale * found
+        examples = [fitted.lesson.shown_profile(row, u, panel) for row, u in zip(visible, units, strict=True)]
+        found[:, panel.scored] = _predict(fitted.model, examples, fitted.lesson, compute).reshape(len(visible), -1)
+    return lesson.mean + fitted.lesson.scale * found
 
 
 def predict_cells(
@@ -100,15 +100,15 @@ def predict_cells(
     found = np.full((len(cells), lesson.table.n_genes), np.nan)
     for panel in panels:
         examples = [lesson.shown_cell(int(cell), panel) for cell in cells]
-        found[:, panel.scored] = _predict(fitted.model, examples, lesson, compute).reshape(len(cells), -1)
-    return lesson.mean + lesson.scale * found
+        found[:, panel.scored] = _predict(fitted.model, examples, fitted.lesson, compute).reshape(len(cells), -1)
+    return lesson.mean + fitted.lesson.scale * found
 
 
-def _draw(lesson: Lesson, generator: np.random.Generator, among: Sequence[int] | None) -> list[Example]:
+def _draw(lesson: Lesson, generator: np.random.Generator) -> list[Example]:
     """Examples up to the batch's tokens, one at least."""
     examples, tokens = [], 0
     while tokens < lesson.config.batch_tokens:
-        examples.append(lesson.draw(generator, among))
+        examples.append(lesson.draw(generator))
         tokens += _length(examples[-1])
     return examples
 
@@ -150,24 +150,18 @@ def _spare(lesson: Lesson, generator: np.random.Generator) -> tuple[list[int], l
     return [u for u in groups if groups[u] not in spared], [u for u in groups if groups[u] in spared]
 
 
-def _validation(lesson: Lesson, spared: list[int], generator: np.random.Generator) -> list[Example]:
-    return [lesson.draw(generator, [u]) for u in spared for _ in range(_VALIDATION_EXAMPLES)]
-
-
 def _error(model: Responder, examples: list[Example], lesson: Lesson, compute: Compute) -> float:
     truth = np.concatenate([example.truth for example in examples if example.truth is not None])
     return float(np.mean((_predict(model, examples, lesson, compute) - truth) ** 2))
 
 
 def _optimiser(model: Responder, lr: float, *, frozen: bool) -> torch.optim.AdamW:
-    """AdamW; gene vectors and loadings learn slower, and of a frozen arm only what is new learns."""
-    new = model.new_parameters()
-    rows = {"table.weight", "loadings"}
-    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    """AdamW, decay on matrices that are no gene tables; of a frozen arm only what is new learns."""
+    new, tables = model.new_parameters(), {"table.weight", "loadings"}
+    decayed, others = [], []
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in new or not frozen)
         if parameter.requires_grad:
-            decay = _WEIGHT_DECAY if parameter.ndim > 1 and name not in rows else 0.0
-            groups.setdefault((_ROW_SHARE if name in rows else 1.0, decay), []).append(parameter)
-    settings = [{"params": p, "share": share, "weight_decay": decay} for (share, decay), p in groups.items()]
-    return torch.optim.AdamW(settings, lr=lr, betas=(0.9, 0.98))
+            (decayed if parameter.ndim > 1 and name not in tables else others).append(parameter)
+    groups = [{"params": decayed, "weight_decay": _WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))

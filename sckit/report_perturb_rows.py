@@ -69,9 +69,9 @@ def shown_share(result: "Finetuned") -> Any:
 
 
 def resampled(result: "Finetuned") -> str:
-    """What a mean is over: perturbations, or contexts where there is one perturbation only."""
-    treated = {row["condition"] for row in result.cells if row["repeats"] is not None}
-    return "contexts" if len(treated) == 1 else "perturbations"
+    """What a mean is over: what is held out as a whole, perturbations or values of the columns of the context."""
+    kind, _, columns = result.split.partition(" (")
+    return f"values of {columns.rstrip(')')}" if kind == "unseen context" else "perturbations"
 
 
 def full_share(result: "Finetuned") -> float:

@@ -43,9 +43,13 @@ class Run:
     @property
     def store(self) -> Store:
         """The store that the run was trained on; DataError when it has moved or changed."""
-        where = json.loads((self.path / "data.json").read_text())
-        store = open_store(self.path / where["store"] if where["inside"] else Path(where["store"]))
-        if _fingerprint(store) != where["manifest_sha256"]:
+        try:
+            where = json.loads((self.path / "data.json").read_text())
+            path, fingerprint = Path(where["store"]), where["manifest_sha256"]
+            store = open_store(self.path / path if where["inside"] else path)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{self.path / 'data.json'} is damaged ({error!r}); train again.") from error
+        if _fingerprint(store) != fingerprint:
             raise DataError(
                 f"the store {store.path} is not the one {self.path} was trained on; restore it or train again."
             )
