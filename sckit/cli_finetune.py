@@ -152,14 +152,16 @@ def finetune(
 
         cell = "-cell" if settings.level == "cell" else ""
         folder = out or find_run(run, runs) / f"finetune-{settings.task}{cell}"
-        if folder.exists() and not folder.is_dir():
-            raise ConfigError(f"--out {folder} is a file; name a folder.")
+        try:  # before the work
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "config.toml").write_text(to_toml(settings))
+        except OSError as error:
+            raise ConfigError(f"--out {folder} is no folder to write in ({error.strerror}); name another.") from error
         console = Console(width=None if sys.stdout.isatty() else 120)
         with Bar() as bar:
             listen = bar.finetuning(lambda rows: print_cells(rows, console))
             result = compare_arms(run, data, settings, runs=runs, listen=listen)
         paths = save_finetuned(result, folder)
-        (folder / "config.toml").write_text(to_toml(settings))
         for path in [*paths, folder / "config.toml"]:
             say(f"wrote {path}")
         print_finetuned(result, console)

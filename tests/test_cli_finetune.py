@@ -73,8 +73,9 @@ def test_every_option_reaches_the_config(heard, place):
         "exclude": "unassigned, multiplet", "context": "cell_type,donor", "unseen": "donor", "replicate": "lane",
         "dose": "um", "target_map": "same", "genes": "50", "min_cells": "6", "task": "partial", "level": "cell",
         "split": "context", "folds": "3", "train_shares": "0.5,1", "revealed": "0,0.5", "panel": "p.txt",
-        "arms": "pretrained,scratch", "seeds": "2", "margin": "0.1", "bootstraps": "20", "steps": "7", "lr": "0.02", "spare": "0",
-        "batch_tokens": "99", "context_cells": "3", "workers": "1", "engine": "numba", "device": "cpu", "seed": "4",
+        "arms": "pretrained,scratch", "seeds": "2", "margin": "0.1", "bootstraps": "20", "steps": "7", "lr": "0.02",
+        "spare": "0", "batch_tokens": "99", "context_cells": "3", "workers": "1", "engine": "numba", "device": "cpu",
+        "seed": "4",
     }  # fmt: skip
     options = [part for name, value in given.items() for part in (flag(name), value)]
     result = invoke(*place, *NEEDED, *options, "--permute", "--allow-seen")
@@ -154,7 +155,7 @@ def test_bad_usage_is_one_sentence_and_exit_2(arguments, words, heard, place):
 def test_a_missing_run_and_an_impossible_folder_are_refused_before_any_training(heard, place, tmp_path):
     assert "nothing is not a run" in error_of(invoke("nothing", *place[1:], *NEEDED))
     (tmp_path / "file").write_text("")
-    assert "is a file; name a folder" in error_of(invoke(*place, *NEEDED, "--out", tmp_path / "file"))
+    assert "is no folder to write in" in error_of(invoke(*place, *NEEDED, "--out", tmp_path / "file"))
     assert invoke(*place).exit_code == 2  # without --data
     assert heard == []
 

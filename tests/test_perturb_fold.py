@@ -209,6 +209,10 @@ def test_the_truth_is_the_target_half_against_the_reference_and_against_the_mean
     fold = fold_run(screen)
     dense, halving = dense_values(screen), fold.lesson.halving
     assert [question.revealed for question in fold.questions] == [None, None]
+    reference_deltas = []
+    for u in fold.fold.train:
+        context = halving.reference & (screen.stratum == screen.units[u].context)
+        reference_deltas.append(dense[screen.units[u].cells].mean(0) - dense[context].mean(0))
     for target, question in enumerate(fold.questions):
         for row, u in enumerate(fold.fold.test):
             context = screen.stratum == screen.units[u].context
@@ -217,7 +221,8 @@ def test_the_truth_is_the_target_half_against_the_reference_and_against_the_mean
             profile, visible = halves[target].mean(0), halves[1 - target].mean(0)
             truth = question.truth
             np.testing.assert_allclose(truth.control[row], profile - reference.mean(0), atol=1e-12)
-            np.testing.assert_allclose(truth.perturbed[row], profile - inputs.mean(0) - fold.lesson.mean, atol=1e-12)
+            rest = profile - reference.mean(0) - np.mean(reference_deltas, 0)
+            np.testing.assert_allclose(truth.perturbed[row], rest, atol=1e-12)
             np.testing.assert_allclose(truth.candidates[u], truth.control[row], atol=1e-12)
             np.testing.assert_allclose(question.ceiling[row], visible - inputs.mean(0), atol=1e-12)
             parts = (own.var(0, ddof=1) / len(own) for own in (halves[target], reference))

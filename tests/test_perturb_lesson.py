@@ -62,8 +62,17 @@ def test_every_perturbation_is_drawn_as_often_as_every_other(rng):
     assert len(rows) == len(trained) == 3
     # 900 draws of a third each have a standard deviation of 14.
     assert all(abs(count - 300) < 70 for count in rows.values())
-    only = lesson.draw(rng, [next(iter(lesson.trainable))])
-    assert only.perturbations == lesson.control_cell(0, next(iter(lesson.trainable)), np.arange(2)).perturbations
+
+
+def test_a_lesson_of_some_units_knows_the_mean_and_the_scale_of_those_alone(rng):
+    lesson = lesson_of(small_screen(rng, conditions=("A", "B", "C", "D"), cells=4, controls=6, genes=5), folds=4)
+    kept = sorted(lesson.trainable)[:2]
+    own = lesson.only(kept)
+    assert sorted(own.trainable) == kept
+    deltas = lesson.profiles.treated[kept] - lesson.profiles.inputs[kept]
+    np.testing.assert_allclose(own.mean, deltas.mean(0), atol=1e-12)
+    assert own.scale == pytest.approx(np.sqrt(np.mean((deltas - deltas.mean(0)) ** 2)))
+    assert own.scale != lesson.scale
 
 
 def test_a_response_example_is_an_input_control_and_the_effect_of_the_perturbation(rng):

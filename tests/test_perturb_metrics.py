@@ -30,6 +30,12 @@ def truth(rng):
     return make_truth(rng)
 
 
+def residual(y, x):
+    """What a regression of y on x with an intercept leaves."""
+    design = np.column_stack([np.ones_like(x), x])
+    return y - design @ np.linalg.lstsq(design, y, rcond=None)[0]
+
+
 def by_hand(p, truth, i, genes):
     """The metrics of unit i, in words of numpy."""
     t, u, mu, se = (x[i, genes] for x in (truth.control, truth.perturbed, truth.mean, truth.se))
@@ -42,7 +48,7 @@ def by_hand(p, truth, i, genes):
     top = min(50, max(5, genes.sum() // 10))
     best = [set(np.argsort(-key, kind="stable")[:top]) for key in (rank_t, rank_p)]
     return {
-        "delta_r_perturbed": np.corrcoef(q - mu, u)[0, 1],
+        "delta_r_perturbed": np.corrcoef(residual(q, mu), residual(u, mu))[0, 1],
         "delta_r": np.corrcoef(q, t)[0, 1],
         "weighted_r2": max(-1, 1 - np.average((u + mu - q) ** 2, weights=weight) / np.average(u**2, weights=weight)),
         "discrimination": np.mean([d > distance[truth.own[i]] for k, d in enumerate(distance) if k != truth.own[i]]),
@@ -93,6 +99,11 @@ def test_the_mean_is_the_zero_of_the_headline_and_of_r2_whatever_the_rounding(tr
     found = score(mean, truth)
     assert (found["delta_r_perturbed"] == 0).all()
     assert found["weighted_r2"] == pytest.approx(np.zeros(UNITS), abs=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99, 2.0])
+def test_a_multiple_of_the_mean_says_nothing_particular(truth, share):
+    assert (score(share * truth.mean, truth)["delta_r_perturbed"] == 0).all()
 
 
 def test_a_prediction_that_is_the_same_for_every_gene_correlates_with_nothing(truth):

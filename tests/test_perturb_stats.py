@@ -180,8 +180,29 @@ def test_seed_variance_is_the_textbook_one_in_a_full_table(rng):
     assert seed_variance(crossed(table)) == pytest.approx((between - within) / 8)
 
 
-def test_seeds_without_a_cluster_in_common_have_no_known_variance(rng):
-    assert seed_variance(Sample(rng.normal(size=10), np.arange(10), np.arange(10) % 5)) == 0
+def of_folds(rng, clusters, seeds, spread):
+    """Each cluster with the one seed that tests it; seeds differ by `spread`, clusters by 1."""
+    seed = np.arange(clusters) % seeds
+    return Sample(rng.normal(size=clusters) + spread * rng.normal(size=seeds)[seed], np.arange(clusters), seed)
+
+
+def test_seed_variance_of_folds_is_the_textbook_one(rng):
+    sample = of_folds(rng, 25, 5, 3.0)
+    table = sample.value.reshape(5, 5)  # [cluster of the fold, fold]
+    between, within = 5 * table.mean(0).var(ddof=1), table.var(0, ddof=1).mean()
+    assert seed_variance(sample) == pytest.approx((between - within) / 5)
+
+
+def test_what_a_fold_shares_is_in_the_interval():
+    rng = np.random.default_rng(8)
+    hits = 0
+    for _ in range(300):
+        found = interval(of_folds(rng, 50, 5, 0.5), rng, draws=300)
+        hits += found.low <= 0 <= found.high
+    assert hits / 300 > 0.90  # 0.91; without the folds' own part 0.72
+
+
+def test_a_seed_alone_or_a_cluster_alone_has_no_known_variance(rng):
     assert seed_variance(crossed(rng.normal(size=(10, 1)))) == 0
     assert seed_variance(crossed(rng.normal(size=(1, 10)))) == 0
 

@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -60,12 +61,12 @@ def test_when_no_effect_repeats_the_only_block_says_so():
     assert rows_after(text, "all 25 perturbations")
 
 
-def test_with_one_perturbation_the_means_are_over_contexts():
-    result = made_up()
+def test_where_contexts_are_held_out_the_means_are_over_those():
+    result = replace(made_up(), split="unseen context (donor)")
     result.cells.extend(cell_rows(["control", "IFNB"], ["B cell", "T cell"], repeats=True))
     text = printed(print_finetuned, result)
-    assert "all 25 contexts, 13 of them" in text
-    assert "25 contexts, 5 seeds)" in text
+    assert "all 25 values of donor" in text
+    assert "25 values of donor, 5 seeds)" in text
     assert "25 perturbations" not in text
 
 
