@@ -35,7 +35,7 @@ _WIDE = 190
 _BETTER = {"helps": "better", "hurts": "worse"}
 _LEGEND = (
     "Δ: profile less that of the control cells. Δ r perturbed: correlation over genes with the truth, both less the "
-    "mean of the training perturbations, so that knowing what all perturbations share scores 0; Δ r: the same against "
+    "mean of the training perturbations and its direction, so that what all share scores 0; Δ r: the same against "
     "control; weighted R²: over genes weighted by their effect, 0 for that mean; discrim.: share of the other "
     "perturbations that are farther from the prediction than the right one (0.5 by chance); slope: size of the "
     "predicted effect (1 is right); DE overlap: of the top differential genes; gap closed: share of the way from the "
