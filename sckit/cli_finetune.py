@@ -158,9 +158,15 @@ def finetune(
         except OSError as error:
             raise ConfigError(f"--out {folder} is no folder to write in ({error.strerror}); name another.") from error
         console = Console(width=None if sys.stdout.isatty() else 120)
-        with Bar() as bar:
-            listen = bar.finetuning(lambda rows: print_cells(rows, console))
-            result = compare_arms(run, data, settings, runs=runs, listen=listen)
+        try:
+            with Bar() as bar:
+                listen = bar.finetuning(lambda rows: print_cells(rows, console))
+                result = compare_arms(run, data, settings, runs=runs, listen=listen)
+        except BaseException:
+            if [path.name for path in folder.iterdir()] == ["config.toml"]:  # nothing of an earlier comparison
+                (folder / "config.toml").unlink()
+                folder.rmdir()
+            raise
         paths = save_finetuned(result, folder)
         for path in [*paths, folder / "config.toml"]:
             say(f"wrote {path}")
