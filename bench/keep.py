@@ -52,8 +52,12 @@ def _finetuned(path: Path) -> dict[str, Any]:
     result["notes"] = [note.replace(facts["run"], names["run"]) for note in result["notes"]]
     for key in ("target_map", "panel"):
         facts["config"][key] = facts["config"][key] and Path(facts["config"][key]).name
+    # The CSV that the command writes has everything; kept are the scores, and the differences of the headline.
+    for part in (result, result["repeating"]):
+        part["paired"] = [row for row in part["paired"] if row["metric"] == result["headline"]]
+        part.pop("gap")
     result.pop("out", None)
-    return result
+    return json.loads(json.dumps(result), parse_float=lambda text: float(f"{float(text):.5g}"))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from sckit.perturb_linear import (
     PENALTIES,
     Ridge,
     balance,
+    balanced_mean,
     deal,
     first_best,
     leading,
@@ -77,8 +78,7 @@ def mean_of_training(fold: Fold) -> np.ndarray:
 
 
 def _mean(fold: Fold) -> np.ndarray:
-    weight = balance(fold.perturbation[fold.train])
-    return weight @ fold.delta[fold.train] / weight.sum()  # [G]
+    return balanced_mean(fold.delta[fold.train], fold.perturbation[fold.train])
 
 
 def additive(fold: Fold) -> np.ndarray:

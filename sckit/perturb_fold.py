@@ -1,7 +1,7 @@
 """One seed's fold at one share of the training data: the lesson, the truth, and the scores of everybody."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +15,7 @@ from sckit.kernels.counts_reference import mix
 from sckit.perturb_arms import Arms
 from sckit.perturb_config import FinetuneConfig
 from sckit.perturb_data import Screen, log_values
-from sckit.perturb_lesson import Lesson, Panel, balanced_mean, fixed_panel, panels
+from sckit.perturb_lesson import Lesson, Panel, fixed_panel, panels
 from sckit.perturb_metrics import Truth, discrimination, score
 from sckit.perturb_partial import Revealed, partial_baselines
 from sckit.perturb_split import group_moments, halve, make_fold, profiles, training_share
@@ -87,7 +87,7 @@ class FoldRun:
             np.where(rows < arms.table.n_genes, rows, -1),
             _components(values[np.flatnonzero(halving.inputs)]),
         )
-        mean = balanced_mean({int(u): self.fold.delta[u] for u in train}, screen)
+        mean = closed.mean_of_training(self.fold)[0]
         panel = fixed_panel(screen, config)
         self.lesson = Lesson(screen, config, values, truth, halving, self.profiles, arms.table, trainable, mean, panel)
         self.trained: list[dict[str, Any]] = []  # of each arm: which step was best, errors on the validation units
@@ -171,8 +171,7 @@ class FoldRun:
     @cached_property
     def _reference_mean(self) -> np.ndarray:
         """Mean delta [G] of the training perturbations against the reference half: of the truth, not of predictors."""
-        delta = self.profiles.treated - self.profiles.reference
-        return balanced_mean({int(u): delta[u] for u in self.fold.train}, self.screen)
+        return closed.mean_of_training(replace(self.fold, delta=self.profiles.treated - self.profiles.reference))[0]
 
     def _closed_forms(self, question: _Question, additive: np.ndarray) -> dict[str, np.ndarray]:
         """The partial baselines of a question, panel by panel; NaN for genes that no panel predicts."""

@@ -1,6 +1,5 @@
 """What a network may learn from in one fold, as examples; and the examples that its predictions are made from."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +11,7 @@ from sckit.errors import ConfigError, DataError
 from sckit.perturb_batch import Example
 from sckit.perturb_config import FinetuneConfig
 from sckit.perturb_data import Screen
+from sckit.perturb_linear import balanced_mean
 from sckit.perturb_model import TokenTable
 from sckit.perturb_split import Halving, Profiles, composition
 from sckit.run import gene_numbers
@@ -90,10 +90,11 @@ class Lesson:
         names = sorted({self.screen.units[u].parts for u in self.trainable})
         return [[u for u in self.trainable if self.screen.units[u].parts == name] for name in names]
 
-    def only(self, units: Sequence[int]) -> "Lesson":
+    def only(self, units: list[int]) -> "Lesson":
         """The lesson of some of the training units: what is spared has no part in the mean or the scale either."""
-        deltas = {u: self.profiles.treated[u] - self.profiles.inputs[u] for u in units}
-        return replace(self, trainable={u: self.trainable[u] for u in units}, mean=balanced_mean(deltas, self.screen))
+        deltas = self.profiles.treated[units] - self.profiles.inputs[units]
+        mean = balanced_mean(deltas, np.array([str(self.screen.units[u].parts) for u in units]))
+        return replace(self, trainable={u: self.trainable[u] for u in units}, mean=mean)
 
     def draw(self, generator: np.random.Generator) -> Example:
         """A random training example; every perturbation is as likely as every other."""
@@ -172,14 +173,6 @@ class Lesson:
     def _entries(self, cell: int) -> tuple[np.ndarray, np.ndarray]:
         span = slice(self.values.indptr[cell], self.values.indptr[cell + 1])
         return self.values.indices[span].astype(np.int64), self.values.data[span]
-
-
-def balanced_mean(deltas: dict[int, np.ndarray], screen: Screen) -> np.ndarray:
-    """Mean [G] over perturbations of the mean delta of each one's units; deltas: [G] by unit."""
-    groups: dict[tuple[int, ...], list[np.ndarray]] = {}
-    for u in sorted(deltas):
-        groups.setdefault(screen.units[u].parts, []).append(deltas[u])
-    return np.mean([np.mean(group, 0) for group in groups.values()], 0)
 
 
 def panels(n_genes: int, share: float, fixed: np.ndarray | None, generator: np.random.Generator) -> list[Panel]:

@@ -19,6 +19,12 @@ def balance(group: np.ndarray) -> np.ndarray:
     return 1 / counts[number]
 
 
+def balanced_mean(rows: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Mean [F] of rows [n, F] in which every group counts the same however many rows it has; group: [n]."""
+    weight = balance(group)
+    return weight @ rows / weight.sum()
+
+
 def deal(group: np.ndarray, most: int) -> np.ndarray:
     """The fold of each row, int [n]: one group a fold up to `most` groups, beyond that groups are dealt in turn."""
     return np.unique(group, return_inverse=True)[1] % most
