@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from sckit.bench_cases import CASES, PERCENTS, SHAPES
+from sckit.config.prepare import PrepareConfig
 from sckit.store import open_store, prepare
-from sckit.store_config import PrepareConfig
 
 
 def detected_genes(path: Path, genes: str) -> np.ndarray:

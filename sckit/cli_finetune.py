@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from sckit.cli_options import ConfigFile, Json, RunArgument, Runs, finish, say, user_errors
+from sckit.config.finetune import FinetuneConfig
 from sckit.errors import ConfigError
-from sckit.perturb_config import FinetuneConfig
 from sckit.progress import Bar
 
 _DATA, _TASK, _ARMS, _TRAINING, _RUNNING = "Data", "Task and split", "Arms and intervals", "Training", "Running"

@@ -11,10 +11,10 @@ from typing import Any, TypeAlias
 
 import torch
 
+from sckit.config.finetune import FinetuneConfig
 from sckit.device import choose_compute
 from sckit.errors import ConfigError, DataError
 from sckit.perturb_arms import Arms, make_arms, overlap, seen_in_pretraining
-from sckit.perturb_config import FinetuneConfig
 from sckit.perturb_data import Screen, read_screen
 from sckit.perturb_fold import FoldRun, Job, Score
 from sckit.perturb_lesson import fixed_panel

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from sckit.config.finetune import FinetuneConfig
 from sckit.errors import ConfigError, DataError
-from sckit.perturb_config import FinetuneConfig
 from sckit.run import gene_numbers
 from sckit.split import group_values
 from sckit.store import Store, open_or_prepare

@@ -9,11 +9,11 @@ import numpy as np
 import scipy.sparse as sp
 
 from sckit import perturb_baselines as closed
+from sckit.config.finetune import FinetuneConfig
 from sckit.device import Compute
 from sckit.kernels.counts_numba import split as split_counts
 from sckit.kernels.counts_reference import mix
 from sckit.perturb_arms import Arms
-from sckit.perturb_config import FinetuneConfig
 from sckit.perturb_data import Screen, log_values
 from sckit.perturb_lesson import Lesson, Panel, fixed_panel, panels
 from sckit.perturb_metrics import Truth, discrimination, score

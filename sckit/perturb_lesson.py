@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import scipy.sparse as sp
 
+from sckit.config.finetune import FinetuneConfig
 from sckit.errors import ConfigError, DataError
 from sckit.perturb_batch import Example
-from sckit.perturb_config import FinetuneConfig
 from sckit.perturb_data import Screen
 from sckit.perturb_linear import balanced_mean
 from sckit.perturb_model import TokenTable

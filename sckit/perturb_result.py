@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from sckit.config.finetune import ARMS, FinetuneConfig
 from sckit.metrics import without_nan
 from sckit.perturb_baselines import RESPONSE
-from sckit.perturb_config import ARMS, FinetuneConfig
 from sckit.perturb_data import Screen
 from sckit.perturb_fold import CEILING, Score
 from sckit.perturb_metrics import HEADLINE, METRICS

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 
+from sckit.config.finetune import FinetuneConfig
 from sckit.errors import DataError
-from sckit.perturb_config import FinetuneConfig
 from sckit.perturb_data import Screen
 
 _ENOUGH = 5  # perturbations for a split over them

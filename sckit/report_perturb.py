@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from sckit.perturb_config import ARMS
+from sckit.config.finetune import ARMS
 from sckit.report_perturb_cells import dead_line, print_cells
 from sckit.report_perturb_rows import (
     LABELS,

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sckit.perturb_config import ARMS
+from sckit.config.finetune import ARMS
 from sckit.report_perturb_rows import (
     LABELS,
     Row,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from sckit.perturb_config import ARMS
+from sckit.config.finetune import ARMS
 
 if TYPE_CHECKING:
     from sckit.perturb_result import Finetuned

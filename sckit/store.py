@@ -7,8 +7,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from sckit.config.prepare import PrepareConfig
 from sckit.errors import ConfigError, DataError, SckitError
-from sckit.store_config import PrepareConfig
 from sckit.store_files import MANIFEST
 from sckit.store_open import Store, describe, open_store, size_bytes
 from sckit.store_write import Preparation, Progress

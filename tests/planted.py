@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from sckit.config import PretrainConfig
-from sckit.perturb_config import FinetuneConfig
+from sckit.config.finetune import FinetuneConfig
 from sckit.perturb_data import Screen, read_screen
 from sckit.train import pretrain
 

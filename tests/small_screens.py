@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from sckit.config.finetune import FinetuneConfig
 from sckit.perturb_arms import Arms, token_table
-from sckit.perturb_config import FinetuneConfig
 from sckit.perturb_data import Screen, Unit
 from sckit.perturb_fold import FoldRun, Job
 

@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from sckit.cli import app
+from sckit.config.finetune import FinetuneConfig
 from sckit.errors import DataError
-from sckit.perturb_config import FinetuneConfig
 
 from .made_up_result import made_up
 

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from sckit.config.finetune import FinetuneConfig
 from sckit.errors import ConfigError, DataError
-from sckit.perturb_config import FinetuneConfig
 from sckit.perturb_data import read_screen
 from sckit.store import PrepareConfig, prepare
 

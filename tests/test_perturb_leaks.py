@@ -7,9 +7,9 @@ import pytest
 import scipy.sparse as sp
 
 from sckit import perturb_fold
+from sckit.config.finetune import FinetuneConfig
 from sckit.device import choose_compute
 from sckit.perturb_arms import Arms, make_arms, token_table
-from sckit.perturb_config import FinetuneConfig
 from sckit.perturb_data import read_screen
 from sckit.perturb_fold import CEILING, FoldRun, Job
 from sckit.perturb_metrics import HEADLINE, slope
