@@ -17,9 +17,9 @@ import torch
 
 from sckit import bench_counts_rivals as rivals
 from sckit.counts import GeneMoments
+from sckit.data.readers.source import CountsBlock
 from sckit.errors import SckitError
 from sckit.kernels import counts_numba, counts_reference
-from sckit.sources_block import CountsBlock
 
 Variants = dict[str, Callable[[], Any]]
 CELLS = (200, 2_000, 20_000)  # a batch of training, a block of `prepare`, ten of them

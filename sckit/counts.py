@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from sckit.data.readers.hdf5 import strings
+from sckit.data.readers.source import CountsBlock, Source
 from sckit.errors import ConfigError, DataError
-from sckit.sources_block import CountsBlock, Source
-from sckit.sources_files import strings
 
 KEPT = 0
 """Code of a cell that is kept; other codes number the reasons."""

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from sckit.data.readers.source import GeneTable, mostly_ensembl
 from sckit.errors import DataError
-from sckit.sources_block import GeneTable, mostly_ensembl
 
 _VERSION = re.compile(r"^(ENS[A-Z]*G\d+)\.\d+")
 

@@ -17,10 +17,10 @@ import pandas as pd
 from sckit import __version__
 from sckit.config.prepare import PrepareConfig
 from sckit.counts import KEPT, GeneMoments, QualityRules, drop_counts, highly_variable, judge_obs, unite_obs
+from sckit.data.readers.open import open_sample, open_source
+from sckit.data.readers.source import CELLS_PER_BLOCK
 from sckit.errors import DataError
 from sckit.genes import Vocabulary, join_genes, read_gene_list, vocabulary_hash
-from sckit.sources import open_sample, open_source
-from sckit.sources_block import CELLS_PER_BLOCK
 from sckit.store_cells import CellStream, Place
 from sckit.store_files import FORMAT, MANIFEST, VERSION, flush, write_json, write_table
 from sckit.store_shard import WORK, FinishedShard, OpenShard, finished_shards

@@ -18,8 +18,8 @@ from sckit.counts import (
     obs_matches,
     unite_obs,
 )
+from sckit.data.readers.open import CountsBlock, GeneTable, open_source
 from sckit.errors import ConfigError, DataError
-from sckit.sources import CountsBlock, GeneTable, open_source
 
 
 @dataclass

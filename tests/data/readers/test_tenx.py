@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import scipy.sparse
 
+from sckit.data.readers.open import open_source
 from sckit.errors import ConfigError, DataError
-from sckit.sources import open_source
 
 N_CELLS, N_GENES = 7, 5
 

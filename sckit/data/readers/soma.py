@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from sckit.data.readers.hdf5 import readable
+from sckit.data.readers.source import Source, gene_table, other_matrices
 from sckit.errors import DataError
-from sckit.sources_block import Source, gene_table, other_matrices
-from sckit.sources_files import readable
 
 _CELLS_PER_BLOCK = 1024
 _COUNT_LAYERS = ("counts", "raw", "data")

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import h5py
 
+from sckit.data.readers.h5ad import H5ad, Sample, sample_path
+from sckit.data.readers.hdf5 import readable
+from sckit.data.readers.soma import Soma
+from sckit.data.readers.source import CountsBlock, GeneTable, Source
+from sckit.data.readers.tenx import TenxH5, TenxMtx, genome_groups
 from sckit.errors import ConfigError, DataError
-from sckit.sources_block import CountsBlock, GeneTable, Source
-from sckit.sources_files import readable
-from sckit.sources_h5ad import H5ad, Sample, sample_path
-from sckit.sources_soma import Soma
-from sckit.sources_tenx import TenxH5, TenxMtx, genome_groups
 
 __all__ = ["CountsBlock", "GeneTable", "Source", "open_sample", "open_source"]
 

@@ -5,8 +5,8 @@ import tarfile
 import numpy as np
 import pytest
 
+from sckit.data.readers.open import open_source
 from sckit.errors import ConfigError, DataError
-from sckit.sources import open_source
 
 N_CELLS, N_GENES = 7, 5
 

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from sckit.data.readers.hdf5 import readable, strings
 from sckit.errors import DataError
-from sckit.sources_files import readable, strings
 
 LARGEST_COUNT = 2**32 - 1
 CELLS_PER_BLOCK = 4096

@@ -11,10 +11,10 @@ import h5py
 import numpy as np
 import pandas as pd
 
+from sckit.data.readers.hdf5 import array, csr_rows, dataset, group, readable, strings
+from sckit.data.readers.source import GENE_EXPRESSION, NOT_EXPRESSION, Source, gene_table, other_matrices
+from sckit.data.readers.spool import CellSpool, Chunk
 from sckit.errors import DataError
-from sckit.sources_block import GENE_EXPRESSION, NOT_EXPRESSION, Source, gene_table, other_matrices
-from sckit.sources_files import array, csr_rows, dataset, group, readable, strings
-from sckit.sources_spool import CellSpool, Chunk
 
 _DENSE_VALUES = 2**23
 _ENTRIES_PER_CHUNK = 2**20

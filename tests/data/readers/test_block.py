@@ -10,10 +10,10 @@ import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sckit.data.readers.open import open_source
+from sckit.data.readers.source import cell_of_entry, gene_table, tidy
+from sckit.data.readers.spool import CellSpool
 from sckit.errors import DataError
-from sckit.sources import open_source
-from sckit.sources_block import cell_of_entry, gene_table, tidy
-from sckit.sources_spool import CellSpool
 
 
 @settings(max_examples=60, deadline=None)
@@ -41,7 +41,7 @@ def test_tidy_equals_scipy(entries):
 def test_spool_sorts_by_cell_and_keeps_the_order_within(entries, per_chunk, per_bucket):
     chunks = [entries[i : i + per_chunk] for i in range(0, len(entries), per_chunk)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sckit.sources_spool._ENTRIES_PER_BUCKET", per_bucket)
+        patch.setattr("sckit.data.readers.spool._ENTRIES_PER_BUCKET", per_bucket)
         arrays = (tuple(np.array(chunk).T) for chunk in chunks)
         indptr, genes, values = CellSpool(arrays, 6, np.dtype(np.float32)).read(0, 6)
     got = list(zip(cell_of_entry(indptr).tolist(), genes.tolist(), values.tolist(), strict=True))

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 import scipy.sparse
 
+from sckit.data.readers.open import open_sample, open_source
 from sckit.errors import DataError
-from sckit.sources import open_sample, open_source
 
 N_CELLS, N_GENES = 7, 5
 

@@ -12,10 +12,10 @@ import h5py
 import numpy as np
 import pandas as pd
 
+from sckit.data.readers.hdf5 import array, csr_rows, dataset, group, readable, strings
+from sckit.data.readers.source import GENE_EXPRESSION, NOT_EXPRESSION, GeneTable, Source
+from sckit.data.readers.spool import CellSpool, Chunk
 from sckit.errors import DataError
-from sckit.sources_block import GENE_EXPRESSION, NOT_EXPRESSION, GeneTable, Source
-from sckit.sources_files import array, csr_rows, dataset, group, readable, strings
-from sckit.sources_spool import CellSpool, Chunk
 
 _LINES_PER_CHUNK = 2**20
 
