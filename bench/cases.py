@@ -12,7 +12,7 @@ import numpy as np
 
 from sckit.bench_cases import CASES, PERCENTS, SHAPES
 from sckit.config.prepare import PrepareConfig
-from sckit.store import open_store, prepare
+from sckit.data.prepare import open_store, prepare
 
 
 def detected_genes(path: Path, genes: str) -> np.ndarray:

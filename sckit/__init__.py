@@ -4,17 +4,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sckit.data.prepare import open_store, prepare
     from sckit.embedding import embed
     from sckit.evaluation import evaluate
     from sckit.perturb import finetune
-    from sckit.store import open_store, prepare
     from sckit.train import load_model, pretrain
 
 __version__ = "0.1.0"
 
 _API = {
-    "prepare": "sckit.store",
-    "open_store": "sckit.store",
+    "prepare": "sckit.data.prepare",
+    "open_store": "sckit.data.prepare",
     "pretrain": "sckit.train",
     "load_model": "sckit.train",
     "evaluate": "sckit.evaluation",

@@ -19,7 +19,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 import scipy.sparse as sp
 
-from sckit.batch import Batch, CountsView
+from sckit.data.batch import Batch, CountsView
 from sckit.errors import ConfigError
 from sckit.kernels.counts_numba import entry_dot
 from sckit.regression import (

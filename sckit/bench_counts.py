@@ -16,7 +16,7 @@ import scipy.sparse as sp
 import torch
 
 from sckit import bench_counts_rivals as rivals
-from sckit.counts import GeneMoments
+from sckit.data.filters import GeneMoments
 from sckit.data.readers.source import CountsBlock
 from sckit.errors import SckitError
 from sckit.kernels import counts_numba, counts_reference

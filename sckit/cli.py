@@ -66,7 +66,7 @@ def prepare(
         sckit prepare run1/ run2.h5ad --out both.sckit --genes 4000 --min-genes 200 --max-mito 0.2
     """
     with user_errors():
-        from sckit import store as stores
+        from sckit.data import prepare as stores
 
         config = stores.PrepareConfig(
             genes=genes,
@@ -99,7 +99,7 @@ def info(
     Example: sckit info pbmc.sckit --verify
     """
     with user_errors():
-        from sckit import store as stores
+        from sckit.data import prepare as stores
 
         opened = stores.open_store(store)
         _print_pairs(stores.describe(opened))

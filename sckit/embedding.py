@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from sckit.batch import Hiding, Packer, detected_in, fill
+from sckit.data.batch import Hiding, Packer, detected_in, fill
+from sckit.data.prepare import Store, open_or_prepare
 from sckit.device import choose_compute
 from sckit.errors import DataError
 from sckit.model import Tokens
 from sckit.run import find_run, open_run
-from sckit.store import Store, open_or_prepare
 
 _NOTHING_HIDDEN = 1e-12  # a share below any hash
 

@@ -13,17 +13,27 @@ from typing import Any
 import numpy as np
 
 from sckit.baselines import ClosedForms, LabelDepth, fit_closed_forms, fit_label_depth
-from sckit.batch import SCORED_SHARE, Batch, CountsView, CutView, Hiding, Packer, detected_in, fill, swap_like_depth
 from sckit.config import EvalConfig
+from sckit.data.batch import (
+    SCORED_SHARE,
+    Batch,
+    CountsView,
+    CutView,
+    Hiding,
+    Packer,
+    detected_in,
+    fill,
+    swap_like_depth,
+)
+from sckit.data.halves import Halves, nb_sizes, replicate_values
+from sckit.data.split import group_values
 from sckit.device import Compute, choose_compute
 from sckit.errors import DataError
-from sckit.halves import Halves, nb_sizes, replicate_values
 from sckit.metrics import CLOSED_FORMS, Scores, resampling_unit, without_nan
 from sckit.model import Model
 from sckit.predict import predict
 from sckit.regression import stream
 from sckit.run import HELD_OUT, TRAIN, Run, find_run, open_run
-from sckit.split import group_values
 
 _CLUSTERS = 20
 SWEEP = (0.15, 0.3, 0.5, 0.75, 0.9, 1.0)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sckit.batch import Batch
+from sckit.data.batch import Batch
 
 CLOSED_FORMS = (
     "gene mean", "gene mean + depth", "label + depth", "detection ridge", "detection + total ridge", "value ridge",

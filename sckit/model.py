@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sckit.baselines import TOTAL_RANGE, ClosedForms
-from sckit.batch import Batch
 from sckit.config import ModelConfig
+from sckit.data.batch import Batch
 from sckit.kernels.attention import AttentionPlan, attention, plan_attention
 from sckit.kernels.embed import EmbedTables, TokenScalars, embed
 from sckit.kernels.head import masked_head

@@ -12,10 +12,10 @@ import pandas as pd
 import scipy.sparse as sp
 
 from sckit.config.finetune import FinetuneConfig
+from sckit.data.prepare import Store, open_or_prepare
+from sckit.data.split import group_values
 from sckit.errors import ConfigError, DataError
 from sckit.run import gene_numbers
-from sckit.split import group_values
-from sckit.store import Store, open_or_prepare
 
 _BLOCK_CELLS = 4096
 

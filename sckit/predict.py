@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from sckit.batch import Batch, Packer, detected_in, fill
+from sckit.data.batch import Batch, Packer, detected_in, fill
 from sckit.device import Compute
 from sckit.model import Model, Tokens
 from sckit.run import Run

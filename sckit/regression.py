@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 
-from sckit.batch import CountsView
+from sckit.data.batch import CountsView
 from sckit.kernels.counts_numba import normalise
 
 BLOCK_CELLS = 1024

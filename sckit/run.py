@@ -22,9 +22,9 @@ from safetensors.torch import load_file, save_file
 
 from sckit.baselines import ClosedForms
 from sckit.config import ModelConfig, PretrainConfig, from_dict, read_toml, to_toml
+from sckit.data.prepare import Store, open_store
 from sckit.errors import ConfigError, DataError
 from sckit.model import Model
-from sckit.store import Store, open_store
 
 TRAIN, VALIDATION, HELD_OUT = 0, 1, 2
 

@@ -13,8 +13,10 @@ import numpy as np
 import torch
 
 from sckit.baselines import fit_closed_forms
-from sckit.batch import CountsView, CutView, Hiding, Packer, ShuffledView, detected_in, epoch_batches
 from sckit.config import PretrainConfig
+from sckit.data.batch import CountsView, CutView, Hiding, Packer, ShuffledView, detected_in, epoch_batches
+from sckit.data.prepare import Store, open_or_prepare, prepare
+from sckit.data.split import run_vocabulary, split_cells
 from sckit.device import Compute, choose_compute
 from sckit.errors import DataError
 from sckit.metrics import Scores, without_nan
@@ -35,8 +37,6 @@ from sckit.run import (
     save_model,
     save_setting,
 )
-from sckit.split import run_vocabulary, split_cells
-from sckit.store import Store, open_or_prepare, prepare
 
 DEFAULT_EPOCHS = 5
 _VALIDATIONS = 10  # at least so many over the budget, when an epoch is longer than that

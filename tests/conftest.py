@@ -41,7 +41,7 @@ def simulated(tmp_path_factory):
     import anndata
     import pandas as pd
 
-    from sckit.store import prepare
+    from sckit.data.prepare import prepare
 
     generator = np.random.default_rng(11)
     cells, genes, types = 360, 150, 3

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 
 from sckit.baselines import PREDICTORS, fit_closed_forms, fit_label_depth
-from sckit.batch import Hiding, Packer
+from sckit.data.batch import Hiding, Packer
+from sckit.data.split import run_vocabulary
 from sckit.metrics import Scores
 from sckit.regression import stream
-from sckit.split import run_vocabulary
 
 
 @pytest.fixture(scope="module")

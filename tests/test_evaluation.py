@@ -5,15 +5,15 @@ import numpy as np
 import pytest
 
 from sckit.baselines import PREDICTORS, fit_closed_forms
-from sckit.batch import CutView, Hiding, Packer
 from sckit.config import EvalConfig, PretrainConfig
+from sckit.data.batch import CutView, Hiding, Packer
+from sckit.data.halves import Halves, nb_sizes, replicate_values
+from sckit.data.split import run_vocabulary
 from sckit.embedding import embed
 from sckit.errors import DataError
 from sckit.evaluation import evaluate
-from sckit.halves import Halves, nb_sizes, replicate_values
 from sckit.metrics import Scores
 from sckit.report import save_evaluation, verdicts
-from sckit.split import run_vocabulary
 from sckit.train import pretrain
 
 ROW = {
@@ -245,7 +245,7 @@ def test_a_run_without_its_store_is_one_sentence(run, tmp_path):
 
 def test_a_replaced_store_is_refused(simulated, tmp_path):
     """Other rows under the same row numbers would turn training cells into held-out ones."""
-    from sckit.store import PrepareConfig, prepare
+    from sckit.data.prepare import PrepareConfig, prepare
 
     source, path = simulated.path.parent / "counts.h5ad", tmp_path / "s.sckit"
     prepare([source], path)
@@ -277,7 +277,7 @@ def test_closed_forms_of_cut_cells_are_fitted_on_cut_cells(simulated):
 
 def test_panel_rows_agree_with_an_independent_computation(shared_data, tmp_path):
     """pbmc_panel, two whole runs held out, genes in at least 20 training cells; numbers computed with other code."""
-    from sckit.store import prepare
+    from sckit.data.prepare import prepare
 
     store = prepare([shared_data / "pbmc_panel" / "pbmc_panel.h5ad"], tmp_path / "panel.sckit")
     held_out = store.obs["dataset"].isin(["pbmc1k_v3", "pbmc4k_half"]).to_numpy()

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.optimize import brentq
 
-from sckit.batch import Hiding, Packer
+from sckit.data.batch import Hiding, Packer
 from sckit.metrics import Scores, resampling_unit, truncated_poisson_deviance
 
 

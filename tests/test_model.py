@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from sckit.baselines import fit_closed_forms
-from sckit.batch import Hiding, Packer
 from sckit.config import PRESETS, ModelConfig
+from sckit.data.batch import Hiding, Packer
+from sckit.data.split import run_vocabulary
 from sckit.errors import ConfigError
 from sckit.model import Model, Tokens, without_warm_start
-from sckit.split import run_vocabulary
 
 CPU = torch.device("cpu")
 

@@ -12,12 +12,12 @@ from safetensors.numpy import load_file, save_file
 from sckit import perturb_train
 from sckit.config import PretrainConfig
 from sckit.config.finetune import ARMS
+from sckit.data.prepare import PrepareConfig, prepare
 from sckit.device import choose_compute
 from sckit.errors import DataError
 from sckit.perturb_arms import Arms, make_arms, overlap, seen_in_pretraining, token_table
 from sckit.perturb_data import read_screen
 from sckit.run import HELD_OUT, TRAIN, VALIDATION, open_run
-from sckit.store import PrepareConfig, prepare
 from sckit.train import pretrain
 
 from .small_screens import CONFIG, as_anndata, fold_run, small_screen

@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 
 from sckit.config.finetune import FinetuneConfig
+from sckit.data.prepare import PrepareConfig, prepare
 from sckit.errors import ConfigError, DataError
 from sckit.perturb_data import read_screen
-from sckit.store import PrepareConfig, prepare
 
 from .small_screens import as_anndata, small_screen
 

@@ -11,9 +11,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from sckit.config import PretrainConfig
+from sckit.data.split import split_cells
 from sckit.errors import ConfigError, DataError
 from sckit.run import HELD_OUT, TRAIN, VALIDATION, find_run, open_run
-from sckit.split import split_cells
 from sckit.train import load_model, pretrain
 
 SMALL = {

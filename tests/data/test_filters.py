@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import scipy.sparse
 
-from sckit.counts import (
+from sckit.data.filters import (
     GeneMoments,
     QualityRules,
     assay_codes,

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import scipy.sparse
 
-from sckit.store import PrepareConfig, prepare
+from sckit.data.prepare import PrepareConfig, prepare
 
 
 def known_counts(n_cells=23, n_genes=11):

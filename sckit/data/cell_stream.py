@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sckit.counts import KEPT, QualityRules, mito_genes
+from sckit.data.filters import KEPT, QualityRules, mito_genes
+from sckit.data.genes import Vocabulary
 from sckit.data.readers.source import CELLS_PER_BLOCK, CountsBlock, Source, tidy
-from sckit.genes import Vocabulary
 
 NO_CHOSEN_GENE = "cells without a count in the kept genes"
 

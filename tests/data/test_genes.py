@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sckit.data.genes import bare_ids, join_genes, read_gene_list, vocabulary_hash
 from sckit.data.readers.open import GeneTable
 from sckit.errors import DataError
-from sckit.genes import bare_ids, join_genes, read_gene_list, vocabulary_hash
 
 
 def table(symbols, ids=None):

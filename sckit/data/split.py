@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 
 from sckit.config import PretrainConfig
+from sckit.data.prepare import Store
 from sckit.errors import ConfigError, DataError
 from sckit.run import HELD_OUT, TRAIN, VALIDATION
-from sckit.store import Store
 
 _HELD_OUT_SHARE = 0.2
 _VALIDATION_SHARE = 0.1

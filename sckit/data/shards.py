@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from sckit.store_cells import KeptCells, Place
-from sckit.store_files import ShardBuffer, broken_files, flush
+from sckit.data.cell_stream import KeptCells, Place
+from sckit.data.manifest import ShardBuffer, broken_files, flush
 
 WORK = "work"
 """Folder of the records, inside the unfinished store."""

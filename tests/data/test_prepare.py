@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from sckit.data.preparation import source_names
+from sckit.data.prepare import PrepareConfig, describe, prepare
 from sckit.errors import ConfigError, DataError
-from sckit.store import PrepareConfig, describe, prepare
-from sckit.store_write import source_names
 
 N_CELLS, N_GENES = 23, 11
 

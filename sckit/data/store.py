@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sckit.data.genes import vocabulary_hash
+from sckit.data.manifest import FORMAT, MANIFEST, SHARD_ARRAYS, VERSION, broken_files, gene_dtype, shard_file
 from sckit.errors import DataError
-from sckit.genes import vocabulary_hash
-from sckit.store_files import FORMAT, MANIFEST, SHARD_ARRAYS, VERSION, broken_files, gene_dtype, shard_file
 
 Csr = tuple[np.ndarray, np.ndarray, np.ndarray]
 """indptr [C + 1] int64, genes [nnz] (uint16, or int32 above 65,535 genes; rising within a cell), counts [nnz] >= 1."""

@@ -3,7 +3,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sckit.batch import Hiding, Packer, ShuffledView, epoch_batches, fill, revealed_log_total, shuffle, swap_like_depth
+from sckit.data.batch import (
+    Hiding,
+    Packer,
+    ShuffledView,
+    epoch_batches,
+    fill,
+    revealed_log_total,
+    shuffle,
+    swap_like_depth,
+)
 from sckit.errors import ConfigError
 from sckit.kernels import counts_numba, counts_reference
 

@@ -16,14 +16,14 @@ import pandas as pd
 
 from sckit import __version__
 from sckit.config.prepare import PrepareConfig
-from sckit.counts import KEPT, GeneMoments, QualityRules, drop_counts, highly_variable, judge_obs, unite_obs
+from sckit.data.cell_stream import CellStream, Place
+from sckit.data.filters import KEPT, GeneMoments, QualityRules, drop_counts, highly_variable, judge_obs, unite_obs
+from sckit.data.genes import Vocabulary, join_genes, read_gene_list, vocabulary_hash
+from sckit.data.manifest import FORMAT, MANIFEST, VERSION, flush, write_json, write_table
 from sckit.data.readers.open import open_sample, open_source
 from sckit.data.readers.source import CELLS_PER_BLOCK
+from sckit.data.shards import WORK, FinishedShard, OpenShard, finished_shards
 from sckit.errors import DataError
-from sckit.genes import Vocabulary, join_genes, read_gene_list, vocabulary_hash
-from sckit.store_cells import CellStream, Place
-from sckit.store_files import FORMAT, MANIFEST, VERSION, flush, write_json, write_table
-from sckit.store_shard import WORK, FinishedShard, OpenShard, finished_shards
 
 Progress = Callable[[int, int, str], None]
 """Called with cells done, cells in all and what is being done."""

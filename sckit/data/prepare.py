@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sckit.config.prepare import PrepareConfig
+from sckit.data.manifest import MANIFEST
+from sckit.data.preparation import Preparation, Progress
+from sckit.data.store import Store, describe, open_store, size_bytes
 from sckit.errors import ConfigError, DataError, SckitError
-from sckit.store_files import MANIFEST
-from sckit.store_open import Store, describe, open_store, size_bytes
-from sckit.store_write import Preparation, Progress
 
 __all__ = [
     "PrepareConfig",

@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 import scipy.sparse
 
+from sckit.data.prepare import PrepareConfig, open_store, prepare
 from sckit.errors import ConfigError, DataError
-from sckit.store import PrepareConfig, open_store, prepare
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,7 +31,7 @@ def test_an_existing_store_is_replaced_only_when_told(tmp_path, sharded, known_c
 
 
 def _fails_at_shard(bad):
-    from sckit.store_files import ShardBuffer
+    from sckit.data.manifest import ShardBuffer
 
     write = ShardBuffer.write
 
@@ -46,7 +46,7 @@ def _fails_at_shard(bad):
 def test_a_full_disk_leaves_no_store_and_the_next_call_continues(tmp_path, monkeypatch, write_h5ad, folder_bytes):
     source = write_h5ad(tmp_path / "x.h5ad")
     config = PrepareConfig(cells_per_shard=5)
-    monkeypatch.setattr("sckit.store_shard.ShardBuffer.write", _fails_at_shard(2))
+    monkeypatch.setattr("sckit.data.shards.ShardBuffer.write", _fails_at_shard(2))
     with pytest.raises(DataError, match=r"cannot be written \(No space left on device\); make room"):
         prepare([source], tmp_path / "s.sckit", config=config)
     assert not (tmp_path / "s.sckit").exists()
@@ -63,7 +63,7 @@ def test_work_on_other_inputs_or_settings_is_not_reused(
     tmp_path, monkeypatch, change, known_counts, write_h5ad, folder_bytes
 ):
     source = write_h5ad(tmp_path / "x.h5ad")
-    monkeypatch.setattr("sckit.store_shard.ShardBuffer.write", _fails_at_shard(2))
+    monkeypatch.setattr("sckit.data.shards.ShardBuffer.write", _fails_at_shard(2))
     with pytest.raises(DataError, match="No space"):
         prepare([source], tmp_path / "s.sckit", config=PrepareConfig(cells_per_shard=5))
     monkeypatch.undo()
@@ -77,7 +77,7 @@ def test_work_on_other_inputs_or_settings_is_not_reused(
 
 PREPARE_SLOWLY = """
 import sys, time
-from sckit.store import PrepareConfig, prepare
+from sckit.data.prepare import PrepareConfig, prepare
 prepare([sys.argv[1]], sys.argv[2], config=PrepareConfig(genes=150, cells_per_shard=100),
         progress=lambda *step: time.sleep(0.02))
 """
@@ -111,7 +111,7 @@ def test_a_killed_prepare_continues_byte_for_byte(tmp_path, rng, write_h5ad, fol
 
 MEASURE = """
 import sys
-from sckit.store import PrepareConfig, prepare
+from sckit.data.prepare import PrepareConfig, prepare
 report = prepare([sys.argv[1]], sys.argv[2], config=PrepareConfig(cells_per_shard=8192)).report
 print(report["peak_rss_bytes"], report["cells"])
 """

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sckit.data.prepare import PrepareConfig, describe, open_store, prepare
 from sckit.errors import DataError
-from sckit.store import PrepareConfig, describe, open_store, prepare
 
 N_CELLS, N_GENES = 23, 11
 
