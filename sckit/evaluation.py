@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from sckit.baselines import ClosedForms, LabelDepth, fit_closed_forms, fit_label_depth
 from sckit.config import EvalConfig
 from sckit.data.batch import (
     SCORED_SHARE,
@@ -30,9 +29,10 @@ from sckit.data.split import group_values
 from sckit.device import Compute, choose_compute
 from sckit.errors import DataError
 from sckit.metrics import CLOSED_FORMS, Scores, resampling_unit, without_nan
-from sckit.model import Model
-from sckit.predict import predict
-from sckit.regression import stream
+from sckit.model.closed_forms import ClosedForms, LabelDepth, fit_closed_forms, fit_label_depth
+from sckit.model.predict import predict
+from sckit.model.regression import stream
+from sckit.model.transformer import Model
 from sckit.run import HELD_OUT, TRAIN, Run, find_run, open_run
 
 _CLUSTERS = 20

@@ -5,7 +5,7 @@ import math
 import torch
 
 from sckit.config import PretrainConfig
-from sckit.model import Model
+from sckit.model.transformer import Model
 
 _ROW_EPS = 1e-3
 

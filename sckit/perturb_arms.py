@@ -11,7 +11,7 @@ import pandas as pd
 
 from sckit.config.finetune import FinetuneConfig
 from sckit.errors import DataError
-from sckit.model import Model, without_warm_start
+from sckit.model.transformer import Model, without_warm_start
 from sckit.perturb_data import Screen, cell_names
 from sckit.perturb_model import Responder, TokenTable
 from sckit.run import HELD_OUT, Run, gene_names, gene_numbers, open_run

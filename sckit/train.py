@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from sckit.baselines import fit_closed_forms
 from sckit.config import PretrainConfig
 from sckit.data.batch import CountsView, CutView, Hiding, Packer, ShuffledView, detected_in, epoch_batches
 from sckit.data.prepare import Store, open_or_prepare, prepare
@@ -20,9 +19,10 @@ from sckit.data.split import run_vocabulary, split_cells
 from sckit.device import Compute, choose_compute
 from sckit.errors import DataError
 from sckit.metrics import Scores, without_nan
-from sckit.model import Model, Tokens, without_warm_start
+from sckit.model.closed_forms import fit_closed_forms
+from sckit.model.predict import predictions
+from sckit.model.transformer import Model, Tokens, without_warm_start
 from sckit.optimise import make_optimiser, schedule
-from sckit.predict import predictions
 from sckit.run import (
     HELD_OUT,
     TRAIN,

@@ -4,7 +4,6 @@ import json
 import numpy as np
 import pytest
 
-from sckit.baselines import PREDICTORS, fit_closed_forms
 from sckit.config import EvalConfig, PretrainConfig
 from sckit.data.batch import CutView, Hiding, Packer
 from sckit.data.halves import Halves, nb_sizes, replicate_values
@@ -13,6 +12,7 @@ from sckit.embedding import embed
 from sckit.errors import DataError
 from sckit.evaluation import evaluate
 from sckit.metrics import Scores
+from sckit.model.closed_forms import PREDICTORS, fit_closed_forms
 from sckit.report import save_evaluation, verdicts
 from sckit.train import pretrain
 

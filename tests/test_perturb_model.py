@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from sckit.baselines import fit_closed_forms
 from sckit.config import ModelConfig
 from sckit.data.split import run_vocabulary
 from sckit.device import choose_compute
-from sckit.model import Model
+from sckit.model.closed_forms import fit_closed_forms
+from sckit.model.transformer import Model
 from sckit.perturb_batch import Example, pack
 from sckit.perturb_model import Responder, TokenTable
 from sckit.perturb_train import fit, predict_response

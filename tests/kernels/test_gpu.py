@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch.nn.functional import pad
 
-from sckit.baselines import fit_closed_forms
 from sckit.bench import bench_kernels
 from sckit.bench_cases import Case
 from sckit.config import ModelConfig, PretrainConfig
 from sckit.data.batch import Hiding, Packer
 from sckit.data.split import run_vocabulary
 from sckit.kernels.attention import attention, choose_engine, plan_attention
-from sckit.model import Model, Tokens
+from sckit.model.closed_forms import fit_closed_forms
+from sckit.model.transformer import Model, Tokens
 
 pytestmark = [
     pytest.mark.gpu,

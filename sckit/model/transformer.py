@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sckit.baselines import TOTAL_RANGE, ClosedForms
 from sckit.config import ModelConfig
 from sckit.data.batch import Batch
 from sckit.kernels.attention import AttentionPlan, attention, plan_attention
 from sckit.kernels.embed import EmbedTables, TokenScalars, embed
 from sckit.kernels.head import masked_head
 from sckit.kernels.rows import RowPlan, plan_rows
+from sckit.model.closed_forms import TOTAL_RANGE, ClosedForms
 
 VALUE_RANGE = (0.0, 9.25)  # up to log1p(1e4): a gene that holds all counts of its cell
 GUESS_RANGE = (-2.0, 6.0)  # of a prediction less the value of a single count

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from sckit.baselines import PREDICTORS, fit_closed_forms, fit_label_depth
 from sckit.data.batch import Hiding, Packer
 from sckit.data.split import run_vocabulary
 from sckit.metrics import Scores
-from sckit.regression import stream
+from sckit.model.closed_forms import PREDICTORS, fit_closed_forms, fit_label_depth
+from sckit.model.regression import stream
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_label_and_depth_knows_labels_and_survives_unseen_ones(fitted):
 
 def test_order_of_cells_and_blocks_does_not_matter(fitted, monkeypatch):
     store, vocabulary, cells, forms = fitted
-    monkeypatch.setattr("sckit.regression.BLOCK_CELLS", 37)
+    monkeypatch.setattr("sckit.model.regression.BLOCK_CELLS", 37)
     again = fit_closed_forms(store, vocabulary, cells[::-1].copy(), components=2, factors=3, penalty=2.0)
     np.testing.assert_allclose(again.ridge, forms.ridge, atol=1e-6)
     np.testing.assert_allclose(np.abs(again.loadings), np.abs(forms.loadings), atol=1e-5)

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from sckit.baselines import fit_closed_forms
 from sckit.config import PRESETS, ModelConfig
 from sckit.data.batch import Hiding, Packer
 from sckit.data.split import run_vocabulary
 from sckit.errors import ConfigError
-from sckit.model import Model, Tokens, without_warm_start
+from sckit.model.closed_forms import fit_closed_forms
+from sckit.model.transformer import Model, Tokens, without_warm_start
 
 CPU = torch.device("cpu")
 

@@ -22,7 +22,7 @@ import scipy.sparse as sp
 from sckit.data.batch import Batch, CountsView
 from sckit.errors import ConfigError
 from sckit.kernels.counts_numba import entry_dot
-from sckit.regression import (
+from sckit.model.regression import (
     ValueBlock,
     normal_equations,
     posterior,
