@@ -28,7 +28,7 @@ from sckit.data.halves import Halves, nb_sizes, replicate_values
 from sckit.data.split import group_values
 from sckit.device import Compute, choose_compute
 from sckit.errors import DataError
-from sckit.metrics import CLOSED_FORMS, Scores, resampling_unit, without_nan
+from sckit.metrics.values import CLOSED_FORMS, Scores, resampling_unit, without_nan
 from sckit.model.closed_forms import ClosedForms, LabelDepth, fit_closed_forms, fit_label_depth
 from sckit.model.predict import predict
 from sckit.model.regression import stream

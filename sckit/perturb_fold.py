@@ -13,11 +13,11 @@ from sckit.config.finetune import FinetuneConfig
 from sckit.device import Compute
 from sckit.kernels.counts_numba import split as split_counts
 from sckit.kernels.counts_reference import mix
+from sckit.metrics.effects import Truth, discrimination, score
 from sckit.model.regression import principal_axes
 from sckit.perturb_arms import Arms
 from sckit.perturb_data import Screen, log_values
 from sckit.perturb_lesson import Lesson, Panel, fixed_panel, panels
-from sckit.perturb_metrics import Truth, discrimination, score
 from sckit.perturb_partial import Revealed, partial_baselines
 from sckit.perturb_split import group_moments, halve, make_fold, profiles, training_share
 from sckit.perturb_train import fit, predict_cells, predict_profiles, predict_response

@@ -3,8 +3,8 @@
 import numpy as np
 import scipy.sparse as sp
 
+from sckit.metrics.effects import METRICS, Truth, score
 from sckit.perturb_data import Screen
-from sckit.perturb_metrics import METRICS, Truth, score
 from sckit.perturb_split import composition, group_moments, halve
 
 _NULLS = 200

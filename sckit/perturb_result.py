@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 
 from sckit.config.finetune import ARMS, FinetuneConfig
-from sckit.metrics import without_nan
+from sckit.metrics.effects import HEADLINE, METRICS
+from sckit.metrics.intervals import Estimate, Sample, gap_closed, interval, paired, verdict
+from sckit.metrics.values import without_nan
 from sckit.perturb_baselines import RESPONSE
 from sckit.perturb_data import Screen
 from sckit.perturb_fold import CEILING, Score
-from sckit.perturb_metrics import HEADLINE, METRICS
 from sckit.perturb_partial import PARTIAL
 from sckit.perturb_repeats import chance_level, repeat_correlation, replicate_scores
-from sckit.perturb_stats import Estimate, Sample, gap_closed, interval, paired, verdict
 
 TRIVIAL = ("no change", "mean", "additive")
 _ORDER = {name: i for i, name in enumerate((*dict.fromkeys(RESPONSE + PARTIAL), *ARMS, CEILING))}

@@ -18,7 +18,7 @@ from sckit.data.prepare import Store, open_or_prepare, prepare
 from sckit.data.split import run_vocabulary, split_cells
 from sckit.device import Compute, choose_compute
 from sckit.errors import DataError
-from sckit.metrics import Scores, without_nan
+from sckit.metrics.values import Scores, without_nan
 from sckit.model.closed_forms import fit_closed_forms
 from sckit.model.predict import predictions
 from sckit.model.transformer import Model, Tokens, without_warm_start

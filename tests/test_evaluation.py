@@ -11,7 +11,7 @@ from sckit.data.split import run_vocabulary
 from sckit.embedding import embed
 from sckit.errors import DataError
 from sckit.evaluation import evaluate
-from sckit.metrics import Scores
+from sckit.metrics.values import Scores
 from sckit.model.closed_forms import PREDICTORS, fit_closed_forms
 from sckit.report import save_evaluation, verdicts
 from sckit.train import pretrain

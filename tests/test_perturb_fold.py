@@ -9,10 +9,10 @@ from sckit import perturb_fold
 from sckit.config import PretrainConfig
 from sckit.device import choose_compute
 from sckit.errors import ConfigError, DataError
+from sckit.metrics.effects import METRICS
 from sckit.perturb_baselines import RESPONSE
 from sckit.perturb_fold import CEILING, count_halves
 from sckit.perturb_lesson import fixed_panel
-from sckit.perturb_metrics import METRICS
 from sckit.perturb_partial import PARTIAL
 from sckit.train import pretrain
 

@@ -9,12 +9,12 @@ import scipy.sparse as sp
 from sckit import perturb_fold
 from sckit.config.finetune import FinetuneConfig
 from sckit.device import choose_compute
+from sckit.metrics.effects import HEADLINE, slope
+from sckit.metrics.intervals import Sample, interval
 from sckit.perturb_arms import Arms, make_arms, token_table
 from sckit.perturb_data import read_screen
 from sckit.perturb_fold import CEILING, FoldRun, Job
-from sckit.perturb_metrics import HEADLINE, slope
 from sckit.perturb_split import halve
-from sckit.perturb_stats import Sample, interval
 from sckit.run import open_run
 
 from .planted import planted_screen, read_planted, write_planted

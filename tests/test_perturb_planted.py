@@ -6,8 +6,8 @@ intervals at exchanged labels left out 0, as about one in twenty will.
 
 import pytest
 
+from sckit.metrics.effects import HEADLINE
 from sckit.perturb import finetune
-from sckit.perturb_metrics import HEADLINE
 
 from .planted import planted_config, write_planted
 

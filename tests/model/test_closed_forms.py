@@ -3,7 +3,7 @@ import pytest
 
 from sckit.data.batch import Hiding, Packer
 from sckit.data.split import run_vocabulary
-from sckit.metrics import Scores
+from sckit.metrics.values import Scores
 from sckit.model.closed_forms import PREDICTORS, fit_closed_forms, fit_label_depth
 from sckit.model.regression import stream
 

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sckit import perturb_metrics
 from sckit.errors import DataError
-from sckit.perturb_metrics import METRICS, Truth, de_overlap, discrimination, score, weighted_r2
+from sckit.metrics import effects as perturb_metrics
+from sckit.metrics.effects import METRICS, Truth, de_overlap, discrimination, score, weighted_r2
 
 UNITS, CANDIDATES, GENES = 7, 12, 60
 

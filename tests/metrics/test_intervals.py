@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom, t
 
 from sckit.errors import ConfigError, DataError
-from sckit.perturb_stats import Sample, gap_closed, interval, paired, seed_variance, verdict, widening
+from sckit.metrics.intervals import Sample, gap_closed, interval, paired, seed_variance, verdict, widening
 
 
 def crossed(table):
@@ -57,12 +57,12 @@ def test_intervals_hold_the_truth_when_half_the_scores_are_missing():
 
 
 def test_without_the_widening_five_clusters_hold_it_too_rarely(monkeypatch):
-    monkeypatch.setattr("sckit.perturb_stats.widening", lambda count: 1.0)
+    monkeypatch.setattr("sckit.metrics.intervals.widening", lambda count: 1.0)
     assert coverage(5, 1, (1, 0, 0)) < binom.ppf(0.001, 800, 0.9)
 
 
 def test_without_the_variance_of_seeds_common_shifts_hold_it_too_rarely(monkeypatch):
-    monkeypatch.setattr("sckit.perturb_stats.seed_variance", lambda sample: 0.0)
+    monkeypatch.setattr("sckit.metrics.intervals.seed_variance", lambda sample: 0.0)
     assert coverage(25, 3, (1, 0.5, 1)) < binom.ppf(0.001, 800, 0.9)
 
 
@@ -106,7 +106,7 @@ def test_the_same_generator_gives_the_same_interval_and_order_plays_no_part(rng)
 def test_many_clusters_are_drawn_in_blocks_like_few(rng, monkeypatch):
     sample = crossed(rng.normal(size=(50, 1)))
     whole = interval(sample, np.random.default_rng(3))
-    monkeypatch.setattr("sckit.perturb_stats._BLOCK", 500)
+    monkeypatch.setattr("sckit.metrics.intervals._BLOCK", 500)
     assert interval(sample, np.random.default_rng(3)).ci == pytest.approx(whole.ci)
 
 

@@ -3,7 +3,7 @@ import pytest
 from scipy.optimize import brentq
 
 from sckit.data.batch import Hiding, Packer
-from sckit.metrics import Scores, resampling_unit, truncated_poisson_deviance
+from sckit.metrics.values import Scores, resampling_unit, truncated_poisson_deviance
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sckit.perturb_metrics import Truth, score
+from sckit.metrics.effects import Truth, score
 
 cell_eval = pytest.importorskip("cell_eval", reason="cell-eval is not installed; it has an environment of its own")
 
