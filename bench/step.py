@@ -16,7 +16,7 @@ import torch
 
 from sckit.bench import provenance
 from sckit.config import PretrainConfig
-from sckit.train import pretrain
+from sckit.training.pretrain import pretrain
 
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
 ATTENTION = ("sckit::attention_forward", "sckit::attention_backward", "GeneratedBackwardFor_sckit_attention_forward")

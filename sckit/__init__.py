@@ -8,15 +8,15 @@ if TYPE_CHECKING:
     from sckit.embedding import embed
     from sckit.evaluation import evaluate
     from sckit.perturb import finetune
-    from sckit.train import load_model, pretrain
+    from sckit.training.pretrain import load_model, pretrain
 
 __version__ = "0.1.0"
 
 _API = {
     "prepare": "sckit.data.prepare",
     "open_store": "sckit.data.prepare",
-    "pretrain": "sckit.train",
-    "load_model": "sckit.train",
+    "pretrain": "sckit.training.pretrain",
+    "load_model": "sckit.training.pretrain",
     "evaluate": "sckit.evaluation",
     "finetune": "sckit.perturb",
     "embed": "sckit.embedding",

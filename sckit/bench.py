@@ -24,7 +24,7 @@ from sckit.bench_cases import CASES, Case
 from sckit.bench_torch import Variant, competitors
 from sckit.errors import SckitError
 from sckit.kernels.attention import AttentionPlan, attention, choose_engine, plan_attention
-from sckit.run import environment
+from sckit.training.run import environment
 
 GEMM_SIDE = {"cpu": 1024, "cuda": 8192}
 LARGEST_ERROR = {torch.float32: 5e-6, torch.float16: 5e-3, torch.bfloat16: 4e-2}

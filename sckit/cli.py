@@ -171,7 +171,7 @@ def pretrain(
     """
     with user_errors():
         from sckit.config import PretrainConfig, from_dict, read_toml
-        from sckit.train import pretrain as run_pretraining
+        from sckit.training.pretrain import pretrain as run_pretraining
 
         given = {
             "mask": _share(mask),

@@ -148,7 +148,7 @@ def finetune(
         from sckit.perturb import finetune as compare_arms
         from sckit.report_perturb import print_cells, print_finetuned, save_finetuned
         from sckit.report_perturb_rows import plain
-        from sckit.run import find_run
+        from sckit.training.run import find_run
 
         cell = "-cell" if settings.level == "cell" else ""
         folder = out or find_run(run, runs) / f"finetune-{settings.task}{cell}"

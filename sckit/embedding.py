@@ -13,7 +13,7 @@ from sckit.data.prepare import Store, open_or_prepare
 from sckit.device import choose_compute
 from sckit.errors import DataError
 from sckit.model.transformer import Tokens
-from sckit.run import find_run, open_run
+from sckit.training.run import find_run, open_run
 
 _NOTHING_HIDDEN = 1e-12  # a share below any hash
 

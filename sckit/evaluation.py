@@ -33,7 +33,7 @@ from sckit.model.closed_forms import ClosedForms, LabelDepth, fit_closed_forms, 
 from sckit.model.predict import predict
 from sckit.model.regression import stream
 from sckit.model.transformer import Model
-from sckit.run import HELD_OUT, TRAIN, Run, find_run, open_run
+from sckit.training.run import HELD_OUT, TRAIN, Run, find_run, open_run
 
 _CLUSTERS = 20
 SWEEP = (0.15, 0.3, 0.5, 0.75, 0.9, 1.0)

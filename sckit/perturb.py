@@ -20,7 +20,7 @@ from sckit.perturb_fold import FoldRun, Job, Score
 from sckit.perturb_lesson import fixed_panel
 from sckit.perturb_result import Finetuned, summarise
 from sckit.perturb_split import make_fold, split_name
-from sckit.run import Run, environment, find_run, open_run
+from sckit.training.run import Run, environment, find_run, open_run
 
 Found: TypeAlias = tuple[list[Score], list[dict[str, Any]]]
 CURVE = ("pretrained", "scratch")

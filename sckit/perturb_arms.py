@@ -14,8 +14,8 @@ from sckit.errors import DataError
 from sckit.model.transformer import Model, without_warm_start
 from sckit.perturb_data import Screen, cell_names
 from sckit.perturb_model import Responder, TokenTable
-from sckit.run import HELD_OUT, Run, gene_names, gene_numbers, open_run
-from sckit.train import pretrain
+from sckit.training.pretrain import pretrain
+from sckit.training.run import HELD_OUT, Run, gene_names, gene_numbers, open_run
 
 
 @dataclass(frozen=True)

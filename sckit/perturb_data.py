@@ -15,7 +15,7 @@ from sckit.config.finetune import FinetuneConfig
 from sckit.data.prepare import Store, open_or_prepare
 from sckit.data.split import group_values
 from sckit.errors import ConfigError, DataError
-from sckit.run import gene_numbers
+from sckit.training.run import gene_numbers
 
 _BLOCK_CELLS = 4096
 

@@ -14,7 +14,7 @@ from sckit.perturb_data import Screen
 from sckit.perturb_linear import balanced_mean
 from sckit.perturb_model import TokenTable
 from sckit.perturb_split import Halving, Profiles, composition
-from sckit.run import gene_numbers
+from sckit.training.run import gene_numbers
 
 _QUERIES = 96  # genes asked for in a training example
 _MOST_REVEALED = 0.9

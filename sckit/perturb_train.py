@@ -8,10 +8,10 @@ import torch
 
 from sckit.device import Compute
 from sckit.errors import DataError
-from sckit.optimise import schedule
 from sckit.perturb_batch import Example, pack
 from sckit.perturb_lesson import Lesson, Panel
 from sckit.perturb_model import Responder
+from sckit.training.optimiser import schedule
 
 _WARMUP = 0.1
 _CLIP = 1.0

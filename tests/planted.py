@@ -23,7 +23,7 @@ import pandas as pd
 from sckit.config import PretrainConfig
 from sckit.config.finetune import FinetuneConfig
 from sckit.perturb_data import Screen, read_screen
-from sckit.train import pretrain
+from sckit.training.pretrain import pretrain
 
 Unit = tuple[int, np.ndarray | None]  # context and hit
 SPREAD = 0.6  # standard deviation of an activity among control cells

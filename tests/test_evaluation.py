@@ -14,7 +14,7 @@ from sckit.evaluation import evaluate
 from sckit.metrics.values import Scores
 from sckit.model.closed_forms import PREDICTORS, fit_closed_forms
 from sckit.report import save_evaluation, verdicts
-from sckit.train import pretrain
+from sckit.training.pretrain import pretrain
 
 ROW = {
     "predictor", "context", "rate", "target", "pooled_r", "centred_r", "r2_gene_mean", "r2_depth", "per_gene_r",

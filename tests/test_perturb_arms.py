@@ -17,8 +17,8 @@ from sckit.device import choose_compute
 from sckit.errors import DataError
 from sckit.perturb_arms import Arms, make_arms, overlap, seen_in_pretraining, token_table
 from sckit.perturb_data import read_screen
-from sckit.run import HELD_OUT, TRAIN, VALIDATION, open_run
-from sckit.train import pretrain
+from sckit.training.pretrain import pretrain
+from sckit.training.run import HELD_OUT, TRAIN, VALIDATION, open_run
 
 from .small_screens import CONFIG, as_anndata, fold_run, small_screen
 

@@ -14,7 +14,7 @@ from sckit.perturb_baselines import RESPONSE
 from sckit.perturb_fold import CEILING, count_halves
 from sckit.perturb_lesson import fixed_panel
 from sckit.perturb_partial import PARTIAL
-from sckit.train import pretrain
+from sckit.training.pretrain import pretrain
 
 from .small_screens import CONFIG, dense_values, fold_run, small_screen, with_counts
 

@@ -15,7 +15,7 @@ from sckit.perturb_arms import Arms, make_arms, token_table
 from sckit.perturb_data import read_screen
 from sckit.perturb_fold import CEILING, FoldRun, Job
 from sckit.perturb_split import halve
-from sckit.run import open_run
+from sckit.training.run import open_run
 
 from .planted import planted_screen, read_planted, write_planted
 

@@ -6,7 +6,7 @@ import pandas as pd
 from sckit.config import PretrainConfig
 from sckit.data.prepare import Store
 from sckit.errors import ConfigError, DataError
-from sckit.run import HELD_OUT, TRAIN, VALIDATION
+from sckit.training.run import HELD_OUT, TRAIN, VALIDATION
 
 _HELD_OUT_SHARE = 0.2
 _VALIDATION_SHARE = 0.1

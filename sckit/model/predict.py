@@ -9,7 +9,7 @@ import torch
 from sckit.data.batch import Batch, Packer, detected_in, fill
 from sckit.device import Compute
 from sckit.model.transformer import Model, Tokens
-from sckit.run import Run
+from sckit.training.run import Run
 
 
 def predictions(

@@ -151,7 +151,7 @@ def test_the_model_compiles_into_one_graph(world):
 
 
 def test_pretraining_runs_on_the_gpu(simulated, tmp_path):
-    from sckit.train import pretrain
+    from sckit.training.pretrain import pretrain
 
     assert choose_engine("cuda", torch.bfloat16)[0] == "triton"
     done = pretrain(simulated.path, PretrainConfig(steps=10, device="cuda", components=3), runs=tmp_path)

@@ -22,8 +22,8 @@ from sckit.metrics.values import Scores, without_nan
 from sckit.model.closed_forms import fit_closed_forms
 from sckit.model.predict import predictions
 from sckit.model.transformer import Model, Tokens, without_warm_start
-from sckit.optimise import make_optimiser, schedule
-from sckit.run import (
+from sckit.training.optimiser import make_optimiser, schedule
+from sckit.training.run import (
     HELD_OUT,
     TRAIN,
     VALIDATION,

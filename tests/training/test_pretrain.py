@@ -13,8 +13,8 @@ from safetensors.numpy import load_file
 from sckit.config import PretrainConfig
 from sckit.data.split import split_cells
 from sckit.errors import ConfigError, DataError
-from sckit.run import HELD_OUT, TRAIN, VALIDATION, find_run, open_run
-from sckit.train import load_model, pretrain
+from sckit.training.pretrain import load_model, pretrain
+from sckit.training.run import HELD_OUT, TRAIN, VALIDATION, find_run, open_run
 
 SMALL = {
     "engine": "reference",
@@ -28,7 +28,7 @@ SMALL = {
 WORKER = """
 import sys
 from sckit.config import PretrainConfig
-from sckit.train import pretrain
+from sckit.training.pretrain import pretrain
 store, runs, resume = sys.argv[1:4]
 def listen(kind, facts):
     if kind == "step":
