@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sckit.data.prepare import open_store, prepare
-    from sckit.embedding import embed
-    from sckit.evaluation import evaluate
+    from sckit.evaluation.embed import embed
+    from sckit.evaluation.evaluate import evaluate
     from sckit.perturb import finetune
     from sckit.training.pretrain import load_model, pretrain
 
@@ -17,9 +17,9 @@ _API = {
     "open_store": "sckit.data.prepare",
     "pretrain": "sckit.training.pretrain",
     "load_model": "sckit.training.pretrain",
-    "evaluate": "sckit.evaluation",
+    "evaluate": "sckit.evaluation.evaluate",
     "finetune": "sckit.perturb",
-    "embed": "sckit.embedding",
+    "embed": "sckit.evaluation.embed",
 }
 
 __all__ = ["__version__", "embed", "evaluate", "finetune", "load_model", "open_store", "prepare", "pretrain"]

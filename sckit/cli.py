@@ -250,8 +250,8 @@ def evaluate(
     with user_errors():
         from rich.console import Console
 
-        from sckit import evaluation
         from sckit.config import EvalConfig
+        from sckit.evaluation import evaluate as evaluation
         from sckit.report import print_evaluation, save_evaluation
 
         if sweep and mask:
@@ -295,7 +295,7 @@ def embed(
     Example: sckit embed runs/latest pbmc.h5ad --out embedded.h5ad
     """
     with user_errors():
-        from sckit.embedding import embed as run_embedding
+        from sckit.evaluation.embed import embed as run_embedding
 
         with Bar() as bar:
             adata = run_embedding(run, data, out=out, runs=runs, engine=engine, device=device, listen=bar.evaluation)

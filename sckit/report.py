@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from sckit.evaluation import Evaluation
+from sckit.evaluation.evaluate import Evaluation
 
 _COLOURS = {
     "gene mean": "#b0b0b0",

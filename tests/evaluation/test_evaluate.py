@@ -8,9 +8,9 @@ from sckit.config import EvalConfig, PretrainConfig
 from sckit.data.batch import CutView, Hiding, Packer
 from sckit.data.halves import Halves, nb_sizes, replicate_values
 from sckit.data.split import run_vocabulary
-from sckit.embedding import embed
 from sckit.errors import DataError
-from sckit.evaluation import evaluate
+from sckit.evaluation.embed import embed
+from sckit.evaluation.evaluate import evaluate
 from sckit.metrics.values import Scores
 from sckit.model.closed_forms import PREDICTORS, fit_closed_forms
 from sckit.report import save_evaluation, verdicts
