@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from sckit.data.prepare import open_store, prepare
     from sckit.evaluation.embed import embed
     from sckit.evaluation.evaluate import evaluate
-    from sckit.perturb import finetune
+    from sckit.perturbation.finetune import finetune
     from sckit.training.pretrain import load_model, pretrain
 
 __version__ = "0.1.0"
@@ -18,7 +18,7 @@ _API = {
     "pretrain": "sckit.training.pretrain",
     "load_model": "sckit.training.pretrain",
     "evaluate": "sckit.evaluation.evaluate",
-    "finetune": "sckit.perturb",
+    "finetune": "sckit.perturbation.finetune",
     "embed": "sckit.evaluation.embed",
 }
 

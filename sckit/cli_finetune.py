@@ -145,7 +145,7 @@ def finetune(
         settings = _settings({key: value for key, value in given.items() if value is not None}, config)
 
         from sckit.config import to_toml
-        from sckit.perturb import finetune as compare_arms
+        from sckit.perturbation.finetune import finetune as compare_arms
         from sckit.report_perturb import print_cells, print_finetuned, save_finetuned
         from sckit.report_perturb_rows import plain
         from sckit.training.run import find_run

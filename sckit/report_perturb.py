@@ -29,7 +29,7 @@ from sckit.report_perturb_rows import (
 )  # fmt: skip
 
 if TYPE_CHECKING:
-    from sckit.perturb_result import Finetuned
+    from sckit.perturbation.summary import Finetuned
 
 _WIDE = 190
 _BETTER = {"helps": "better", "hurts": "worse"}

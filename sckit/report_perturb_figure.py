@@ -19,7 +19,7 @@ from sckit.report_perturb_rows import (
 )  # fmt: skip
 
 if TYPE_CHECKING:
-    from sckit.perturb_result import Finetuned
+    from sckit.perturbation.summary import Finetuned
 
 _COLOURS = {
     "no change": "#b0b0b0",

@@ -9,7 +9,7 @@ from rich.table import Table
 from sckit.config.finetune import ARMS
 
 if TYPE_CHECKING:
-    from sckit.perturb_result import Finetuned
+    from sckit.perturbation.summary import Finetuned
 
 Row = dict[str, Any]
 

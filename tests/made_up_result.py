@@ -2,7 +2,7 @@
 
 import itertools
 
-from sckit.perturb_result import Finetuned
+from sckit.perturbation.summary import Finetuned
 
 METRICS = ("delta_r", "delta_r_perturbed", "weighted_r2", "discrimination", "slope", "de_overlap")
 CLOSED = ("no change", "mean", "additive", "ridge on components", "nearest neighbours")

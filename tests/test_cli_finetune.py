@@ -45,9 +45,9 @@ def heard(monkeypatch, tmp_path):
         listen("progress", {"done": 1, "of": 60, "what": "scratch, seed 0"})
         return made_up((0.0, 0.5) if config.task == "partial" else (None,))
 
-    module = types.ModuleType("sckit.perturb")
+    module = types.ModuleType("sckit.perturbation.finetune")
     monkeypatch.setattr(module, "finetune", finetune, raising=False)
-    monkeypatch.setitem(sys.modules, "sckit.perturb", module)
+    monkeypatch.setitem(sys.modules, "sckit.perturbation.finetune", module)
     return calls
 
 
@@ -164,7 +164,7 @@ def test_bad_data_is_one_sentence_and_exit_1_and_leaves_nothing(heard, place, mo
     def refuse(*arguments, **options):
         raise DataError(f"{arguments[1]} has no control cells.")
 
-    monkeypatch.setattr(sys.modules["sckit.perturb"], "finetune", refuse)
+    monkeypatch.setattr(sys.modules["sckit.perturbation.finetune"], "finetune", refuse)
     result = invoke(*place, *NEEDED)
     assert "no control cells" in error_of(result)
     assert result.exit_code == 1

@@ -5,15 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sckit import perturb_fold
 from sckit.config import PretrainConfig
 from sckit.device import choose_compute
 from sckit.errors import ConfigError, DataError
 from sckit.metrics.effects import METRICS
-from sckit.perturb_baselines import RESPONSE
-from sckit.perturb_fold import CEILING, count_halves
-from sckit.perturb_lesson import fixed_panel
-from sckit.perturb_partial import PARTIAL
+from sckit.perturbation import fold as perturb_fold
+from sckit.perturbation.baselines import RESPONSE
+from sckit.perturbation.baselines_partial import PARTIAL
+from sckit.perturbation.examples import fixed_panel
+from sckit.perturbation.fold import CEILING, count_halves
 from sckit.training.pretrain import pretrain
 
 from .small_screens import CONFIG, dense_values, fold_run, small_screen, with_counts

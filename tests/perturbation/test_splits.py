@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sckit.errors import DataError
-from sckit.perturb_split import composition, group_moments, halve, make_fold, profiles, split_name, training_share
+from sckit.perturbation.splits import composition, group_moments, halve, make_fold, profiles, split_name, training_share
 
 from .small_screens import CONFIG, dense_values, small_screen
 

@@ -12,8 +12,8 @@ import pandas as pd
 from sckit.config.finetune import FinetuneConfig
 from sckit.errors import DataError
 from sckit.model.transformer import Model, without_warm_start
-from sckit.perturb_data import Screen, cell_names
-from sckit.perturb_model import Responder, TokenTable
+from sckit.perturbation.responder import Responder, TokenTable
+from sckit.perturbation.screen import Screen, cell_names
 from sckit.training.pretrain import pretrain
 from sckit.training.run import HELD_OUT, Run, gene_names, gene_numbers, open_run
 

@@ -9,9 +9,9 @@ import pandas as pd
 import scipy.sparse as sp
 
 from sckit.config.finetune import FinetuneConfig
-from sckit.perturb_arms import Arms, token_table
-from sckit.perturb_data import Screen, Unit
-from sckit.perturb_fold import FoldRun, Job
+from sckit.perturbation.arms import Arms, token_table
+from sckit.perturbation.fold import FoldRun, Job
+from sckit.perturbation.screen import Screen, Unit
 
 UNMEASURED = 300
 """Counts of each cell in genes that are not predicted: totals are over all genes of the source."""

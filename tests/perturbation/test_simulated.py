@@ -7,7 +7,7 @@ intervals at exchanged labels left out 0, as about one in twenty will.
 import pytest
 
 from sckit.metrics.effects import HEADLINE
-from sckit.perturb import finetune
+from sckit.perturbation.finetune import finetune
 
 from .planted import planted_config, write_planted
 

@@ -9,9 +9,9 @@ from sckit.data.split import run_vocabulary
 from sckit.device import choose_compute
 from sckit.model.closed_forms import fit_closed_forms
 from sckit.model.transformer import Model
-from sckit.perturb_batch import Example, pack
-from sckit.perturb_model import Responder, TokenTable
-from sckit.perturb_train import fit, predict_response
+from sckit.perturbation.batch import Example, pack
+from sckit.perturbation.fit import fit, predict_response
+from sckit.perturbation.responder import Responder, TokenTable
 
 from .small_screens import fold_run, small_screen
 

@@ -13,7 +13,7 @@ import scipy.sparse as sp
 
 from sckit.config.finetune import FinetuneConfig
 from sckit.errors import DataError
-from sckit.perturb_data import Screen
+from sckit.perturbation.screen import Screen
 
 _ENOUGH = 5  # perturbations for a split over them
 

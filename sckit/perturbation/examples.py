@@ -9,11 +9,11 @@ import scipy.sparse as sp
 
 from sckit.config.finetune import FinetuneConfig
 from sckit.errors import ConfigError, DataError
-from sckit.perturb_batch import Example
-from sckit.perturb_data import Screen
-from sckit.perturb_linear import balanced_mean
-from sckit.perturb_model import TokenTable
-from sckit.perturb_split import Halving, Profiles, composition
+from sckit.perturbation.batch import Example
+from sckit.perturbation.responder import TokenTable
+from sckit.perturbation.ridge import balanced_mean
+from sckit.perturbation.screen import Screen
+from sckit.perturbation.splits import Halving, Profiles, composition
 from sckit.training.run import gene_numbers
 
 _QUERIES = 96  # genes asked for in a training example

@@ -8,9 +8,9 @@ import torch
 
 from sckit.device import Compute
 from sckit.errors import DataError
-from sckit.perturb_batch import Example, pack
-from sckit.perturb_lesson import Lesson, Panel
-from sckit.perturb_model import Responder
+from sckit.perturbation.batch import Example, pack
+from sckit.perturbation.examples import Lesson, Panel
+from sckit.perturbation.responder import Responder
 from sckit.training.optimiser import schedule
 
 _WARMUP = 0.1

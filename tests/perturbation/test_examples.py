@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sckit.perturb_fold import count_halves
-from sckit.perturb_lesson import Panel, panels
+from sckit.perturbation.examples import Panel, panels
+from sckit.perturbation.fold import count_halves
 
 from .small_screens import dense_values, fold_run, small_screen
 

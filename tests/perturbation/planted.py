@@ -22,7 +22,7 @@ import pandas as pd
 
 from sckit.config import PretrainConfig
 from sckit.config.finetune import FinetuneConfig
-from sckit.perturb_data import Screen, read_screen
+from sckit.perturbation.screen import Screen, read_screen
 from sckit.training.pretrain import pretrain
 
 Unit = tuple[int, np.ndarray | None]  # context and hit

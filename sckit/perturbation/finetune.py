@@ -14,12 +14,12 @@ import torch
 from sckit.config.finetune import FinetuneConfig
 from sckit.device import choose_compute
 from sckit.errors import ConfigError, DataError
-from sckit.perturb_arms import Arms, make_arms, overlap, seen_in_pretraining
-from sckit.perturb_data import Screen, read_screen
-from sckit.perturb_fold import FoldRun, Job, Score
-from sckit.perturb_lesson import fixed_panel
-from sckit.perturb_result import Finetuned, summarise
-from sckit.perturb_split import make_fold, split_name
+from sckit.perturbation.arms import Arms, make_arms, overlap, seen_in_pretraining
+from sckit.perturbation.examples import fixed_panel
+from sckit.perturbation.fold import FoldRun, Job, Score
+from sckit.perturbation.screen import Screen, read_screen
+from sckit.perturbation.splits import make_fold, split_name
+from sckit.perturbation.summary import Finetuned, summarise
 from sckit.training.run import Run, environment, find_run, open_run
 
 Found: TypeAlias = tuple[list[Score], list[dict[str, Any]]]

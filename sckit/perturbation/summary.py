@@ -10,11 +10,11 @@ from sckit.config.finetune import ARMS, FinetuneConfig
 from sckit.metrics.effects import HEADLINE, METRICS
 from sckit.metrics.intervals import Estimate, Sample, gap_closed, interval, paired, verdict
 from sckit.metrics.values import without_nan
-from sckit.perturb_baselines import RESPONSE
-from sckit.perturb_data import Screen
-from sckit.perturb_fold import CEILING, Score
-from sckit.perturb_partial import PARTIAL
-from sckit.perturb_repeats import chance_level, repeat_correlation, replicate_scores
+from sckit.perturbation.baselines import RESPONSE
+from sckit.perturbation.baselines_partial import PARTIAL
+from sckit.perturbation.fold import CEILING, Score
+from sckit.perturbation.repeats import chance_level, repeat_correlation, replicate_scores
+from sckit.perturbation.screen import Screen
 
 TRIVIAL = ("no change", "mean", "additive")
 _ORDER = {name: i for i, name in enumerate((*dict.fromkeys(RESPONSE + PARTIAL), *ARMS, CEILING))}

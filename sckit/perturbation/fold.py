@@ -8,19 +8,19 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from sckit import perturb_baselines as closed
 from sckit.config.finetune import FinetuneConfig
 from sckit.device import Compute
 from sckit.kernels.counts_numba import split as split_counts
 from sckit.kernels.counts_reference import mix
 from sckit.metrics.effects import Truth, discrimination, score
 from sckit.model.regression import principal_axes
-from sckit.perturb_arms import Arms
-from sckit.perturb_data import Screen, log_values
-from sckit.perturb_lesson import Lesson, Panel, fixed_panel, panels
-from sckit.perturb_partial import Revealed, partial_baselines
-from sckit.perturb_split import group_moments, halve, make_fold, profiles, training_share
-from sckit.perturb_train import fit, predict_cells, predict_profiles, predict_response
+from sckit.perturbation import baselines as closed
+from sckit.perturbation.arms import Arms
+from sckit.perturbation.baselines_partial import Revealed, partial_baselines
+from sckit.perturbation.examples import Lesson, Panel, fixed_panel, panels
+from sckit.perturbation.fit import fit, predict_cells, predict_profiles, predict_response
+from sckit.perturbation.screen import Screen, log_values
+from sckit.perturbation.splits import group_moments, halve, make_fold, profiles, training_share
 
 _CONTROL_COMPONENTS = 10
 _TRAINING_CELLS = 600  # rows of the closed forms at the level of cells

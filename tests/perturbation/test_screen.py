@@ -7,7 +7,7 @@ import pytest
 from sckit.config.finetune import FinetuneConfig
 from sckit.data.prepare import PrepareConfig, prepare
 from sckit.errors import ConfigError, DataError
-from sckit.perturb_data import read_screen
+from sckit.perturbation.screen import read_screen
 
 from .small_screens import as_anndata, small_screen
 

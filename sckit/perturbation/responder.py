@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sckit.kernels.embed import EmbedTables, TokenScalars, embed
 from sckit.kernels.head import masked_head
 from sckit.model.transformer import GUESS_RANGE, VALUE_RANGE, Model
-from sckit.perturb_batch import PerturbBatch
+from sckit.perturbation.batch import PerturbBatch
 
 _GENE_SIZE = 0.5  # of a coordinate of a gene vector, as pretraining starts them
 _LOADING_SIZE = 0.05

@@ -4,8 +4,8 @@ import numpy as np
 import scipy.sparse as sp
 
 from sckit.metrics.effects import METRICS, Truth, score
-from sckit.perturb_data import Screen
-from sckit.perturb_split import composition, group_moments, halve
+from sckit.perturbation.screen import Screen
+from sckit.perturbation.splits import composition, group_moments, halve
 
 _NULLS = 200
 _QUANTILE = 0.99

@@ -3,9 +3,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sckit import perturb_partial
-from sckit.perturb_linear import PENALTIES, Ridge, balance, deal, first_best, leading, members, neighbour_means
-from sckit.perturb_partial import PARTIAL, Revealed, partial_baselines
+from sckit.perturbation import baselines_partial as perturb_partial
+from sckit.perturbation.baselines_partial import PARTIAL, Revealed, partial_baselines
+from sckit.perturbation.ridge import PENALTIES, Ridge, balance, deal, first_best, leading, members, neighbour_means
 
 FITTED = PARTIAL[3:]
 R, S = 30, 12

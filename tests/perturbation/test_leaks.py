@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from sckit import perturb_fold
 from sckit.config.finetune import FinetuneConfig
 from sckit.device import choose_compute
 from sckit.metrics.effects import HEADLINE, slope
 from sckit.metrics.intervals import Sample, interval
-from sckit.perturb_arms import Arms, make_arms, token_table
-from sckit.perturb_data import read_screen
-from sckit.perturb_fold import CEILING, FoldRun, Job
-from sckit.perturb_split import halve
+from sckit.perturbation import fold as perturb_fold
+from sckit.perturbation.arms import Arms, make_arms, token_table
+from sckit.perturbation.fold import CEILING, FoldRun, Job
+from sckit.perturbation.screen import read_screen
+from sckit.perturbation.splits import halve
 from sckit.training.run import open_run
 
 from .planted import planted_screen, read_planted, write_planted

@@ -17,7 +17,7 @@ import scipy.sparse as sp
 from scipy.sparse.linalg import splu
 
 from sckit.errors import DataError
-from sckit.perturb_linear import (
+from sckit.perturbation.ridge import (
     PENALTIES,
     Ridge,
     balance,

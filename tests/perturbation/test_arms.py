@@ -9,14 +9,14 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from sckit import perturb_train
 from sckit.config import PretrainConfig
 from sckit.config.finetune import ARMS
 from sckit.data.prepare import PrepareConfig, prepare
 from sckit.device import choose_compute
 from sckit.errors import DataError
-from sckit.perturb_arms import Arms, make_arms, overlap, seen_in_pretraining, token_table
-from sckit.perturb_data import read_screen
+from sckit.perturbation import fit as perturb_train
+from sckit.perturbation.arms import Arms, make_arms, overlap, seen_in_pretraining, token_table
+from sckit.perturbation.screen import read_screen
 from sckit.training.pretrain import pretrain
 from sckit.training.run import HELD_OUT, TRAIN, VALIDATION, open_run
 

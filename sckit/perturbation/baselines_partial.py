@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
-from sckit.perturb_linear import (
+from sckit.perturbation.ridge import (
     PENALTIES,
     Ridge,
     balance,

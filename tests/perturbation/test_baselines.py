@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from sckit.errors import DataError
-from sckit.perturb_baselines import RESPONSE, Fold, additive, mean_of_training, response_baselines
+from sckit.perturbation.baselines import RESPONSE, Fold, additive, mean_of_training, response_baselines
 
 GENES = 120
 
