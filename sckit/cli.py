@@ -252,7 +252,7 @@ def evaluate(
 
         from sckit.config import EvalConfig
         from sckit.evaluation import evaluate as evaluation
-        from sckit.report import print_evaluation, save_evaluation
+        from sckit.report.evaluation import print_evaluation, save_evaluation
 
         if sweep and mask:
             raise ConfigError(f"--sweep names its own shares; leave out --mask {' '.join(mask)}.")

@@ -146,8 +146,8 @@ def finetune(
 
         from sckit.config import to_toml
         from sckit.perturbation.finetune import finetune as compare_arms
-        from sckit.report_perturb import print_cells, print_finetuned, save_finetuned
-        from sckit.report_perturb_rows import plain
+        from sckit.report.perturbation import print_cells, print_finetuned, save_finetuned
+        from sckit.report.perturbation_rows import plain
         from sckit.training.run import find_run
 
         cell = "-cell" if settings.level == "cell" else ""

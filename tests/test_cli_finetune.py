@@ -13,7 +13,7 @@ from sckit.cli import app
 from sckit.config.finetune import FinetuneConfig
 from sckit.errors import DataError
 
-from .made_up_result import made_up
+from .report.made_up_result import made_up
 
 DATA = ["--data", "screen.h5ad"]
 NEEDED = [*DATA, "--condition", "perturbation", "--control", "none"]

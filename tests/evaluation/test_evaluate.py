@@ -13,7 +13,7 @@ from sckit.evaluation.embed import embed
 from sckit.evaluation.evaluate import evaluate
 from sckit.metrics.values import Scores
 from sckit.model.closed_forms import PREDICTORS, fit_closed_forms
-from sckit.report import save_evaluation, verdicts
+from sckit.report.evaluation import save_evaluation, verdicts
 from sckit.training.pretrain import pretrain
 
 ROW = {

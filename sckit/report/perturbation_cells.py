@@ -2,7 +2,7 @@
 
 from rich.console import Console
 
-from sckit.report_perturb_rows import Row, number, titled_table
+from sckit.report.perturbation_rows import Row, number, titled_table
 
 _SHOWN_CELLS = 48
 _PIVOT_CONTEXTS = 8

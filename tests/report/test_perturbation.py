@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from sckit.report_perturb import print_cells, print_finetuned, save_finetuned, verdict_lines
-from sckit.report_perturb_figure import finetuned_figure
-from sckit.report_perturb_rows import find, shown_share
+from sckit.report.perturbation import print_cells, print_finetuned, save_finetuned, verdict_lines
+from sckit.report.perturbation_figure import finetuned_figure
+from sckit.report.perturbation_rows import find, shown_share
 
 from .made_up_result import ARMS, CLOSED, made_up
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sckit.config.finetune import ARMS
-from sckit.report_perturb_rows import (
+from sckit.report.perturbation_rows import (
     LABELS,
     Row,
     find,

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from sckit.config.finetune import ARMS
-from sckit.report_perturb_cells import dead_line, print_cells
-from sckit.report_perturb_rows import (
+from sckit.report.perturbation_cells import dead_line, print_cells
+from sckit.report.perturbation_rows import (
     LABELS,
     Row,
     find,
@@ -215,7 +215,7 @@ def _differences(result: "Finetuned") -> Table:
 
 def save_finetuned(result: "Finetuned", folder: Path) -> list[Path]:
     """Write finetune.json, finetune.csv, and the figure as finetune.png and finetune.svg; returns the paths."""
-    from sckit.report_perturb_figure import draw_finetuned
+    from sckit.report.perturbation_figure import draw_finetuned
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "finetune.json").write_text(json.dumps(plain(result.document()), indent=1, allow_nan=False))
