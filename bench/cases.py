@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sckit.bench_cases import CASES, PERCENTS, SHAPES
+from sckit.bench.cases import CASES, PERCENTS, SHAPES
 from sckit.config.prepare import PrepareConfig
 from sckit.data.prepare import open_store, prepare
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from sckit.bench import provenance
+from sckit.bench.attention import provenance
 from sckit.config import PretrainConfig
 from sckit.training.pretrain import pretrain
 

@@ -41,9 +41,9 @@ def kernels(
     with user_errors():
         from rich.console import Console
 
-        from sckit.bench import bench_kernels
-        from sckit.bench_cases import CASES, cases_for
-        from sckit.bench_report import (
+        from sckit.bench.attention import bench_kernels
+        from sckit.bench.cases import CASES, cases_for
+        from sckit.bench.report import (
             append_rows,
             check_writable,
             draw_kernels,
@@ -93,8 +93,8 @@ def ops(
         sckit bench ops --rounds 7 --threads 1
     """
     with user_errors():
-        from sckit.bench_ops import bench_ops
-        from sckit.bench_report import check_writable
+        from sckit.bench.ops import bench_ops
+        from sckit.bench.report import check_writable
 
         check_writable(out)
         _set_threads(threads)
@@ -112,8 +112,8 @@ def counts(*, rounds: Rounds = 5, threads: Threads = None, out: Out = None, as_j
         sckit bench counts --rounds 7
     """
     with user_errors():
-        from sckit.bench_counts import bench_counts
-        from sckit.bench_report import check_writable
+        from sckit.bench.counts import bench_counts
+        from sckit.bench.report import check_writable
 
         check_writable(out)
         _set_threads(threads)
@@ -137,8 +137,8 @@ def static(
     with user_errors():
         from rich.console import Console
 
-        from sckit.bench_static import bench_static, print_static
-        from sckit.kernels.shipped import TARGETS
+        from sckit.bench.shipped import TARGETS
+        from sckit.bench.static import bench_static, print_static
 
         document = bench_static(targets=target or TARGETS, processes=processes, record=record)
         print_static(document, Console(width=None if sys.stdout.isatty() else 160))
@@ -173,8 +173,8 @@ def _end(document: dict[str, Any], device: str, out: Path | None, *, as_json: bo
     """Give every row its provenance, keep the rows where asked, and print the document."""
     import torch
 
-    from sckit.bench import provenance
-    from sckit.bench_report import append_rows
+    from sckit.bench.attention import provenance
+    from sckit.bench.report import append_rows
 
     where = provenance(device, torch.float32)
     document["rows"] = [row | where for row in document["rows"]]

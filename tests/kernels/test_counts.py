@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import betabinom, binom, chi2
 
-from sckit import bench_counts_rivals
-from sckit.bench_counts import bench_counts
+from sckit.bench import counts_competitors as bench_counts_rivals
+from sckit.bench.counts import bench_counts
 from sckit.errors import SckitError
 from sckit.kernels import counts_numba, counts_reference
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.nn.functional import pad
 
-from sckit.bench import bench_kernels
-from sckit.bench_cases import Case
+from sckit.bench.attention import bench_kernels
+from sckit.bench.cases import Case
 from sckit.config import ModelConfig, PretrainConfig
 from sckit.data.batch import Hiding, Packer
 from sckit.data.split import run_vocabulary

@@ -11,12 +11,12 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
-import sckit.bench as bench
-from sckit.bench_cases import CASES, PERCENTS, SHAPES, Case, cases_for
-from sckit.bench_counts import bench_counts
-from sckit.bench_ops import bench_ops
-from sckit.bench_report import append_rows, draw_kernels, print_comparison, print_kernels, read_rows
-from sckit.bench_torch import competitors
+import sckit.bench.attention as bench
+from sckit.bench.cases import CASES, PERCENTS, SHAPES, Case, cases_for
+from sckit.bench.competitors import competitors
+from sckit.bench.counts import bench_counts
+from sckit.bench.ops import bench_ops
+from sckit.bench.report import append_rows, draw_kernels, print_comparison, print_kernels, read_rows
 from sckit.cli import app
 from sckit.errors import ConfigError, DataError, SckitError
 from sckit.kernels.attention import attention
@@ -176,7 +176,7 @@ def test_without_git_there_is_no_commit(monkeypatch):
 
 
 def test_command_ends_with_the_document(monkeypatch, tmp_path):
-    monkeypatch.setattr("sckit.bench_cases.CASES", tuple(replace(case, cells=2) for case in FEW))
+    monkeypatch.setattr("sckit.bench.cases.CASES", tuple(replace(case, cells=2) for case in FEW))
     arguments = ["--rounds", "1", "--out", str(tmp_path / "r.jsonl"), "--chart", str(tmp_path / "r.png"), "--json"]
     result = CliRunner().invoke(app, ["bench", "kernels", *arguments])
     assert result.exit_code == 0, result.output
@@ -199,8 +199,8 @@ def test_ops_time_every_engine_and_refuse_a_wrong_one(monkeypatch):
 
 
 def test_ops_and_counts_end_with_rows_of_known_origin(monkeypatch, tmp_path):
-    monkeypatch.setattr("sckit.bench_ops.bench_ops", partial(bench_ops, cases=[(700, 16)]))
-    monkeypatch.setattr("sckit.bench_counts.bench_counts", partial(bench_counts, cells=[20]))
+    monkeypatch.setattr("sckit.bench.ops.bench_ops", partial(bench_ops, cases=[(700, 16)]))
+    monkeypatch.setattr("sckit.bench.counts.bench_counts", partial(bench_counts, cells=[20]))
     for name in ("ops", "counts"):
         result = CliRunner().invoke(app, ["bench", name, "--rounds", "1", "--out", str(tmp_path / name), "--json"])
         assert result.exit_code == 0, result.output

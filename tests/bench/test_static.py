@@ -19,10 +19,10 @@ from pathlib import Path
 import triton
 import triton.language as tl
 
-from sckit.bench_static import bench_static
+from sckit.bench.static import bench_static
 from sckit.kernels import attention_triton as engine
 from sckit.kernels.attention_launch import LAUNCHES, Launch
-from sckit.kernels.attention_shipped import ship
+from sckit.bench.attention_shipped import ship
 
 def one(name, target, width, kind="bf16", **constants):
     row = LAUNCHES[target][width, 2]
@@ -58,7 +58,7 @@ def whole() -> dict[str, Any]:
 
 
 def test_everything_that_ships_passes(whole: dict[str, Any]) -> None:
-    from sckit.kernels.shipped import TARGETS
+    from sckit.bench.shipped import TARGETS
 
     assert whole["failures"] == []
     assert whole["ok"]
@@ -139,7 +139,7 @@ def test_the_command_ends_with_one_document_and_exit_code_1_on_failure(
 ) -> None:
     from typer.testing import CliRunner
 
-    import sckit.bench_static as gate_file
+    import sckit.bench.static as gate_file
     from sckit.cli import app
 
     failure = {"kernel": "attention dQ", "target": "sm_90", "case": "bf16 D32", "rule": "spills", "got": 4, "wanted": 0}
@@ -158,7 +158,7 @@ def test_the_command_ends_with_one_document_and_exit_code_1_on_failure(
 
 
 def test_the_interpreter_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sckit.bench_static import bench_static
+    from sckit.bench.static import bench_static
     from sckit.errors import SckitError
 
     monkeypatch.setenv("TRITON_INTERPRET", "1")

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from sckit.bench_cases import CASES, Case
-from sckit.bench_torch import Variant, competitors
+from sckit.bench.cases import CASES, Case
+from sckit.bench.competitors import Variant, competitors
 from sckit.errors import SckitError
 from sckit.kernels.attention import AttentionPlan, attention, choose_engine, plan_attention
 from sckit.training.run import environment
@@ -215,7 +215,7 @@ def provenance(device: str, dtype: torch.dtype) -> dict[str, Any]:
 
 def _commit() -> str | None:
     """Return the commit of the checkout that this file is in, None when it is installed elsewhere."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
     git = ["git", "describe", "--always", "--dirty", "--abbrev=12"]

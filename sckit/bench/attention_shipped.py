@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
+from sckit.bench.shipped import Shipped
 from sckit.kernels import attention_triton as engine
 from sckit.kernels.attention_launch import LAUNCHES, Launches
 from sckit.kernels.attention_plan import TILE
-from sckit.kernels.shipped import Shipped
 
 MATRIX = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA", "gfx942": "MFMA"}
 KERNELS = {

@@ -13,13 +13,13 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from sckit.bench_static_code import measure
+from sckit.bench.machine_code import measure
+from sckit.bench.shipped import TARGETS, Shipped
 from sckit.errors import ConfigError, SckitError
-from sckit.kernels.shipped import TARGETS, Shipped
 
-# A kernel joins the gate here: a file with a function shipped() that yields sckit.kernels.shipped.Shipped.
-SOURCES = ("sckit.kernels.attention_shipped", "sckit.kernels.rows_shipped")
-BASELINES = Path(__file__).parent / "kernels" / "static"
+# A kernel joins the gate here: a file with a function shipped() that yields sckit.bench.shipped.Shipped.
+SOURCES = ("sckit.bench.attention_shipped", "sckit.bench.rows_shipped")
+BASELINES = Path(__file__).parents[1] / "kernels" / "static"
 SLACK = 0.05
 SHARED_BYTES = {"gfx942": 64 * 1024}  # otherwise 99 KiB, so that the smaller chips of a family run it too
 LARGER_IS_WORSE = ("shared_bytes", "instructions_per_score", "exps_per_score", "loop_instructions")

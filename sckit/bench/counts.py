@@ -15,7 +15,7 @@ import pandas as pd
 import scipy.sparse as sp
 import torch
 
-from sckit import bench_counts_rivals as rivals
+from sckit.bench import counts_competitors as rivals
 from sckit.data.filters import GeneMoments
 from sckit.data.readers.source import CountsBlock
 from sckit.errors import SckitError

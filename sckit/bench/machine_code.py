@@ -11,7 +11,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components
 
-from sckit.kernels.shipped import Shipped
+from sckit.bench.shipped import Shipped
 
 # One multiprocessor: 32-bit registers, KiB of shared memory (1 KiB of it kept for each block), warps, blocks.
 SHARED_KIB = {"sm_80": 164, "sm_90": 228, "sm_100": 228}

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
+from sckit.bench.shipped import TARGETS, Shipped
 from sckit.kernels import embed_triton, head_triton, rows_triton
-from sckit.kernels.shipped import TARGETS, Shipped
 
 WIDTH = 128
 KNOTS = {"K": 32, "GUESS_K": 32}
