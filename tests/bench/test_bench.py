@@ -17,7 +17,7 @@ from sckit.bench.competitors import competitors
 from sckit.bench.counts import bench_counts
 from sckit.bench.ops import bench_ops
 from sckit.bench.report import append_rows, draw_kernels, print_comparison, print_kernels, read_rows
-from sckit.cli import app
+from sckit.cli.app import app
 from sckit.errors import ConfigError, DataError, SckitError
 from sckit.kernels.attention import attention
 

@@ -140,7 +140,7 @@ def test_the_command_ends_with_one_document_and_exit_code_1_on_failure(
     from typer.testing import CliRunner
 
     import sckit.bench.static as gate_file
-    from sckit.cli import app
+    from sckit.cli.app import app
 
     failure = {"kernel": "attention dQ", "target": "sm_90", "case": "bf16 D32", "rule": "spills", "got": 4, "wanted": 0}
     row = {"kernel": "attention dQ", "target": "sm_90", "case": "bf16 D32", "registers": 255, "spills": 4}

@@ -9,11 +9,11 @@ from dataclasses import fields
 import pytest
 from typer.testing import CliRunner
 
-from sckit.cli import app
+from sckit.cli.app import app
 from sckit.config.finetune import FinetuneConfig
 from sckit.errors import DataError
 
-from .report.made_up_result import made_up
+from ..report.made_up_result import made_up
 
 DATA = ["--data", "screen.h5ad"]
 NEEDED = [*DATA, "--condition", "perturbation", "--control", "none"]

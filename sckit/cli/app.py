@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
-from sckit.cli_bench import bench
-from sckit.cli_finetune import finetune
-from sckit.cli_options import ConfigFile, Device, Engine, Json, RunArgument, Runs, Seed, finish, say, user_errors
+from sckit.cli.bench import bench
+from sckit.cli.finetune import finetune
+from sckit.cli.options import ConfigFile, Device, Engine, Json, RunArgument, Runs, Seed, finish, say, user_errors
+from sckit.cli.progress import Bar
 from sckit.errors import ConfigError
-from sckit.progress import Bar
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from sckit.cli_options import Device, Json, finish, say, user_errors
+from sckit.cli.options import Device, Json, finish, say, user_errors
+from sckit.cli.progress import Bar
 from sckit.errors import ConfigError
-from sckit.progress import Bar
 
 bench = typer.Typer(no_args_is_help=True, help="Microbenchmarks and static checks of the hand-written kernels.")
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from sckit.cli import app
+from sckit.cli.app import app
 
 FAST = ["--engine", "reference", "--batch-tokens", "2000", "--components", "3"]
 BENCHES = [f"bench {name}" for name in ("kernels", "ops", "counts", "static")]

@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from sckit.cli_options import ConfigFile, Json, RunArgument, Runs, finish, say, user_errors
+from sckit.cli.options import ConfigFile, Json, RunArgument, Runs, finish, say, user_errors
+from sckit.cli.progress import Bar
 from sckit.config.finetune import FinetuneConfig
 from sckit.errors import ConfigError
-from sckit.progress import Bar
 
 _DATA, _TASK, _ARMS, _TRAINING, _RUNNING = "Data", "Task and split", "Arms and intervals", "Training", "Running"
 _DEFAULTS = {field.name: field.default for field in fields(FinetuneConfig)}
