@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from sckit.bench.attention import provenance
 from sckit.config import PretrainConfig
+from sckit.provenance import measured_on
 from sckit.training.pretrain import pretrain
 
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
@@ -48,7 +48,7 @@ def main() -> None:
     arguments = parser.parse_args()
     profiler = torch.profiler.profile()
 
-    def listen(kind: str, facts: dict[str, Any]) -> None:
+    def on_event(kind: str, facts: dict[str, Any]) -> None:
         if kind == "step" and facts["step"] == WARM_UP:
             profiler.start()
         elif kind == "step" and facts["step"] == WARM_UP + arguments.steps:
@@ -58,10 +58,10 @@ def main() -> None:
     steps = 20 * (WARM_UP + arguments.steps)  # a tenth of the budget lies between validations
     config = PretrainConfig(mask="uniform", preset=arguments.preset, steps=steps)
     with tempfile.TemporaryDirectory() as runs, suppress(_EnoughError):
-        pretrain(arguments.data, config, runs=runs, listen=listen)
+        pretrain(arguments.data, config, runs=runs, on_event=on_event)
     seconds, parts = shares(profiler.key_averages())
     rest = 1 - parts["attention"] - parts["matrix products"]
-    where = provenance("cpu", torch.float32)
+    where = measured_on("cpu", torch.float32)
     print(f"{arguments.preset}, {where['device']}, {where['threads']} threads, {arguments.steps} steps")
     for name, share in list(parts.items())[:16]:
         print(f"{share:7.1%}  {name}")

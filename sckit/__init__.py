@@ -4,13 +4,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
     from sckit.data.prepare import open_store, prepare
     from sckit.evaluation.embed import embed
     from sckit.evaluation.evaluate import evaluate
     from sckit.perturbation.finetune import finetune
     from sckit.training.pretrain import load_model, pretrain
-
-__version__ = "0.1.0"
 
 _API = {
     "prepare": "sckit.data.prepare",
@@ -27,6 +26,8 @@ __all__ = ["__version__", "embed", "evaluate", "finetune", "load_model", "open_s
 
 def __getattr__(name: str) -> Any:
     """Import the function on first use, so that `import sckit` and `sckit --help` stay fast."""
+    if name == "__version__":
+        return import_module("importlib.metadata").version("sckit")
     if name in _API:
         return getattr(import_module(_API[name]), name)
     message = f"module 'sckit' has no attribute {name!r}"

@@ -5,14 +5,9 @@ own matrix product is timed in the same rounds. No speed is reported where an en
 float64.
 """
 
-import os
-import platform
-import subprocess
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +19,7 @@ from sckit.bench.cases import CASES, Case
 from sckit.bench.competitors import Variant, competitors
 from sckit.errors import SckitError
 from sckit.kernels.attention import AttentionPlan, attention, choose_engine, plan_attention
-from sckit.training.run import environment
+from sckit.provenance import measured_on
 
 GEMM_SIDE = {"cpu": 1024, "cuda": 8192}
 LARGEST_ERROR = {torch.float32: 5e-6, torch.float16: 5e-3, torch.bfloat16: 4e-2}
@@ -49,7 +44,7 @@ def bench_kernels(
     Raises SckitError when an engine or competitor disagrees with float64.
     """
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    where = provenance(device, dtype)
+    where = measured_on(device, dtype)
     engine, _ = choose_engine(device, dtype)
     benches = [_CaseBench(case, engine, device, dtype) for case in cases]
     if tune and engine == "triton":
@@ -196,45 +191,3 @@ def _results(variant: Variant, qkv: list[Tensor]) -> list[Tensor]:
     q, k, v = (part.detach().requires_grad_() for part in qkv)
     out = variant(q, k, v)
     return [out.detach(), *torch.autograd.grad(out.double().square().sum(), (q, k, v))]
-
-
-def provenance(device: str, dtype: torch.dtype) -> dict[str, Any]:
-    """Return what a number means nothing without: time, commit, device, dtype, threads, load, versions."""
-    found = environment()
-    name = _processor() if device == "cpu" else torch.cuda.get_device_name()
-    return {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _commit(),
-        "device": name,
-        "dtype": str(dtype).removeprefix("torch."),
-        "threads": torch.get_num_threads(),
-        "load": round(os.getloadavg()[0], 2),
-        "malloc": {name: os.environ[name] for name in _MALLOC if name in os.environ},
-    } | {package: found[package] for package in ("sckit", "torch", "triton", "numba") if package in found}
-
-
-def _commit() -> str | None:
-    """Return the commit of the checkout that this file is in, None when it is installed elsewhere."""
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
-        return None
-    git = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        done = subprocess.run(git, capture_output=True, text=True, check=False, cwd=root)
-    except OSError:  # no git here
-        return None
-    return done.stdout.strip() or None
-
-
-def _processor() -> str:
-    """Return the processor's name, vector width and number of cores."""
-    from sckit.kernels.simd import host_width
-
-    name = platform.processor() or platform.machine()
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        models = [
-            line.split(":", 1)[1].strip() for line in information.read_text().splitlines() if "model name" in line
-        ]
-        name = models[0] if models else name
-    return f"{name}, {host_width()} float32 lanes, {os.cpu_count()} cores"

@@ -204,7 +204,7 @@ def pretrain(
             given = {"epochs": None, "steps": None, "minutes": None} | given
         settings = read_toml(PretrainConfig, config, **given) if config else from_dict(PretrainConfig, given, "sckit")
         with Bar() as bar:
-            done = run_pretraining(data or None, settings, name=name, runs=runs, resume=resume, listen=bar.training)
+            done = run_pretraining(data or None, settings, name=name, runs=runs, resume=resume, on_event=bar.training)
         say(f"run {done.run}: {done.tokens_per_s:,.0f} tokens/s, {done.cells_per_s:,.1f} cells/s, {done.wall_s:.1f} s")
         say(f"next: sckit eval {done.run} --mask 1.0")
         document = {"command": "pretrain", "run": str(done.run), "tokens_per_s": done.tokens_per_s}
@@ -272,7 +272,7 @@ def evaluate(
             device=device,
         )
         with Bar() as bar:
-            result = evaluation.evaluate(run, settings, runs=runs, listen=bar.evaluation)
+            result = evaluation.evaluate(run, settings, runs=runs, on_event=bar.evaluation)
         print_evaluation(result, Console(width=None if sys.stdout.isatty() else 120))
         for path in save_evaluation(result, out or result.run / "eval"):
             say(f"wrote {path}")
@@ -298,7 +298,7 @@ def embed(
         from sckit.evaluation.embed import embed as run_embedding
 
         with Bar() as bar:
-            adata = run_embedding(run, data, out=out, runs=runs, engine=engine, device=device, listen=bar.evaluation)
+            adata = run_embedding(run, data, out=out, runs=runs, engine=engine, device=device, on_event=bar.evaluation)
         shape = list(adata.obsm["X_sckit"].shape)
         say(f"wrote {out}: obsm['X_sckit'] {shape}, for scanpy.pp.neighbors(adata, use_rep='X_sckit')")
         finish({"command": "embed", "run": run, "out": str(out), "shape": shape}, as_json=as_json)

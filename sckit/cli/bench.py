@@ -173,10 +173,10 @@ def _end(document: dict[str, Any], device: str, out: Path | None, *, as_json: bo
     """Give every row its provenance, keep the rows where asked, and print the document."""
     import torch
 
-    from sckit.bench.attention import provenance
     from sckit.bench.report import append_rows
+    from sckit.provenance import measured_on
 
-    where = provenance(device, torch.float32)
+    where = measured_on(device, torch.float32)
     document["rows"] = [row | where for row in document["rows"]]
     if out:
         append_rows(document, out)

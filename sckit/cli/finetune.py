@@ -145,9 +145,9 @@ def finetune(
         settings = _settings({key: value for key, value in given.items() if value is not None}, config)
 
         from sckit.config import to_toml
+        from sckit.files import to_json
         from sckit.perturbation.finetune import finetune as compare_arms
         from sckit.report.perturbation import print_cells, print_finetuned, save_finetuned
-        from sckit.report.perturbation_rows import plain
         from sckit.training.run import find_run
 
         cell = "-cell" if settings.level == "cell" else ""
@@ -160,8 +160,8 @@ def finetune(
         console = Console(width=None if sys.stdout.isatty() else 120)
         try:
             with Bar() as bar:
-                listen = bar.finetuning(lambda rows: print_cells(rows, console))
-                result = compare_arms(run, data, settings, runs=runs, listen=listen)
+                on_event = bar.finetuning(lambda rows: print_cells(rows, console))
+                result = compare_arms(run, data, settings, runs=runs, on_event=on_event)
         except BaseException:
             if [path.name for path in folder.iterdir()] == ["config.toml"]:  # nothing of an earlier comparison
                 (folder / "config.toml").unlink()
@@ -171,7 +171,7 @@ def finetune(
         for path in [*paths, folder / "config.toml"]:
             say(f"wrote {path}")
         print_finetuned(result, console)
-        finish(plain({"command": "finetune", "out": str(folder), **result.document()}), as_json=as_json)
+        finish(to_json({"command": "finetune", "out": str(folder), **result.document()}), as_json=as_json)
 
 
 def _settings(given: dict[str, Any], config: Path | None) -> FinetuneConfig:

@@ -49,7 +49,7 @@ class Bar:
     def finetuning(self, table: Callable[[list[dict[str, Any]]], None]) -> Callable[[str, dict[str, Any]], None]:
         """A listener to `finetune`; `table` prints the rows of cells on stdout while the bar is out of the way."""
 
-        def listen(kind: str, facts: dict[str, Any]) -> None:
+        def on_event(kind: str, facts: dict[str, Any]) -> None:
             if kind == "note":
                 self._note(facts["text"])
             elif kind == "cells":
@@ -61,7 +61,7 @@ class Bar:
                 rate = f"{done} of {total}"
                 self._progress.update(self._task, completed=done, total=total, description=facts["what"], rate=rate)
 
-        return listen
+        return on_event
 
     def timing(self, what: str, done: int, total: int) -> None:
         """Progress of `bench`."""

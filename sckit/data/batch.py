@@ -43,13 +43,13 @@ class CountsView(Protocol):
 class Hiding:
     """Which values are hidden: every entry whose hash with `seed` and `epoch` is below its cell's rate."""
 
-    rate: float | str = SCORED_SHARE
+    mask_rate: float | str = SCORED_SHARE
     """Share of the detected values hidden, in (0, 1], or "uniform": a rate a cell from (0, 1], 1 for 30 %."""
     seed: int = 0
     epoch: int = 0
 
     def __post_init__(self) -> None:
-        check_mask(self.rate)
+        check_mask(self.mask_rate)
 
     @property
     def key(self) -> int:
@@ -58,10 +58,10 @@ class Hiding:
 
     def rates(self, cells: np.ndarray) -> np.ndarray:
         """Share hidden in each cell, float64 [C]."""
-        if self.rate == "uniform":
+        if self.mask_rate == "uniform":
             draw = entry_uniform(self.key, cells, np.full(len(cells), _RATE_DRAW))
             return np.where(draw < WHOLE_SHARE, 1.0, (1.0 - draw) / (1.0 - WHOLE_SHARE))
-        return np.full(len(cells), float(self.rate))
+        return np.full(len(cells), float(self.mask_rate))
 
 
 @dataclass(frozen=True)
@@ -250,7 +250,7 @@ def swap_like_depth(lengths: np.ndarray, cells: np.ndarray) -> np.ndarray:
     return partners
 
 
-def fill(cells: np.ndarray, lengths: np.ndarray, tokens: int) -> list[np.ndarray]:
+def batches_by_tokens(cells: np.ndarray, lengths: np.ndarray, tokens: int) -> list[np.ndarray]:
     """Cut the cells, in their order, into batches of about `tokens` tokens and at least one cell each."""
     edges = np.cumsum(np.maximum(lengths[cells], 1)) // max(tokens, 1)
     return np.split(cells, np.flatnonzero(np.diff(edges)) + 1) if len(cells) else []
@@ -266,7 +266,7 @@ def shuffle(cells: np.ndarray, generator: np.random.Generator, *, block: int = 6
 
 def epoch_batches(cells: np.ndarray, lengths: np.ndarray, tokens: int, seed: tuple[int, int]) -> list[np.ndarray]:
     """The training batches of one epoch as row numbers, the same for the same (seed, epoch)."""
-    return fill(shuffle(np.sort(cells), np.random.default_rng(seed)), lengths, tokens)
+    return batches_by_tokens(shuffle(np.sort(cells), np.random.default_rng(seed)), lengths, tokens)
 
 
 def detected_in(view: CountsView, vocabulary: np.ndarray, cells: np.ndarray, *, block: int = 4096) -> np.ndarray:

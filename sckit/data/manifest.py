@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,12 +11,13 @@ from typing import Any, BinaryIO
 import numpy as np
 import pandas as pd
 
+from sckit.files import checksum, flush
+
 FORMAT = "sckit store"
 VERSION = 1
 MANIFEST = "manifest.json"
 SHARD_ARRAYS = ("indptr", "genes", "counts")
 _UINT16_GENES = 65_535
-_READ_BYTES = 2**22
 
 
 def shard_file(number: int, array: str) -> str:
@@ -110,35 +110,6 @@ def write_table(path: Path, frame: pd.DataFrame) -> dict[str, Any]:
     frame.to_parquet(path, index=False)
     flush(path)
     return {"bytes": path.stat().st_size, "sha256": checksum(path)}
-
-
-def write_json(path: Path, document: Any) -> None:
-    """Write a JSON file so that a reader sees all of it or none of it."""
-    unfinished = path.with_name(path.name + ".new")
-    unfinished.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    flush(unfinished)
-    unfinished.replace(path)
-    flush(path.parent)
-
-
-def flush(path: Path) -> None:
-    """Force a file or the entries of a folder onto the disk."""
-    if path.is_dir() and os.name == "nt":  # Windows cannot open folders
-        return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def checksum(path: Path) -> str:
-    """SHA-256 of a file, read a few megabytes at a time."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(_READ_BYTES):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def broken_files(folder: Path, records: dict[str, dict[str, Any]], *, content: bool) -> Iterable[tuple[str, str]]:

@@ -14,16 +14,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sckit import __version__
 from sckit.config.prepare import PrepareConfig
 from sckit.data.cell_stream import CellStream, Place
 from sckit.data.filters import KEPT, GeneMoments, QualityRules, drop_counts, highly_variable, judge_obs, unite_obs
 from sckit.data.genes import Vocabulary, join_genes, read_gene_list, vocabulary_hash
-from sckit.data.manifest import FORMAT, MANIFEST, VERSION, flush, write_json, write_table
+from sckit.data.manifest import FORMAT, MANIFEST, VERSION, write_table
 from sckit.data.readers.open import open_sample, open_source
 from sckit.data.readers.source import CELLS_PER_BLOCK
 from sckit.data.shards import WORK, FinishedShard, OpenShard, finished_shards
 from sckit.errors import DataError
+from sckit.files import flush, write_json
+from sckit.provenance import package_version
 
 Progress = Callable[[int, int, str], None]
 """Called with cells done, cells in all and what is being done."""
@@ -90,7 +91,7 @@ class Preparation:
         """Keep the folder of an earlier call with the same plan, else make an empty one."""
         gene_list = self._config.gene_list
         plan = {
-            "sckit": __version__,
+            "sckit": package_version("sckit"),
             "version": VERSION,
             "inputs": [_fingerprint(source.path) for source in self._sources],
             "config": _plain_config(self._config),
@@ -158,7 +159,7 @@ class Preparation:
         manifest = {
             "format": FORMAT,
             "version": VERSION,
-            "sckit": __version__,
+            "sckit": package_version("sckit"),
             "cells": int(kept.sum()),
             "genes": len(vocabulary),
             "nonzeros": sum(entry["nonzeros"] for entry in entries),

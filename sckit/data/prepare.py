@@ -12,6 +12,7 @@ from sckit.data.manifest import MANIFEST
 from sckit.data.preparation import Preparation, Progress
 from sckit.data.store import Store, describe, open_store, size_bytes
 from sckit.errors import ConfigError, DataError, SckitError
+from sckit.provenance import peak_rss_bytes
 
 __all__ = [
     "PrepareConfig",
@@ -20,7 +21,6 @@ __all__ = [
     "describe",
     "open_or_prepare",
     "open_store",
-    "peak_rss_bytes",
     "prepare",
 ]
 
@@ -72,18 +72,6 @@ def open_or_prepare(data: Path | str, out: Path | str, *, assay: str = "10x") ->
     if (Path(data) / MANIFEST).is_file():
         return open_store(data)
     return prepare([data], out, config=PrepareConfig(assay=assay))
-
-
-def peak_rss_bytes() -> int:
-    """Largest resident memory of this process so far; 0 where the system does not tell."""
-    status = Path("/proc/self/status")
-    if status.exists():  # getrusage would count what the parent process held when it started this one
-        return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _refuse_existing(out: Path, *, overwrite: bool) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from sckit.data.cell_stream import KeptCells, Place
-from sckit.data.manifest import ShardBuffer, broken_files, flush
+from sckit.data.manifest import ShardBuffer, broken_files
+from sckit.files import flush, replacing
 
 WORK = "work"
 """Folder of the records, inside the unfinished store."""
@@ -80,18 +81,14 @@ def _record_path(folder: Path, number: int) -> Path:
 
 
 def _save(shard: FinishedShard, path: Path) -> None:
-    """Write the record under another name first: under its own it is whole, and its shard is on the disk."""
-    unfinished = path.with_suffix(".new")
-    with unfinished.open("wb") as file:
+    """Write the record of a shard that is on the disk already."""
+    with replacing(path) as unfinished, unfinished.open("wb") as file:
         np.savez(
             file,
             manifest_entry=json.dumps(shard.manifest_entry),
             following=[shard.following.source, shard.following.cell],
             **{name: getattr(shard, name) for name in _ARRAYS},
         )
-    flush(unfinished)
-    unfinished.replace(path)
-    flush(path.parent)
 
 
 def _load(path: Path) -> FinishedShard:

@@ -6,7 +6,8 @@ import pandas as pd
 from sckit.config import PretrainConfig
 from sckit.data.prepare import Store
 from sckit.errors import ConfigError, DataError
-from sckit.training.run import HELD_OUT, TRAIN, VALIDATION
+
+TRAIN, VALIDATION, HELD_OUT = 0, 1, 2
 
 _HELD_OUT_SHARE = 0.2
 _VALIDATION_SHARE = 0.1

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sckit.data.batch import Hiding, Packer, detected_in, fill
+from sckit.data.batch import Hiding, Packer, batches_by_tokens, detected_in
 from sckit.data.prepare import Store, open_or_prepare
 from sckit.device import choose_compute
 from sckit.errors import DataError
@@ -27,7 +27,7 @@ def embed(
     engine: str = "auto",
     device: str = "auto",
     batch_tokens: int = 32768,
-    listen: Callable[[str, dict[str, Any]], None] = lambda _kind, _facts: None,
+    on_event: Callable[[str, dict[str, Any]], None] = lambda _kind, _facts: None,
 ) -> Any:
     """AnnData of the data with the run's cell embeddings in obsm["X_sckit"], float32 [cells, width]; written to `out`.
 
@@ -43,17 +43,17 @@ def embed(
         vocabulary = opened.numbers_in(store)
         known = int((vocabulary >= 0).sum())
         text = f"{known:,} of the run's {len(opened.genes):,} genes are in the data ({store.n_genes:,} genes)"
-        listen("note", {"text": text})
+        on_event("note", {"text": text})
         for reason, number in store.manifest["dropped"].items():
-            listen("note", {"text": f"left out: {number:,} {reason}"})
+            on_event("note", {"text": f"left out: {number:,} {reason}"})
         cells = np.arange(store.n_cells)
         packer = Packer(store, vocabulary, Hiding(_NOTHING_HIDDEN), max_genes=opened.config.max_genes)
-        parts = fill(cells, detected_in(store, vocabulary, cells), batch_tokens)
+        parts = batches_by_tokens(cells, detected_in(store, vocabulary, cells), batch_tokens)
         rows = []
         for i, part in enumerate(parts):
             with torch.inference_mode(), compute.cast():
                 rows.append(model.embed(Tokens.of(packer(part), compute.device)).cpu().numpy())
-            listen("progress", {"done": i + 1, "of": len(parts)})
+            on_event("progress", {"done": i + 1, "of": len(parts)})
         adata = _anndata(store, np.concatenate(rows))
     if out is not None:
         try:

@@ -20,20 +20,21 @@ from sckit.data.batch import (
     CutView,
     Hiding,
     Packer,
+    batches_by_tokens,
     detected_in,
-    fill,
     swap_like_depth,
 )
 from sckit.data.halves import Halves, nb_sizes, replicate_values
-from sckit.data.split import group_values
+from sckit.data.split import HELD_OUT, TRAIN, group_values
 from sckit.device import Compute, choose_compute
 from sckit.errors import DataError
-from sckit.metrics.values import CLOSED_FORMS, Scores, resampling_unit, without_nan
+from sckit.files import to_json
+from sckit.metrics.values import CLOSED_FORMS, Scores, resampling_unit
 from sckit.model.closed_forms import ClosedForms, LabelDepth, fit_closed_forms, fit_label_depth
 from sckit.model.predict import predict
-from sckit.model.regression import stream
+from sckit.model.regression import value_blocks
 from sckit.model.transformer import Model
-from sckit.training.run import HELD_OUT, TRAIN, Run, find_run, open_run
+from sckit.training.run import Run, find_run, open_run
 
 _CLUSTERS = 20
 SWEEP = (0.15, 0.3, 0.5, 0.75, 0.9, 1.0)
@@ -53,7 +54,7 @@ class Evaluation:
     def document(self) -> dict[str, Any]:
         """The one JSON document that `sckit eval --json` prints."""
         facts = {"run": str(self.run), "cells": self.cells, "entries": self.entries, "rows": self.rows}
-        return {"command": "eval"} | without_nan(facts)
+        return {"command": "eval"} | to_json(facts)
 
 
 def evaluate(
@@ -61,20 +62,20 @@ def evaluate(
     config: EvalConfig | None = None,
     *,
     runs: str | Path = "runs",
-    listen: Callable[[str, dict[str, Any]], None] = lambda _kind, _facts: None,
+    on_event: Callable[[str, dict[str, Any]], None] = lambda _kind, _facts: None,
 ) -> Evaluation:
     """Score a run (path or name; the latest one by default) on its held-out cells.
 
-    listen(kind, facts) hears "note" and "progress" events. Raises ConfigError and DataError.
+    on_event(kind, facts) hears "note" and "progress" events. Raises ConfigError and DataError.
     """
     config = config or EvalConfig()
     opened = open_run(find_run(run, Path(runs)))
-    return _Evaluator(opened, config, listen).evaluate()
+    return _Evaluator(opened, config, on_event).evaluate()
 
 
 class _Evaluator:
-    def __init__(self, run: Run, config: EvalConfig, listen: Callable) -> None:
-        self.run, self.config, self.listen = run, config, listen
+    def __init__(self, run: Run, config: EvalConfig, on_event: Callable) -> None:
+        self.run, self.config, self.on_event = run, config, on_event
         self.store = run.store
         self.compute: Compute = choose_compute(config.device, config.engine)
         self.model: Model = run.model(self.compute.device)
@@ -103,7 +104,9 @@ class _Evaluator:
 
     def _halves(self) -> tuple[Halves, ClosedForms]:
         """The A halves of all cells, and the closed forms fitted on the A halves of the training cells."""
-        self.listen("note", {"text": f"splitting counts into halves ({self.config.split}); refitting the closed forms"})
+        self.on_event(
+            "note", {"text": f"splitting counts into halves ({self.config.split}); refitting the closed forms"}
+        )
         train, settings = self.run.cells(TRAIN), self.run.config
         sizes = nb_sizes(self.store, train, self._clusters(train)) if self.config.split == "nb" else None
         view = Halves(self.store, self.config.seed, sizes)
@@ -122,7 +125,7 @@ class _Evaluator:
         """Twenty clusters of like cells by their detection components, int64 [len(cells)]."""
         from scipy.cluster.vq import kmeans2
 
-        blocks = stream(self.store, self.vocabulary, cells)
+        blocks = value_blocks(self.store, self.vocabulary, cells)
         x = np.concatenate([self.run.forms.block_features(block)[:, 2:-1] for block in blocks])
         first = np.random.default_rng(self.config.seed).permutation(len(x))[:_CLUSTERS]
         return kmeans2(x, x[first], minit="matrix")[1].astype(np.int64)
@@ -149,7 +152,7 @@ class _Evaluator:
         lengths[self.cells] = detected_in(view, self.vocabulary, self.cells)
         partners = swap_like_depth(lengths, self.cells)
         scores = Scores(len(self.run.genes), seed=self.config.seed, bootstraps=self.config.bootstraps)
-        parts = fill(self.cells, lengths, self.config.batch_tokens)
+        parts = batches_by_tokens(self.cells, lengths, self.config.batch_tokens)
         for i, part in enumerate(parts):
             plain = packer(part)
             predicted = forms.predict(plain)
@@ -164,7 +167,7 @@ class _Evaluator:
                 predicted[f"model/{context}"] = self._predict(batch, forms)
             scores.add(plain, predicted, view.totals(part))
             self.cut += plain.cut if rate == self.config.masks[0] and target == "full" else 0
-            self.listen("progress", {"target": target, "rate": rate, "done": i + 1, "of": len(parts)})
+            self.on_event("progress", {"target": target, "rate": rate, "done": i + 1, "of": len(parts)})
         if not scores.sums("gene mean")[:, 0].any():
             raise DataError(f"no entry is scored with {rate:g} of the values hidden; hide more, or give more cells.")
         return scores

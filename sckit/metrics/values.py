@@ -162,15 +162,6 @@ class Scores:
         return float(r.mean()) if len(r) else None
 
 
-def without_nan(value: Any) -> Any:
-    """The same nested lists and dicts with None for what is not finite: JSON has no NaN."""
-    if isinstance(value, dict):
-        return {key: without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [without_nan(item) for item in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
-
-
 def resampling_unit(groups: np.ndarray | None) -> str:
     """What the intervals resample, in words."""
     if groups is None:

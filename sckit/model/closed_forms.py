@@ -28,7 +28,7 @@ from sckit.model.regression import (
     posterior,
     principal_axes,
     solve_ridge,
-    stream,
+    value_blocks,
 )
 
 PREDICTORS = ("gene mean", "gene mean + depth", "detection ridge", "detection + total ridge", "value ridge")
@@ -151,9 +151,9 @@ def fit_closed_forms(
     n_genes = int(vocabulary.max()) + 1
     pool = cells if len(cells) <= _PCA_CELLS else np.sort(np.random.default_rng(seed).permutation(cells)[:_PCA_CELLS])
     log("closed forms: detection components")
-    counted, scales = _moments(stream(view, vocabulary, cells), n_genes)
+    counted, scales = _moments(value_blocks(view, vocabulary, cells), n_genes)
     axes, variance = principal_axes(
-        lambda: (block.binary for block in stream(view, vocabulary, pool)),
+        lambda: (block.binary for block in value_blocks(view, vocabulary, pool)),
         counted / len(cells),
         max(0, min(components, len(pool) - 1, n_genes - 1)),
         np.random.default_rng(seed),
@@ -202,7 +202,7 @@ def fit_label_depth(
     draft = LabelDepth(np.zeros((n_genes, 2 + len(names))), codes, forms)
     blocks = (
         (block.values, draft.features(block.cells, np.diff(block.values.indptr)))
-        for block in stream(view, vocabulary, cells)
+        for block in value_blocks(view, vocabulary, cells)
     )
     return replace(draft, coefficients=solve_ridge(*normal_equations(blocks, n_genes, 2 + len(names)), penalty))
 
@@ -221,7 +221,7 @@ def _with_features(
     forms: ClosedForms, view: CountsView, vocabulary: np.ndarray, cells: np.ndarray, between: np.ndarray
 ) -> Iterable[tuple[sp.csr_array, np.ndarray]]:
     """Values and features (x, t) block by block; their outer products are added up over cells in `between`."""
-    for block in stream(view, vocabulary, cells):
+    for block in value_blocks(view, vocabulary, cells):
         features = forms.block_features(block)
         between += features.T @ features
         yield block.values, features
@@ -241,7 +241,7 @@ def _fit_factors(
     n_genes = len(forms.axes)
 
     def residuals() -> Iterable[sp.csr_array]:
-        for block in stream(view, vocabulary, cells):
+        for block in value_blocks(view, vocabulary, cells):
             fitted = entry_dot(forms.total, block.values.indices, forms.block_features(block), block.cell_of_entry)
             yield block.with_values(block.values.data - fitted)
 

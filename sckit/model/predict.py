@@ -6,23 +6,23 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from sckit.data.batch import Batch, Packer, detected_in, fill
+from sckit.data.batch import Batch, Packer, batches_by_tokens, detected_in
 from sckit.device import Compute
+from sckit.model.closed_forms import ClosedForms
 from sckit.model.transformer import Model, Tokens
-from sckit.training.run import Run
 
 
 def predictions(
-    model: Model, packer: Packer, run: Run, cells: np.ndarray, compute: Compute, *, tokens: int = 32768
+    model: Model, packer: Packer, forms: ClosedForms, cells: np.ndarray, compute: Compute, *, tokens: int = 32768
 ) -> Iterator[tuple[Batch, dict[str, np.ndarray]]]:
     """Batches of the cells with the predictions of the closed forms and the model for their targets."""
     detected = replace(packer, context="detected")
     lengths = np.zeros(int(cells.max()) + 1, np.int64)
     lengths[cells] = detected_in(packer.view, packer.vocabulary, cells)
-    for part in fill(cells, lengths, tokens):
+    for part in batches_by_tokens(cells, lengths, tokens):
         plain = detected(part)
         seen = plain if packer.context == "detected" else packer(part)
-        yield plain, run.forms.predict(plain) | {"model": predict(model, seen, compute)}
+        yield plain, forms.predict(plain) | {"model": predict(model, seen, compute)}
 
 
 def predict(model: Model, batch: Batch, compute: Compute) -> np.ndarray:

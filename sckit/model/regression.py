@@ -37,7 +37,7 @@ class ValueBlock:
         return sp.csr_array((values, self.values.indices, self.values.indptr), self.values.shape)
 
 
-def stream(view: CountsView, vocabulary: np.ndarray, cells: np.ndarray) -> Iterator[ValueBlock]:
+def value_blocks(view: CountsView, vocabulary: np.ndarray, cells: np.ndarray) -> Iterator[ValueBlock]:
     """The cells in blocks, with the genes of the vocabulary only."""
     n_genes = int(vocabulary.max()) + 1
     for start in range(0, len(cells), BLOCK_CELLS):

@@ -10,12 +10,13 @@ import numpy as np
 import pandas as pd
 
 from sckit.config.finetune import FinetuneConfig
+from sckit.data.split import HELD_OUT
 from sckit.errors import DataError
 from sckit.model.transformer import Model, without_warm_start
 from sckit.perturbation.responder import Responder, TokenTable
 from sckit.perturbation.screen import Screen, cell_names
 from sckit.training.pretrain import pretrain
-from sckit.training.run import HELD_OUT, Run, gene_names, gene_numbers, open_run
+from sckit.training.run import Run, gene_names, gene_numbers, open_run
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,9 @@ class Arms:
         return Responder(start, self.table, factors=factors, seed=seed, transferred=name != "scratch", noise=noise)
 
 
-def make_arms(run: Run, screen: Screen, config: FinetuneConfig, *, listen: Callable) -> Arms:
+def make_arms(run: Run, screen: Screen, config: FinetuneConfig, *, on_event: Callable) -> Arms:
     """The token table of the screen, and the run on shuffled values, which is trained now where there is none."""
-    shuffled = _shuffled_run(run, listen) if "shuffled" in config.arms else None
+    shuffled = _shuffled_run(run, on_event) if "shuffled" in config.arms else None
     return Arms(run.path, shuffled, token_table(run.genes, screen))
 
 
@@ -96,7 +97,7 @@ def seen_in_pretraining(run: Run, screen: Screen) -> int | None:
     return sum((str(cell), int(total), int(genes)) in seen for cell, total, genes in named)
 
 
-def _shuffled_run(run: Run, listen: Callable) -> Path:
+def _shuffled_run(run: Run, on_event: Callable) -> Path:
     """The run beside this one on the same cells with shuffled values, at the same number of steps."""
     path = run.path.with_name(f"{run.path.name}-shuffled")
     steps = _steps(run)
@@ -112,7 +113,7 @@ def _shuffled_run(run: Run, listen: Callable) -> Path:
             )
         return path
     text = f"arm shuffled: pretraining {path} on shuffled values, {steps} steps as in {run.path.name}"
-    listen("note", {"text": text})
+    on_event("note", {"text": text})
     partial = path.with_name(f"{path.name}.partial")  # so that a killed one is not taken for a whole one
     shutil.rmtree(partial, ignore_errors=True)
     return pretrain(run.store.path, config, name=partial.name, runs=path.parent).run.rename(path)

@@ -20,7 +20,8 @@ from sckit.perturbation.fold import FoldRun, Job, Score
 from sckit.perturbation.screen import Screen, read_screen
 from sckit.perturbation.splits import make_fold, split_name
 from sckit.perturbation.summary import Finetuned, summarise
-from sckit.training.run import Run, environment, find_run, open_run
+from sckit.provenance import environment
+from sckit.training.run import Run, find_run, open_run
 
 Found: TypeAlias = tuple[list[Score], list[dict[str, Any]]]
 CURVE = ("pretrained", "scratch")
@@ -35,26 +36,26 @@ def finetune(
     config: FinetuneConfig,
     *,
     runs: str | Path = "runs",
-    listen: Listener = lambda _kind, _facts: None,
+    on_event: Listener = lambda _kind, _facts: None,
 ) -> Finetuned:
     """Compare arms that start from a run (path or name; the latest one by default) on perturbation data.
 
-    data: a store, or anything `prepare` reads. listen(kind, facts) hears "note", "cells" (the table of cells per
+    data: a store, or anything `prepare` reads. on_event(kind, facts) hears "note", "cells" (the table of cells per
     condition and context, before anything is trained) and "progress" events. With more than one worker processes are
     started, so a script has to call this from under `if __name__ == "__main__":`. Raises ConfigError and DataError.
     """
     opened = open_run(find_run(run, Path(runs)))
     compute = choose_compute(config.device, config.engine)
-    screen = read_screen(data, config, listen=listen)
-    listen("cells", {"rows": list(screen.table)})
+    screen = read_screen(data, config, on_event=on_event)
+    on_event("cells", {"rows": list(screen.table)})
     split = split_name(screen, config)
     for seed in range(config.seeds):
         make_fold(screen, split, config, seed)  # refuse before the work
     fixed_panel(screen, config)
     notes = [*screen.notes, *_notes(opened, screen, config)]
     for note in notes:
-        listen("note", {"text": note})
-    arms = make_arms(opened, screen, config, listen=listen)
+        on_event("note", {"text": note})
+    arms = make_arms(opened, screen, config, on_event=on_event)
     facts: dict[str, Any] = {"run": str(opened.path), "data": str(data), "compute": str(compute)}
     facts |= {"environment": environment()} | overlap(arms.table, screen)
     if config.target_map and not facts["targets_in_run"] + facts["targets_predicted"]:
@@ -62,13 +63,13 @@ def finetune(
             f"--target-map {config.target_map} names no gene that the run or the data know; the perturbations are "
             f"{', '.join(screen.perturbations[:5])}; give a file of condition and gene, or leave the option out."
         )
-    listen("note", {"text": _overlap_line(facts)})
+    on_event("note", {"text": _overlap_line(facts)})
     jobs = list(_jobs(config))
     scores: list[Score] = []
     trained: list[dict[str, Any]] = []
     for done, (found, how) in enumerate(_run(screen, config, split, arms, jobs)):
         scores, trained = scores + found, trained + how
-        listen("progress", {"done": done + 1, "of": len(jobs), "what": f"{config.task}, seeds x training shares"})
+        on_event("progress", {"done": done + 1, "of": len(jobs), "what": f"{config.task}, seeds x training shares"})
     facts["trained"] = sorted(trained, key=lambda row: (row["arm"], row["train_share"], row["seed"]))
     return summarise(screen, config, split, scores, facts=facts, notes=[_overlap_line(facts), *notes])
 

@@ -84,7 +84,7 @@ def log_values(counts: sp.csr_array, totals: np.ndarray) -> sp.csr_array:
     return sp.csr_array((np.log1p(counts.data * scale), counts.indices, counts.indptr), counts.shape)
 
 
-def read_screen(data: str | Path, config: FinetuneConfig, *, listen: Callable) -> Screen:
+def read_screen(data: str | Path, config: FinetuneConfig, *, on_event: Callable) -> Screen:
     """Read an h5ad, or anything `prepare` reads, or a store, with the columns that the config names.
 
     Memory holds the counts of the genes predicted (`config.genes` of them). Raises ConfigError for columns and labels
@@ -93,7 +93,7 @@ def read_screen(data: str | Path, config: FinetuneConfig, *, listen: Callable) -
     with tempfile.TemporaryDirectory() as scratch:
         store = open_or_prepare(data, Path(scratch) / "screen.sckit", assay="any")
         for reason, number in store.manifest["dropped"].items():
-            listen("note", {"text": f"left out: {number:,} {reason}"})
+            on_event("note", {"text": f"left out: {number:,} {reason}"})
         return _screen(store, config)
 
 

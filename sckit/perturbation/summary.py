@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from sckit.config.finetune import ARMS, FinetuneConfig
+from sckit.files import to_json
 from sckit.metrics.effects import HEADLINE, METRICS
 from sckit.metrics.intervals import Estimate, Sample, gap_closed, interval, paired, verdict
-from sckit.metrics.values import without_nan
 from sckit.perturbation.baselines import RESPONSE
 from sckit.perturbation.baselines_partial import PARTIAL
 from sckit.perturbation.fold import CEILING, Score
@@ -53,7 +53,7 @@ class Finetuned:
         )
         names = ("task", "level", "split", "seeds", "margin", "headline", "ceiling", "cells", "facts", "notes")
         head = {"command": "finetune"} | {name: getattr(self, name) for name in names}
-        return without_nan(head | whole | {"repeating": repeating})
+        return to_json(head | whole | {"repeating": repeating})
 
 
 def summarise(

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sckit.config.finetune import ARMS
+from sckit.files import to_json
 from sckit.report.perturbation_cells import dead_line, print_cells
 from sckit.report.perturbation_rows import (
     LABELS,
@@ -17,7 +18,6 @@ from sckit.report.perturbation_rows import (
     full_share,
     known,
     metrics,
-    plain,
     predictors,
     resampled,
     share_name,
@@ -218,7 +218,7 @@ def save_finetuned(result: "Finetuned", folder: Path) -> list[Path]:
     from sckit.report.perturbation_figure import draw_finetuned
 
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "finetune.json").write_text(json.dumps(plain(result.document()), indent=1, allow_nan=False))
+    (folder / "finetune.json").write_text(json.dumps(to_json(result.document()), indent=1, allow_nan=False))
     _write_csv(result, folder / "finetune.csv")
     figures = draw_finetuned(result, folder / "finetune")
     return [folder / "finetune.json", folder / "finetune.csv", *figures]
@@ -243,7 +243,7 @@ def _write_csv(result: "Finetuned", path: Path) -> None:
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, [*names, "gap_closed", "gap_baseline", "verdict"])
         writer.writeheader()
-        writer.writerows(plain(lines))
+        writer.writerows(to_json(lines))
 
 
 def _ends(interval: Any) -> dict[str, Any]:

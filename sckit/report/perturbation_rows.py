@@ -109,14 +109,3 @@ def with_interval(value: float | None, interval: Any = None, *, signed: bool = F
         return text
     low, high = (number(end, signed=signed) for end in interval)
     return f"{text} [{low}, {high}]"
-
-
-def plain(value: Any) -> Any:
-    """The same in types that JSON has: numpy numbers become Python's, and what is not finite becomes None."""
-    if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    if hasattr(value, "tolist"):
-        return plain(value.tolist())
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -15,18 +15,16 @@ import torch
 from sckit.config import PretrainConfig
 from sckit.data.batch import CountsView, CutView, Hiding, Packer, ShuffledView, detected_in, epoch_batches
 from sckit.data.prepare import Store, open_or_prepare, prepare
-from sckit.data.split import run_vocabulary, split_cells
+from sckit.data.split import HELD_OUT, TRAIN, VALIDATION, run_vocabulary, split_cells
 from sckit.device import Compute, choose_compute
 from sckit.errors import DataError
-from sckit.metrics.values import Scores, without_nan
+from sckit.files import to_json
+from sckit.metrics.values import Scores
 from sckit.model.closed_forms import fit_closed_forms
 from sckit.model.predict import predictions
 from sckit.model.transformer import Model, Tokens, without_warm_start
 from sckit.training.optimiser import make_optimiser, schedule
 from sckit.training.run import (
-    HELD_OUT,
-    TRAIN,
-    VALIDATION,
     Run,
     create_run,
     find_run,
@@ -77,12 +75,12 @@ def pretrain(
     name: str | None = None,
     runs: str | Path = "runs",
     resume: str | Path | None = None,
-    listen: Callable[[str, dict[str, Any]], None] = lambda _kind, _facts: None,
+    on_event: Callable[[str, dict[str, Any]], None] = lambda _kind, _facts: None,
 ) -> Pretrained:
     """Train the lean model to fill in hidden values; returns the run folder and its best validation row.
 
     data: a store, or anything `prepare` reads; None for the PBMC sample inside scanpy. resume: a run to go on with,
-    whose own config then holds. listen(kind, facts) hears "note", "step" and "validation" events.
+    whose own config then holds. on_event(kind, facts) hears "note", "step" and "validation" events.
     Raises DataError and ConfigError.
     """
     root = Path(runs)
@@ -94,14 +92,14 @@ def pretrain(
         )  # refuse before the work
         path = create_run(config or PretrainConfig(), name, root)
         try:
-            _prepare_run(path, data, config or PretrainConfig(), listen)
+            _prepare_run(path, data, config or PretrainConfig(), on_event)
         except BaseException:
             shutil.rmtree(path)  # nothing was trained, and a half-made run must not become the latest
             raise
     run = open_run(path)
     compute = choose_compute(run.config.device, run.config.engine)
-    listen("note", {"text": str(compute)})
-    return _Trainer(run, compute, listen).fit()
+    on_event("note", {"text": str(compute)})
+    return _Trainer(run, compute, on_event).fit()
 
 
 def load_model(run: str | Path | None = None, *, runs: str | Path = "runs", device: str = "cpu") -> Model:
@@ -109,15 +107,15 @@ def load_model(run: str | Path | None = None, *, runs: str | Path = "runs", devi
     return open_run(find_run(run, Path(runs))).model(device)
 
 
-def _prepare_run(path: Path, data: Any, config: PretrainConfig, listen: Callable) -> None:
+def _prepare_run(path: Path, data: Any, config: PretrainConfig, on_event: Callable) -> None:
     """Open or make the store, split the cells, choose the genes, fit the closed forms, and write all that down."""
-    store = _open_or_prepare(data, path, listen)
+    store = _open_or_prepare(data, path, on_event)
     split = split_cells(store, config)
     train = np.flatnonzero(split == TRAIN)
     vocabulary = run_vocabulary(store, train, config.min_cells)
     counts = {part: int((split == part).sum()) for part in (TRAIN, VALIDATION, HELD_OUT)}
     text = f"{counts[TRAIN]:,} training, {counts[VALIDATION]:,} validation and {counts[HELD_OUT]:,} held-out cells"
-    listen(
+    on_event(
         "note", {"text": f"{text}; {vocabulary.max() + 1:,} genes seen in at least {config.min_cells} training cells"}
     )
     forms = fit_closed_forms(
@@ -127,18 +125,18 @@ def _prepare_run(path: Path, data: Any, config: PretrainConfig, listen: Callable
         components=config.components,
         factors=config.factors,
         seed=config.seed,
-        log=lambda text: listen("note", {"text": text}),
+        log=lambda text: on_event("note", {"text": text}),
     )
     save_setting(path, store, split, vocabulary, forms)
 
 
-def _open_or_prepare(data: Any, path: Path, listen: Callable) -> Store:
+def _open_or_prepare(data: Any, path: Path, on_event: Callable) -> Store:
     inputs = [] if data is None else [data] if isinstance(data, str | Path) else list(data)
     if len(inputs) == 1:
         return open_or_prepare(inputs[0], path / "data.sckit")
     if not inputs:
         text = "no data given: the PBMC sample that ships inside scanpy (700 cells, 765 genes; a demo, not a result)"
-        listen("note", {"text": text})
+        on_event("note", {"text": text})
     return prepare(inputs, path / "data.sckit")
 
 
@@ -149,8 +147,8 @@ def _training_view(store: Store, config: PretrainConfig) -> CountsView:
 class _Trainer:
     """The loop. Nothing here draws random numbers: batches and masks are functions of (seed, epoch)."""
 
-    def __init__(self, run: Run, compute: Compute, listen: Callable) -> None:
-        self.run, self.config, self.compute, self.listen = run, run.config, compute, listen
+    def __init__(self, run: Run, compute: Compute, on_event: Callable) -> None:
+        self.run, self.config, self.compute, self.on_event = run, run.config, compute, on_event
         self.store = run.store
         self.view = _training_view(self.store, self.config)
         self.vocabulary = run.vocabulary
@@ -172,7 +170,7 @@ class _Trainer:
         else:
             self.at = _Progress(**state)
             _forget_lines_after(self.run.path / "metrics.jsonl", self.at.step)
-            self.listen("note", {"text": f"resuming {self.run.path} after step {self.at.step}"})
+            self.on_event("note", {"text": f"resuming {self.run.path} after step {self.at.step}"})
         self.begun_s = time.monotonic() - self.at.elapsed_s
         if state is None:
             self._validate()
@@ -231,7 +229,7 @@ class _Trainer:
         if at.batch >= len(batches):
             at.epoch, at.batch = at.epoch + 1, 0
         at.elapsed_s = time.monotonic() - self.begun_s
-        self.listen(
+        self.on_event(
             "step", {"share": self.share(), "loss": loss_sum, "tokens_per_s": at.tokens / at.elapsed_s, "step": at.step}
         )
 
@@ -263,7 +261,7 @@ class _Trainer:
         per_epoch = 1 / (config.epochs or DEFAULT_EPOCHS) if config.minutes is None and config.steps is None else 1.0
         at.next_validation = self.share() + min(per_epoch, 1 / _VALIDATIONS)
         at.elapsed_s = time.monotonic() - self.begun_s
-        self.listen("validation", row | {"better": better})
+        self.on_event("validation", row | {"better": better})
 
     def _validation_row(self) -> dict[str, Any]:
         rate = 0.5 if self.config.mask == "uniform" else float(self.config.mask)
@@ -271,7 +269,9 @@ class _Trainer:
             self._packer(0, self.config.context), hiding=Hiding(rate, self.config.seed), scored=rate >= 0.15
         )
         scores = Scores(len(self.run.genes), seed=self.config.seed)
-        for batch, predicted in predictions(self.model, packer, self.run, self.run.cells(VALIDATION), self.compute):
+        for batch, predicted in predictions(
+            self.model, packer, self.run.forms, self.run.cells(VALIDATION), self.compute
+        ):
             scores.add(batch, predicted)
         if not scores.sums("gene mean")[:, 0].any():
             raise DataError(
@@ -279,7 +279,7 @@ class _Trainer:
             )
         where = {"rate": rate, "context": self.config.context, "known_depth": self.config.known_depth}
         beside = {f"r2 {name}": scores.r2(name) for name in scores.predictors if name != "model"}
-        return without_nan(scores.full_row("model", None, **where) | beside)
+        return to_json(scores.full_row("model", None, **where) | beside)
 
     def _checkpoint(self) -> None:
         save_checkpoint(self.run.path, vars(self.at).copy(), self.model, self.optimiser)

@@ -3,12 +3,10 @@
 import hashlib
 import json
 import os
-import platform
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +23,7 @@ from sckit.data.prepare import Store, open_store
 from sckit.errors import ConfigError, DataError
 from sckit.model.closed_forms import ClosedForms
 from sckit.model.transformer import Model
-
-TRAIN, VALIDATION, HELD_OUT = 0, 1, 2
+from sckit.provenance import environment
 
 
 @dataclass(frozen=True)
@@ -222,15 +219,3 @@ def gene_names(genes: pd.DataFrame) -> list[list[str]]:
 def _fingerprint(store: Store) -> str:
     """Hash of the manifest, which holds the checksums of everything else."""
     return hashlib.sha256((store.path / "manifest.json").read_bytes()).hexdigest()
-
-
-def environment() -> dict[str, str]:
-    """Versions and machine, so that no number is anonymous."""
-    names = ("sckit", "numpy", "scipy", "numba", "torch", "triton", "anndata")
-    found = {"python": platform.python_version(), "machine": platform.machine(), "system": platform.system()}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found | {"threads": str(torch.get_num_threads()), "time": datetime.now(UTC).isoformat(timespec="seconds")}

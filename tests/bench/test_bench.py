@@ -20,6 +20,7 @@ from sckit.bench.report import append_rows, draw_kernels, print_comparison, prin
 from sckit.cli.app import app
 from sckit.errors import ConfigError, DataError, SckitError
 from sckit.kernels.attention import attention
+from sckit.provenance import measured_on
 
 FEW = (Case("short", 1, 32, 3), Case("short", 1, 32, 3, hidden_share=0.5))
 
@@ -172,7 +173,7 @@ def test_a_kernel_that_is_wrong_in_large_batches_only_is_found(monkeypatch):
 
 def test_without_git_there_is_no_commit(monkeypatch):
     monkeypatch.setenv("PATH", "")
-    assert bench.provenance("cpu", torch.float32)["commit"] is None
+    assert measured_on("cpu", torch.float32)["commit"] is None
 
 
 def test_command_ends_with_the_document(monkeypatch, tmp_path):

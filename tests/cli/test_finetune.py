@@ -37,12 +37,12 @@ def heard(monkeypatch, tmp_path):
     (tmp_path / "runs" / "panel" / "config.toml").write_text("")
     calls = []
 
-    def finetune(run, data, config, *, runs="runs", listen=lambda kind, facts: None):
+    def finetune(run, data, config, *, runs="runs", on_event=lambda kind, facts: None):
         calls.append({"run": run, "data": data, "config": config, "runs": runs})
-        listen("note", {"text": "7 of 9 targets are in the vocabulary"})
+        on_event("note", {"text": "7 of 9 targets are in the vocabulary"})
         rows = [{"condition": "control", "context": "all", "cells": 40, "repeats": None, "repeat_r": None}]
-        listen("cells", {"rows": rows})
-        listen("progress", {"done": 1, "of": 60, "what": "scratch, seed 0"})
+        on_event("cells", {"rows": rows})
+        on_event("progress", {"done": 1, "of": 60, "what": "scratch, seed 0"})
         return made_up((0.0, 0.5) if config.task == "partial" else (None,))
 
     module = types.ModuleType("sckit.perturbation.finetune")

@@ -7,8 +7,8 @@ from sckit.data.batch import (
     Hiding,
     Packer,
     ShuffledView,
+    batches_by_tokens,
     epoch_batches,
-    fill,
     revealed_log_total,
     shuffle,
     swap_like_depth,
@@ -159,7 +159,7 @@ def test_shuffle_mixes_within_its_buffer(rng):
 
 @pytest.mark.parametrize("cells", [[], [3], [3, 4, 5]], ids=["none", "one", "three"])
 def test_fill_keeps_order(cells):
-    parts = fill(np.array(cells, np.int64), np.full(10, 100), 150)
+    parts = batches_by_tokens(np.array(cells, np.int64), np.full(10, 100), 150)
     np.testing.assert_array_equal(np.concatenate([*parts, np.zeros(0, np.int64)]), cells)
 
 

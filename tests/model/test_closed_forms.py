@@ -5,7 +5,7 @@ from sckit.data.batch import Hiding, Packer
 from sckit.data.split import run_vocabulary
 from sckit.metrics.values import Scores
 from sckit.model.closed_forms import PREDICTORS, fit_closed_forms, fit_label_depth
-from sckit.model.regression import stream
+from sckit.model.regression import value_blocks
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +17,7 @@ def fitted(simulated):
 
 
 def dense(store, vocabulary, cells):
-    return np.vstack([block.values.toarray() for block in stream(store, vocabulary, cells)])
+    return np.vstack([block.values.toarray() for block in value_blocks(store, vocabulary, cells)])
 
 
 def test_every_regression_is_the_textbook_ridge(fitted):

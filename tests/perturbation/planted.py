@@ -139,7 +139,7 @@ def planted_config(folder: Path, **changes) -> FinetuneConfig:
 def read_planted(folder: Path, **changes) -> tuple[Screen, FinetuneConfig]:
     """The screen as the tasks see it."""
     config = planted_config(folder, **changes)
-    return read_screen(folder / "screen.h5ad", config, listen=lambda *_: None), config
+    return read_screen(folder / "screen.h5ad", config, on_event=lambda *_: None), config
 
 
 def _world(

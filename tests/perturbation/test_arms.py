@@ -12,13 +12,14 @@ from safetensors.numpy import load_file, save_file
 from sckit.config import PretrainConfig
 from sckit.config.finetune import ARMS
 from sckit.data.prepare import PrepareConfig, prepare
+from sckit.data.split import HELD_OUT, TRAIN, VALIDATION
 from sckit.device import choose_compute
 from sckit.errors import DataError
 from sckit.perturbation import fit as perturb_train
 from sckit.perturbation.arms import Arms, make_arms, overlap, seen_in_pretraining, token_table
 from sckit.perturbation.screen import read_screen
 from sckit.training.pretrain import pretrain
-from sckit.training.run import HELD_OUT, TRAIN, VALIDATION, open_run
+from sckit.training.run import open_run
 
 from .small_screens import CONFIG, as_anndata, fold_run, small_screen
 
@@ -159,7 +160,7 @@ def treated_and_controls(tmp_path_factory):
     folder = tmp_path_factory.mktemp("screen")
     counts = np.random.default_rng(2).poisson(2.0, (36, 15))
     as_anndata(counts, {"condition": ["control"] * 24 + ["A"] * 12}).write_h5ad(folder / "screen.h5ad")
-    return folder / "screen.h5ad", read_screen(folder / "screen.h5ad", CONFIG, listen=quiet)
+    return folder / "screen.h5ad", read_screen(folder / "screen.h5ad", CONFIG, on_event=quiet)
 
 
 def pretrained_on(path, out, parts, **options):
@@ -211,8 +212,8 @@ def own_run(run, tmp_path):
 
 
 def shuffled_of(run, screen, heard=None):
-    listen = quiet if heard is None else (lambda _, facts: heard.append(facts["text"]))
-    return make_arms(run, screen, replace(CONFIG, arms=("pretrained", "shuffled")), listen=listen).shuffled
+    on_event = quiet if heard is None else (lambda _, facts: heard.append(facts["text"]))
+    return make_arms(run, screen, replace(CONFIG, arms=("pretrained", "shuffled")), on_event=on_event).shuffled
 
 
 def test_the_shuffled_run_is_made_once_beside_the_run(own_run, screen):
@@ -232,7 +233,7 @@ def test_the_shuffled_run_is_made_once_beside_the_run(own_run, screen):
 
 
 def test_without_the_arm_nothing_is_pretrained(own_run, screen):
-    assert make_arms(own_run, screen, replace(CONFIG, arms=("scratch",)), listen=quiet).shuffled is None
+    assert make_arms(own_run, screen, replace(CONFIG, arms=("scratch",)), on_event=quiet).shuffled is None
     assert not own_run.path.with_name("run-shuffled").exists()
 
 

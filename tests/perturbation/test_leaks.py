@@ -35,7 +35,7 @@ def fold_run(screen, config, *, run=None, seed=0):
     if run is None:
         arms = Arms(None, None, token_table(screen.genes, screen))
     else:
-        arms = make_arms(open_run(run), screen, config, listen=lambda *_: None)
+        arms = make_arms(open_run(run), screen, config, on_event=lambda *_: None)
     return FoldRun(screen, config, "perturbation", arms, Job(seed, 1.0, ()))
 
 
@@ -180,7 +180,7 @@ def test_where_nothing_happens_several_contexts_say_nothing_particular(tmp_path)
     adata, _ = planted_screen(np.random.default_rng(3), controls=60, cells_per_unit=30, truth_cells=2, **world)
     adata.write_h5ad(tmp_path / "dead.h5ad")
     config = FinetuneConfig("condition", "control", context=("context",), split="perturbation")
-    screen = read_screen(tmp_path / "dead.h5ad", config, listen=lambda *_: None)
+    screen = read_screen(tmp_path / "dead.h5ad", config, on_event=lambda *_: None)
     runs = [fold_run(screen, config, seed=seed) for seed in range(4)]
     for name in (CEILING, "additive", "ridge on components", "nearest neighbours"):
         assert abs(np.mean([mean_score(run, name, HEADLINE) for run in runs])) < 0.1, name

@@ -25,8 +25,8 @@ def read(tmp_path, obs, *, counts=None, heard=None, **options):
     generator = np.random.default_rng(5)
     counts = generator.poisson(2.0, (len(obs), GENES)) if counts is None else counts
     as_anndata(counts, {name: np.asarray(obs[name], object) for name in obs}).write_h5ad(tmp_path / "screen.h5ad")
-    listen = (lambda *_: None) if heard is None else (lambda _, facts: heard.append(facts["text"]))
-    return read_screen(tmp_path / "screen.h5ad", replace(CONFIG, **options), listen=listen)
+    on_event = (lambda *_: None) if heard is None else (lambda _, facts: heard.append(facts["text"]))
+    return read_screen(tmp_path / "screen.h5ad", replace(CONFIG, **options), on_event=on_event)
 
 
 def units_of(screen):
@@ -231,7 +231,7 @@ def test_one_perturbation_cannot_be_permuted(tmp_path):
 def test_a_store_gives_the_same_screen_as_its_file(tmp_path):
     from_file = read(tmp_path, PLAIN)
     prepare([tmp_path / "screen.h5ad"], tmp_path / "screen.sckit", config=PrepareConfig(assay="any"))
-    from_store = read_screen(tmp_path / "screen.sckit", CONFIG, listen=lambda *_: None)
+    from_store = read_screen(tmp_path / "screen.sckit", CONFIG, on_event=lambda *_: None)
     pd.testing.assert_frame_equal(from_file.genes, from_store.genes)
     np.testing.assert_array_equal(from_file.counts.toarray(), from_store.counts.toarray())
     np.testing.assert_array_equal(from_file.cell_ids, from_store.cell_ids)
@@ -245,7 +245,7 @@ def test_cells_of_a_store_of_several_sources_keep_their_own_names(tmp_path):
     read(tmp_path, PLAIN)
     inputs = [tmp_path / "first.h5ad", tmp_path / "screen.h5ad"]
     prepare(inputs, tmp_path / "both.sckit", config=PrepareConfig(assay="any"))
-    screen = read_screen(tmp_path / "both.sckit", CONFIG, listen=lambda *_: None)
+    screen = read_screen(tmp_path / "both.sckit", CONFIG, on_event=lambda *_: None)
     assert sorted(screen.cell_ids) == sorted(2 * [f"cell{i}" for i in range(18)])
 
 

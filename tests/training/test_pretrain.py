@@ -11,10 +11,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from sckit.config import PretrainConfig
-from sckit.data.split import split_cells
+from sckit.data.split import HELD_OUT, TRAIN, VALIDATION, split_cells
 from sckit.errors import ConfigError, DataError
 from sckit.training.pretrain import load_model, pretrain
-from sckit.training.run import HELD_OUT, TRAIN, VALIDATION, find_run, open_run
+from sckit.training.run import find_run, open_run
 
 SMALL = {
     "engine": "reference",
@@ -30,12 +30,12 @@ import sys
 from sckit.config import PretrainConfig
 from sckit.training.pretrain import pretrain
 store, runs, resume = sys.argv[1:4]
-def listen(kind, facts):
+def on_event(kind, facts):
     if kind == "step":
         print(facts["step"], flush=True)
 pretrain(store, PretrainConfig(steps=12, batch_tokens=2000, checkpoint_steps=3, components=3, factors=2,
          validate_cells=20, mask="uniform", engine=sys.argv[4]), name="run",
-         runs=runs, resume=resume or None, listen=listen)
+         runs=runs, resume=resume or None, on_event=on_event)
 """
 
 
@@ -109,7 +109,7 @@ def test_training_improves_on_the_closed_forms_where_there_is_something_to_learn
     config = PretrainConfig(epochs=6, mask=0.5, warm_start=False, lr=3e-3, linear_lr=1.0, **SMALL)
     rows = []
     done = pretrain(
-        simulated.path, config, runs=tmp_path, listen=lambda kind, f: rows.append(f) if kind == "validation" else 0
+        simulated.path, config, runs=tmp_path, on_event=lambda kind, f: rows.append(f) if kind == "validation" else 0
     )
     assert rows[0]["r2_gene_mean"] == pytest.approx(0, abs=1e-6)
     assert done.best["r2_gene_mean"] > 0.1
