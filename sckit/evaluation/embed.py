@@ -12,7 +12,7 @@ from sckit.data.batch import Hiding, Packer, batches_by_tokens, detected_in
 from sckit.data.prepare import Store, open_or_prepare
 from sckit.device import choose_compute
 from sckit.errors import DataError
-from sckit.model.transformer import Tokens
+from sckit.model.tokens import Tokens
 from sckit.training.run import find_run, open_run
 
 _NOTHING_HIDDEN = 1e-12  # a share below any hash

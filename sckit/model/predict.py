@@ -9,7 +9,8 @@ import torch
 from sckit.data.batch import Batch, Packer, batches_by_tokens, detected_in
 from sckit.device import Compute
 from sckit.model.closed_forms import ClosedForms
-from sckit.model.transformer import Model, Tokens
+from sckit.model.tokens import Tokens
+from sckit.model.transformer import Model
 
 
 def predictions(

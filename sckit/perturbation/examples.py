@@ -9,8 +9,7 @@ import scipy.sparse as sp
 
 from sckit.config.finetune import FinetuneConfig
 from sckit.errors import ConfigError, DataError
-from sckit.perturbation.batch import Example
-from sckit.perturbation.responder import TokenTable
+from sckit.perturbation.responder import Example, TokenTable
 from sckit.perturbation.ridge import balanced_mean
 from sckit.perturbation.screen import Screen
 from sckit.perturbation.splits import Halving, Profiles, composition

@@ -8,9 +8,8 @@ import torch
 
 from sckit.device import Compute
 from sckit.errors import DataError
-from sckit.perturbation.batch import Example, pack
 from sckit.perturbation.examples import Lesson, Panel
-from sckit.perturbation.responder import Responder
+from sckit.perturbation.responder import Example, Responder, pack_examples
 from sckit.training.optimiser import schedule
 
 _WARMUP = 0.1
@@ -56,7 +55,7 @@ def fit(model: Responder, lesson: Lesson, compute: Compute, *, frozen: bool, see
         for group in optimiser.param_groups:
             group["lr"] = config.lr * schedule(step / config.steps, _WARMUP)
         with compute.cast():
-            loss = model.loss(pack(_draw(own, generator), own.guess, compute.device))
+            loss = model.loss(pack_examples(_draw(own, generator), own.guess, compute.device))
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
         if not torch.isfinite(norm):
@@ -109,7 +108,7 @@ def _draw(lesson: Lesson, generator: np.random.Generator) -> list[Example]:
     examples, tokens = [], 0
     while tokens < lesson.config.batch_tokens:
         examples.append(lesson.draw(generator))
-        tokens += _length(examples[-1])
+        tokens += len(examples[-1])
     return examples
 
 
@@ -118,23 +117,19 @@ def _predict(model: Responder, examples: list[Example], lesson: Lesson, compute:
     parts = []
     for batch in _filled(examples, 4 * lesson.config.batch_tokens):
         with torch.inference_mode(), compute.cast():
-            parts.append(model(pack(batch, lesson.guess, compute.device)).double().cpu().numpy())
+            parts.append(model(pack_examples(batch, lesson.guess, compute.device)).double().cpu().numpy())
     return np.concatenate(parts)
 
 
 def _filled(examples: list[Example], tokens: int) -> Iterable[list[Example]]:
     batch, size = [], 0
     for example in examples:
-        if batch and size + _length(example) > tokens:
+        if batch and size + len(example) > tokens:
             yield batch
             batch, size = [], 0
         batch.append(example)
-        size += _length(example)
+        size += len(example)
     yield batch
-
-
-def _length(example: Example) -> int:
-    return len(example.genes) + len(example.perturbations) + len(example.queries)
 
 
 def _spare(lesson: Lesson, generator: np.random.Generator) -> tuple[list[int], list[int]]:
@@ -157,7 +152,7 @@ def _error(model: Responder, examples: list[Example], lesson: Lesson, compute: C
 
 def _optimiser(model: Responder, lr: float, *, frozen: bool) -> torch.optim.AdamW:
     """AdamW, decay on matrices that are no gene tables; of a frozen arm only what is new learns."""
-    new, tables = model.new_parameters(), {"table.weight", "loadings"}
+    new, tables = model.new_parameters(), {"gene.weight", "loadings"}
     decayed, others = [], []
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in new or not frozen)

@@ -1,13 +1,14 @@
-"""The lean model turned to perturbations: the same trunk, a new head on top of what the mean of the training says.
+"""The model of perturbation effects: the trunk of a pretrained model, and a new head on top of the training mean.
 
     delta[g] = mean[g] + scale * (gain * <L[g], factors of what is shown> + <w0 + w[g], h_g>)
 
-`w0`, `w` start at zero, so that before the first step every arm is the mean baseline (with factors: plus what the run's
-value factors say of the values shown). The context is the "visible" one of pretraining: a query sees the genes shown,
-the perturbation tokens and itself, and nobody sees it.
+`w0` and `w` start at zero, so that before the first step every arm is the mean of the training perturbations (in the
+partial task: plus what the run's value factors say of the values shown). The context is the "visible" one of
+pretraining: a query sees the genes shown, the perturbation tokens and itself, and no other token sees a query.
 """
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,13 +16,67 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sckit.kernels.embed import EmbedTables, TokenScalars, embed
-from sckit.kernels.head import masked_head
-from sckit.model.transformer import GUESS_RANGE, VALUE_RANGE, Model
-from sckit.perturbation.batch import PerturbBatch
+from sckit.model.tokens import Perturbed, Tokens
+from sckit.model.transformer import Model
+from sckit.model.trunk import Trunk, factor_means
 
 _GENE_SIZE = 0.5  # of a coordinate of a gene vector, as pretraining starts them
 _LOADING_SIZE = 0.05
+
+
+@dataclass(frozen=True)
+class Example:
+    """One sequence: what is shown, what was done, and what is asked."""
+
+    genes: np.ndarray  # int64 [n], genes shown
+    values: np.ndarray  # [n], log1p of counts per 10,000
+    residual: np.ndarray  # [n], how far each value is from what was expected, in the units of single cells
+    perturbations: tuple[int, ...]  # rows of the token table
+    dose: float  # log1p of the dose, 0 without one
+    queries: np.ndarray  # int64 [q], genes asked for
+    truth: np.ndarray | None = None  # [q], delta less the training mean, in units of its RMS over the training units
+
+    def __len__(self) -> int:
+        """Return the number of tokens."""
+        return len(self.genes) + len(self.perturbations) + len(self.queries)
+
+
+def pack_examples(examples: Sequence[Example], expected: np.ndarray, device: torch.device) -> Tokens:
+    """Pack the examples, at least one: of each the genes shown, its perturbations, then its queries.
+
+    expected: what is expected of each row of the token table above the value of a single count.
+    """
+    rows, values, residual, roles, truth = [], [], [], [], []
+    for example in examples:
+        n, p, q = len(example.genes), len(example.perturbations), len(example.queries)
+        rows += [example.genes, np.array(example.perturbations, np.int64), example.queries]
+        values += [example.values, np.zeros(p + q)]
+        residual += [example.residual, np.zeros(p + q)]
+        roles += [np.zeros(n, np.int8), np.ones(p, np.int8), np.full(q, 2, np.int8)]
+        truth += [] if example.truth is None else [example.truth]
+    genes, role = np.concatenate(rows).astype(np.int64), np.concatenate(roles)
+    doses = np.array([example.dose for example in examples for _ in example.perturbations], np.float32)
+
+    def floats(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array.astype(np.float32)).to(device)
+
+    return Tokens.pack(
+        device,
+        genes=genes,
+        values=np.concatenate(values),
+        hidden=role == 2,
+        in_context=role == 0,
+        offsets=np.cumsum([0, *map(len, examples)]).astype(np.int32),
+        keys=np.array([len(e.genes) + len(e.perturbations) for e in examples], np.int32),
+        targets=np.flatnonzero(role == 2),
+        truth=np.concatenate(truth) if len(truth) == len(examples) else None,
+        n_detected=np.array([len(e.genes) for e in examples]),
+        log_total=np.full(len(examples), np.nan),
+        visible_only=True,
+        expected=floats(expected[genes]),
+        residual=floats(np.concatenate(residual)),
+        perturbed=Perturbed(torch.from_numpy(np.flatnonzero(role == 1)).to(device), floats(doses)),
+    )
 
 
 @dataclass(frozen=True)
@@ -33,7 +88,7 @@ class TokenTable:
     perturbations: np.ndarray  # int64 [P], row of each perturbation
 
 
-class Responder(nn.Module):
+class Responder(Trunk):
     """Predicts deltas of queried genes, in units of the training deltas' RMS; rows R, width E, factors J."""
 
     def __init__(
@@ -61,7 +116,7 @@ class Responder(nn.Module):
             loadings[seen] = start.linear.loadings.detach()[known[seen]]
             noises[seen] = start.linear.noise[known[seen]]
         self.engine = start.engine
-        self.table = nn.Embedding.from_pretrained(rows, freeze=False)
+        self.gene = nn.Embedding.from_pretrained(rows, freeze=False)
         self.curve = nn.Parameter(start.curve.detach().clone())
         self.guess_curve = nn.Parameter(start.guess_curve.detach().clone())
         self.surprise = nn.Parameter(start.surprise.detach().clone())
@@ -81,57 +136,31 @@ class Responder(nn.Module):
         """Names of what no pretraining can bring: all that the arm "frozen" trains."""
         return {"perturbed", "per_dose", "head.weight", "shared_head", "gain", "log_noise_scale"}
 
-    def forward(self, batch: PerturbBatch) -> Tensor:
-        """Predicted deltas less the mean, float32 [M], in units of the training RMS."""
-        base, h = self._targets(batch)
-        return masked_head(h, base, self.shared_head, self.head.weight, batch.target_rows, engine=self.engine)
+    def targets(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """Return what the factors say [M] and the final states [M, E] of the queries.
 
-    def loss(self, batch: PerturbBatch) -> Tensor:
-        """Mean squared error of the predictions; ValueError for a batch without truth."""
-        if batch.truth is None:
-            message = "the loss needs the truth of every example"
+        The predictions are deltas less the training mean, in units of the training RMS.
+        """
+        if tokens.perturbed is None or tokens.expected is None or tokens.residual is None:
+            message = "tokens of a perturbation task come from pack_examples"
             raise ValueError(message)
-        base, h = self._targets(batch)
-        weights = self.shared_head, self.head.weight
-        return masked_head(h, base, *weights, batch.target_rows, truth=batch.truth, engine=self.engine)[1]
-
-    def _targets(self, batch: PerturbBatch) -> tuple[Tensor, Tensor]:
-        rows, owner = batch.tokens.rows.long(), batch.cell.rows.long()
-        state = batch.log_shown.new_zeros(len(batch.log_shown), self.cell.in_features)
-        state[:, 3], state[:, 4] = 1.0, batch.log_shown / 10  # the slots of "visible only" in pretraining
-        done = self.perturbed + batch.dose[:, None] * self.per_dose  # [P, E]
+        at, dose = tokens.perturbed
+        state = tokens.log_detected.new_zeros(len(tokens.log_detected), self.cell.in_features)
+        state[:, 3], state[:, 4] = 1.0, tokens.log_detected / 10  # the places of "visible only" in pretraining
+        done = self.perturbed + dose[:, None] * self.per_dose  # [P, E]
         # Like all that is known of a cell, the perturbation is added to each of its tokens too: with its own token
         # alone, a hundred steps on simulated screens seldom sufficed for attention to find it.
-        what = done + F.embedding(rows[batch.perturbed_at], self.table.weight)
-        known = self.cell(state).index_add(0, owner[batch.perturbed_at], what)  # [C, E]
-        h = embed(
-            batch.tokens,
-            batch.cell,
-            TokenScalars(batch.values, batch.residual, batch.guess, batch.hidden),
-            EmbedTables(self.table.weight, known, self.curve, self.guess_curve, self.surprise, self.marker),
-            value_range=VALUE_RANGE,
-            guess_range=GUESS_RANGE,
-            engine=self.engine,
-        )
-        h = h.index_add(0, batch.perturbed_at, done)
-        for i, block in enumerate(self.blocks):
-            last = i == len(self.blocks) - 1
-            h = block(h, batch.plan, self.engine, batch.targets if last else None)
-        return self._from_factors(batch), self.norm(h if self.blocks else h.index_select(0, batch.targets))
+        what = done + F.embedding(tokens.genes[at], self.gene.weight)
+        cells = self.cell(state).index_add(0, tokens.cell[at], what)  # [C, E]
+        h = self.token_states(tokens, cells, tokens.expected, tokens.residual).index_add(0, at, done)
+        return self._from_factors(tokens), self.final_states(h, tokens, tokens.targets)
 
-    def _from_factors(self, batch: PerturbBatch) -> Tensor:
-        """What the factors of the values shown say of each query [M]."""
-        if self.loadings is None or self.gain is None or self.log_noise_scale is None:
-            return torch.zeros(len(batch.targets), device=batch.values.device)
-        rows = batch.tokens.rows.long()
-        shown = F.embedding(rows, self.loadings) * batch.shown[:, None]  # [T, J]
-        weighted = shown / (self.noise[rows] * self.log_noise_scale.exp())[:, None]
-        count, size = len(batch.log_shown), shown.shape[1]
-        cell = batch.cell.rows.long()
-        outer = (weighted[:, :, None] * shown[:, None, :]).flatten(1)
-        precision = outer.new_zeros(count, size * size).index_add(0, cell, outer).view(count, size, size)
-        moment = weighted.new_zeros(count, size).index_add(0, cell, weighted * batch.residual[:, None])
-        identity = torch.eye(size, device=moment.device)
-        factors = torch.linalg.solve(precision + identity, moment[..., None])[..., 0]  # [C, J]
-        queried = F.embedding(batch.target_rows.rows.long(), self.loadings)
-        return self.gain * (queried * F.embedding(batch.target_cell, factors)).sum(1)
+    def _from_factors(self, tokens: Tokens) -> Tensor:
+        """Return what the factors of the values shown say of each query [M]."""
+        if self.loadings is None or self.gain is None or self.log_noise_scale is None or tokens.residual is None:
+            return torch.zeros(len(tokens.targets), device=tokens.values.device)
+        shown = F.embedding(tokens.genes, self.loadings) * tokens.in_context[:, None]  # [T, J]
+        weighted = shown / (self.noise[tokens.genes] * self.log_noise_scale.exp())[:, None]
+        factors = factor_means(weighted, shown, tokens.residual, tokens.cell, len(tokens.log_detected))  # [C, J]
+        queried = F.embedding(tokens.genes[tokens.targets], self.loadings)
+        return self.gain * (queried * F.embedding(tokens.cell[tokens.targets], factors)).sum(1)

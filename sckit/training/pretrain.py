@@ -22,7 +22,8 @@ from sckit.files import to_json
 from sckit.metrics.values import Scores
 from sckit.model.closed_forms import fit_closed_forms
 from sckit.model.predict import predictions
-from sckit.model.transformer import Model, Tokens, without_warm_start
+from sckit.model.tokens import Tokens
+from sckit.model.transformer import Model, without_warm_start
 from sckit.training.optimiser import make_optimiser, schedule
 from sckit.training.run import (
     Run,

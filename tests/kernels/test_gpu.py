@@ -14,7 +14,8 @@ from sckit.data.batch import Hiding, Packer
 from sckit.data.split import run_vocabulary
 from sckit.kernels.attention import attention, choose_engine, plan_attention
 from sckit.model.closed_forms import fit_closed_forms
-from sckit.model.transformer import Model, Tokens
+from sckit.model.tokens import Tokens
+from sckit.model.transformer import Model
 
 pytestmark = [
     pytest.mark.gpu,

@@ -9,7 +9,8 @@ from sckit.data.batch import Hiding, Packer
 from sckit.data.split import run_vocabulary
 from sckit.errors import ConfigError
 from sckit.model.closed_forms import fit_closed_forms
-from sckit.model.transformer import Model, Tokens, without_warm_start
+from sckit.model.tokens import Tokens
+from sckit.model.transformer import Model, without_warm_start
 
 CPU = torch.device("cpu")
 

@@ -83,7 +83,7 @@ def test_arms_share_all_that_no_pretraining_brings(run, table, task):
     for name, model in built.items():
         for parameter in set(dict(model.named_parameters())) & model.new_parameters():
             torch.testing.assert_close(model.get_parameter(parameter), first.get_parameter(parameter), msg=name)
-        torch.testing.assert_close(model.table.weight[unknown], first.table.weight[unknown], rtol=0, atol=0)
+        torch.testing.assert_close(model.gene.weight[unknown], first.gene.weight[unknown], rtol=0, atol=0)
         assert model.engine == "numba"
         assert (model.loadings is None) == (task == "response")
     state, frozen = built["pretrained"].state_dict(), built["frozen"].state_dict()
@@ -127,7 +127,7 @@ def test_the_shuffled_arm_starts_from_the_shuffled_run(run, table, tmp_path):
 def test_every_arm_is_shown_the_same_examples_in_the_same_order(run, screen, task, monkeypatch):
     fold = fold_run(screen, run.path, task=task, revealed=(0.5,))
     compute, shown, seeds = choose_compute("cpu", "numba"), {}, set()
-    plain, build = perturb_train.pack, Arms.build
+    plain, build = perturb_train.pack_examples, Arms.build
 
     def noted(self, *arguments, seed, **others):
         seeds.add(seed)
@@ -141,7 +141,7 @@ def test_every_arm_is_shown_the_same_examples_in_the_same_order(run, screen, tas
             mine += [value for example in examples for value in vars(example).values()]
             return plain(examples, *rest)
 
-        monkeypatch.setattr(perturb_train, "pack", pack)
+        monkeypatch.setattr(perturb_train, "pack_examples", pack)
         fold.arm(name, compute)
     assert len(seeds) == 1
     assert len(shown["scratch"]) > 100

@@ -9,9 +9,8 @@ from sckit.data.split import run_vocabulary
 from sckit.device import choose_compute
 from sckit.model.closed_forms import fit_closed_forms
 from sckit.model.transformer import Model
-from sckit.perturbation.batch import Example, pack
 from sckit.perturbation.fit import fit, predict_response
-from sckit.perturbation.responder import Responder, TokenTable
+from sckit.perturbation.responder import Example, Responder, TokenTable, pack_examples
 
 from .small_screens import fold_run, small_screen
 
@@ -66,7 +65,7 @@ GUESS = np.concatenate([np.linspace(-1, 2, G), [0, 0]])
 
 def predict(model, *examples, guess=GUESS):
     with torch.inference_mode():
-        return model(pack(examples, guess, CPU)).numpy()
+        return model(pack_examples(examples, guess, CPU)).numpy()
 
 
 VARIANTS = pytest.mark.parametrize("factors", [False, True], ids=["response", "partial"])
@@ -166,14 +165,14 @@ def test_the_loss_is_the_mean_squared_error(start, rng):
     model = disturb(responder(start, factors=True))
     examples = [example(rng), example(rng, queries=3)]
     truth = np.concatenate([e.truth for e in examples])
-    loss = float(model.loss(pack(examples, GUESS, CPU)).detach())
+    loss = float(model.loss(pack_examples(examples, GUESS, CPU)).detach())
     assert loss == pytest.approx(np.mean((predict(model, *examples) - truth) ** 2), rel=1e-5)
     untold = [examples[0], replace(examples[1], truth=None)]
-    assert pack(untold, GUESS, CPU).truth is None
+    assert pack_examples(untold, GUESS, CPU).truth is None
 
 
 def test_engines_agree_in_value_and_gradient(start, rng):
-    batch = pack([example(rng), example(rng, 3, perturbations=(3, 22), dose=1.0)], GUESS, CPU)
+    batch = pack_examples([example(rng), example(rng, 3, perturbations=(3, 22), dose=1.0)], GUESS, CPU)
     found = []
     for engine in ("reference", "numba"):
         model = disturb(responder(start, factors=True))
@@ -187,31 +186,31 @@ def test_engines_agree_in_value_and_gradient(start, rng):
     assert found[0][1].keys() == found[1][1].keys()
     for name, gradient in found[0][1].items():
         np.testing.assert_allclose(found[1][1][name], gradient, rtol=1e-3, atol=1e-5, err_msg=name)
-    assert np.abs(found[0][1]["table.weight"][3]).max() > 0
+    assert np.abs(found[0][1]["gene.weight"][3]).max() > 0
 
 
 def test_pack_lays_out_shown_genes_perturbations_and_queries():
     first = Example(np.array([4, 9]), np.array([1.0, 2.0]), np.array([0.5, -0.5]), (24, 3), 0.7, np.array([9, 0]))
     second = Example(NOTHING.astype(int), NOTHING, NOTHING, (), 0.0, np.array([1]))
-    batch = pack([first, second], GUESS, CPU)
-    assert batch.tokens.rows.tolist() == [4, 9, 24, 3, 9, 0, 1]
-    assert batch.cell.rows.tolist() == [0, 0, 0, 0, 0, 0, 1]
-    assert batch.shown.tolist() == [True, True, False, False, False, False, False]
+    batch = pack_examples([first, second], GUESS, CPU)
+    assert batch.genes.tolist() == [4, 9, 24, 3, 9, 0, 1]
+    assert batch.cell.tolist() == [0, 0, 0, 0, 0, 0, 1]
+    assert batch.in_context.tolist() == [1, 1, 0, 0, 0, 0, 0]
     assert batch.hidden.tolist() == [False, False, False, False, True, True, True]
     assert batch.values.tolist() == [1, 2, 0, 0, 0, 0, 0]
     assert batch.residual.tolist() == [0.5, -0.5, 0, 0, 0, 0, 0]
-    np.testing.assert_allclose(batch.guess, GUESS[[4, 9, 24, 3, 9, 0, 1]], rtol=1e-6)
-    assert batch.perturbed_at.tolist() == [2, 3]
-    np.testing.assert_allclose(batch.dose, [0.7, 0.7], rtol=1e-6)
+    np.testing.assert_allclose(batch.expected, GUESS[[4, 9, 24, 3, 9, 0, 1]], rtol=1e-6)
+    assert batch.perturbed.at.tolist() == [2, 3]
+    np.testing.assert_allclose(batch.perturbed.dose, [0.7, 0.7], rtol=1e-6)
     assert batch.targets.tolist() == [4, 5, 6]
     assert batch.target_rows.rows.tolist() == [9, 0, 1]
-    assert batch.target_cell.tolist() == [0, 0, 1]
-    np.testing.assert_allclose(batch.log_shown, [np.log(2), 0], rtol=1e-6)
+    assert batch.cell[batch.targets].tolist() == [0, 0, 1]
+    np.testing.assert_allclose(batch.log_detected, [np.log(2), 0], rtol=1e-6)
 
 
 def test_known_genes_bring_their_vectors_and_unknown_ones_start_as_in_every_arm(start):
     transferred, scratch = responder(start, factors=True), responder(start, factors=True, transferred=False)
-    rows, fresh = (model.table.weight.detach() for model in (transferred, scratch))
+    rows, fresh = (model.gene.weight.detach() for model in (transferred, scratch))
     known = torch.from_numpy(TABLE.run_genes >= 0)
     torch.testing.assert_close(rows[known], start.gene.weight.detach()[TABLE.run_genes[TABLE.run_genes >= 0]])
     torch.testing.assert_close(rows[20:G], fresh[20:G])
@@ -224,7 +223,7 @@ def test_known_genes_bring_their_vectors_and_unknown_ones_start_as_in_every_arm(
     for name in transferred.new_parameters() & set(dict(transferred.named_parameters())):
         torch.testing.assert_close(transferred.get_parameter(name), scratch.get_parameter(name))
     torch.testing.assert_close(responder(start, transferred=False, seed=1).marker, scratch.marker)
-    assert not torch.equal(responder(start, transferred=False, seed=1).table.weight, fresh)
+    assert not torch.equal(responder(start, transferred=False, seed=1).gene.weight, fresh)
 
 
 @pytest.mark.parametrize("task", ["response", "partial"])
@@ -237,7 +236,7 @@ def test_a_frozen_arm_learns_in_its_new_parameters_alone(start, rng, task, froze
     moved = {name for name, value in trained.state_dict().items() if not torch.equal(value, before[name])}
     learns = {"shared_head", "head.weight"} | ({"gain", "log_noise_scale"} if task == "partial" else {"perturbed"})
     assert moved >= learns
-    assert moved <= trained.new_parameters() if frozen else {"table.weight", "cell.weight", "norm.weight"} <= moved
+    assert moved <= trained.new_parameters() if frozen else {"gene.weight", "cell.weight", "norm.weight"} <= moved
 
 
 def test_an_untrained_arm_predicts_the_mean_of_the_training_perturbations(start, rng):

@@ -1,0 +1,114 @@
+"""A packed batch as tensors on one device: what both models read."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sckit.data.batch import Batch
+from sckit.kernels.attention import AttentionPlan, plan_attention
+from sckit.kernels.rows import RowPlan, plan_rows
+
+
+class Perturbed(NamedTuple):
+    """The P tokens that stand for a perturbation instead of a gene."""
+
+    at: Tensor  # int64 [P], positions among the tokens
+    dose: Tensor  # float32 [P], log1p of the dose, 0 without one
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """C cells packed into T tokens, M of which are targets; a cell's context tokens come first (see `Batch`)."""
+
+    genes: Tensor  # int64 [T], row of each token in the gene table
+    values: Tensor  # float32 [T], log1p of counts per 10,000; 0 where hidden
+    hidden: Tensor  # bool [T]
+    cell: Tensor  # int64 [T], position of the token's cell
+    in_context: Tensor  # float32 [T], 1 where the token's gene is known to its cell
+    targets: Tensor  # int64 [M], positions of the tokens to predict
+    truth: Tensor | None  # float32 [M], what is to be predicted, where it is known
+    log_detected: Tensor  # float32 [C], log of the number of genes known to the cell
+    shows_some: Tensor  # float32 [C], 0 where a cell has no context token
+    log_total: Tensor  # float32 [C], NaN where unknown
+    attention: AttentionPlan
+    gene_rows: RowPlan  # of the tokens, in the gene table
+    cell_rows: RowPlan  # of the tokens, among the cells
+    target_rows: RowPlan  # of the targets, in the gene table
+    visible_only: bool  # whether hidden tokens show nothing to the others
+    totals: str  # of how many cells the total is known: "none", "some" or "all"
+    expected: Tensor | None = None  # float32 [T], expected value above that of a single count; None: the model's own
+    residual: Tensor | None = None  # float32 [T], value less what was expected; None: the model's own
+    perturbed: Perturbed | None = None
+
+    @classmethod
+    def of(cls, batch: Batch, device: torch.device) -> "Tokens":
+        """Copy a batch to the device and plan once what all layers and both passes share."""
+        return cls.pack(
+            device,
+            genes=batch.genes,
+            values=batch.values,
+            hidden=batch.hidden,
+            in_context=batch.in_context,
+            offsets=batch.offsets,
+            keys=batch.keys,
+            targets=batch.targets,
+            truth=batch.truth,
+            n_detected=batch.n_detected,
+            log_total=batch.log_total,
+            visible_only=batch.context == "visible",
+        )
+
+    @classmethod
+    def pack(
+        cls,
+        device: torch.device,
+        *,
+        genes: np.ndarray,
+        values: np.ndarray,
+        hidden: np.ndarray,
+        in_context: np.ndarray,
+        offsets: np.ndarray,
+        keys: np.ndarray,
+        targets: np.ndarray,
+        truth: np.ndarray | None,
+        n_detected: np.ndarray,
+        log_total: np.ndarray,
+        visible_only: bool,
+        **more: Tensor | Perturbed | None,
+    ) -> "Tokens":
+        """Build the tensors and plans from arrays.
+
+        offsets: int32 [C + 1], where each cell begins; keys: int32 [C], number of context tokens of each cell;
+        n_detected: [C], number of genes known to the cell; the other arrays and `more` are the fields of the class.
+        """
+        cell = np.repeat(np.arange(len(keys)), np.diff(offsets))
+        known = np.isfinite(log_total)
+
+        def put(array: np.ndarray, dtype: type = np.float32) -> Tensor:
+            return torch.from_numpy(np.asarray(array, dtype)).to(device)
+
+        def rows(array: np.ndarray) -> RowPlan:
+            return plan_rows(torch.from_numpy(array)).to(device)
+
+        return cls(
+            genes=put(genes, np.int64),
+            values=put(values),
+            hidden=put(hidden, np.bool_),
+            cell=put(cell, np.int64),
+            in_context=put(in_context),
+            targets=put(targets, np.int64),
+            truth=None if truth is None else put(truth),
+            log_detected=put(np.log(np.maximum(n_detected, 1))),
+            shows_some=put(keys > 0),
+            log_total=put(log_total),
+            attention=plan_attention(torch.from_numpy(offsets), torch.from_numpy(keys)).to(device),
+            gene_rows=rows(genes),
+            cell_rows=rows(cell),
+            target_rows=rows(genes[targets]),
+            visible_only=visible_only,
+            totals="all" if known.all() else "some" if known.any() else "none",
+            **more,  # type: ignore[arg-type]
+        )
