@@ -7,10 +7,9 @@ import numpy as np
 import torch
 
 from sckit.device import Compute
-from sckit.errors import DataError
 from sckit.perturbation.examples import Lesson, Panel
 from sckit.perturbation.responder import Example, Responder, pack_examples
-from sckit.training.optimiser import schedule
+from sckit.training.optimiser import schedule, take_step
 
 _WARMUP = 0.1
 _CLIP = 1.0
@@ -52,16 +51,9 @@ def fit(model: Responder, lesson: Lesson, compute: Compute, *, frozen: bool, see
                 kept = {name: value.detach().clone() for name, value in model.state_dict().items()}
         if step == config.steps:
             break
-        for group in optimiser.param_groups:
-            group["lr"] = config.lr * schedule(step / config.steps, _WARMUP)
-        with compute.cast():
-            loss = model.loss(pack_examples(_draw(own, generator), own.guess, compute.device))
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
-        if not torch.isfinite(norm):
-            raise DataError(f"the gradient is {float(norm)} at step {step}; lower --lr ({config.lr}) and try again.")
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        scheduled = schedule(step / config.steps, _WARMUP)
+        losses = [_loss(model, own, generator, compute)]
+        take_step(model, optimiser, losses, step=step, lr=config.lr, scheduled=scheduled, clip=_CLIP)
     if kept is None:
         return Fitted(model, own, config.steps, errors)
     model.load_state_dict(kept)
@@ -101,6 +93,11 @@ def predict_cells(
         examples = [lesson.shown_cell(int(cell), panel) for cell in cells]
         found[:, panel.scored] = _predict(fitted.model, examples, fitted.lesson, compute).reshape(len(cells), -1)
     return lesson.mean + fitted.lesson.scale * found
+
+
+def _loss(model: Responder, lesson: Lesson, generator: np.random.Generator, compute: Compute) -> torch.Tensor:
+    with compute.cast():
+        return model.loss(pack_examples(_draw(lesson, generator), lesson.guess, compute.device))
 
 
 def _draw(lesson: Lesson, generator: np.random.Generator) -> list[Example]:

@@ -1,17 +1,20 @@
-"""How a step is taken: the optimiser's groups and the learning rate over the budget."""
+"""How a training step is taken: the optimiser's groups, the learning rate over the budget, and the step itself."""
 
 import math
+from collections.abc import Iterable
 
 import torch
+from torch import Tensor, nn
 
 from sckit.config import PretrainConfig
+from sckit.errors import DataError
 from sckit.model.transformer import Model
 
 _ROW_EPS = 1e-3
 
 
 def make_optimiser(model: Model, config: PretrainConfig) -> torch.optim.AdamW:
-    """AdamW in four groups: what starts from the closed forms or belongs to single genes learns slower, without decay.
+    """Make AdamW with four groups: the linear baseline and the rows of single genes learn more slowly, without decay.
 
     Adam moves a weight by about its learning rate however rarely it is used, so that rows of rare genes would wander on
     noise; there `eps` lies above the gradient of a single token, and a row moves in proportion to what it has seen.
@@ -29,7 +32,40 @@ def make_optimiser(model: Model, config: PretrainConfig) -> torch.optim.AdamW:
 
 
 def schedule(share: float, warmup: float) -> float:
-    """Linear warm-up over the first `warmup` of the budget, then a cosine to a hundredth."""
+    """Return the learning rate as a share of its peak: a linear rise over `warmup`, then a cosine to a hundredth.
+
+    share: part of the budget that is spent, warmup: part of the budget in which the rate rises.
+    """
     if share < warmup:
         return max(share, 1e-3) / warmup
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, (share - warmup) / (1 - warmup))))
+
+
+def take_step(
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    losses: Iterable[Tensor],
+    *,
+    step: int,
+    lr: float,
+    scheduled: float,
+    clip: float,
+) -> float:
+    """Add up the gradients of the losses, clip their norm, move the parameters, and return the sum of the losses.
+
+    A loss is computed when its turn comes, so that one batch at a time is in memory. The learning rate is the peak `lr`
+    times what the schedule says, and times the "share" of a group that has one. Raises DataError when the gradient is
+    not finite; `step` is for its message.
+    """
+    for group in optimiser.param_groups:
+        group["lr"] = group.get("share", 1.0) * lr * scheduled
+    total = 0.0
+    for loss in losses:
+        loss.backward()
+        total += float(loss.detach())
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+    if not torch.isfinite(norm):
+        raise DataError(f"the gradient is {float(norm)} at step {step}; lower --lr and try again.")
+    optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
+    return total

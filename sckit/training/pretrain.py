@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from torch import Tensor
 
 from sckit.config import PretrainConfig
 from sckit.data.batch import CountsView, CutView, Hiding, Packer, ShuffledView, detected_in, epoch_batches
@@ -24,7 +24,7 @@ from sckit.model.closed_forms import fit_closed_forms
 from sckit.model.predict import predictions
 from sckit.model.tokens import Tokens
 from sckit.model.transformer import Model, without_warm_start
-from sckit.training.optimiser import make_optimiser, schedule
+from sckit.training.optimiser import make_optimiser, schedule, take_step
 from sckit.training.run import (
     Run,
     create_run,
@@ -207,32 +207,29 @@ class _Trainer:
 
     def _train_one_step(self) -> None:
         config, at = self.config, self.at
-        for group in self.optimiser.param_groups:
-            group["lr"] = group["share"] * config.lr * schedule(self.share(), config.warmup)
-        loss_sum = 0.0
         batches = self._batches(at.epoch)
         chosen = range(at.batch, min(at.batch + config.accumulate, len(batches)))
-        for i in chosen:
-            batch = self._packer(at.epoch, self._context(i))(batches[i])
-            tokens = Tokens.of(batch, self.compute.device)
-            with self.compute.cast():
-                loss = self.model.loss(tokens) / len(chosen)
-            loss.backward()
-            loss_sum += float(loss.detach())
-            at.tokens, at.cells, at.cut = at.tokens + len(batch.genes), at.cells + len(batch.cells), at.cut + batch.cut
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
-        if not torch.isfinite(norm):
-            raise DataError(f"the gradient is {float(norm)} at step {at.step}; lower --lr ({config.lr}) and try again.")
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
+        scheduled = schedule(self.share(), config.warmup)
+        losses = (self._loss(i, batches[i]) / len(chosen) for i in chosen)
+        loss = take_step(
+            self.model, self.optimiser, losses, step=at.step, lr=config.lr, scheduled=scheduled, clip=config.clip
+        )
         at.step += 1
         at.batch += len(chosen)
         if at.batch >= len(batches):
             at.epoch, at.batch = at.epoch + 1, 0
         at.elapsed_s = time.monotonic() - self.begun_s
         self.on_event(
-            "step", {"share": self.share(), "loss": loss_sum, "tokens_per_s": at.tokens / at.elapsed_s, "step": at.step}
+            "step", {"share": self.share(), "loss": loss, "tokens_per_s": at.tokens / at.elapsed_s, "step": at.step}
         )
+
+    def _loss(self, number: int, cells: np.ndarray) -> Tensor:
+        """Return the loss of batch `number` of the epoch, which holds these cells, and count what is in it."""
+        at = self.at
+        batch = self._packer(at.epoch, self._context(number))(cells)
+        at.tokens, at.cells, at.cut = at.tokens + len(batch.genes), at.cells + len(batch.cells), at.cut + batch.cut
+        with self.compute.cast():
+            return self.model.loss(Tokens.of(batch, self.compute.device))
 
     def _context(self, batch: int) -> str:
         """The control context for an even `visible_share` of the batches, the trained one for the others."""
