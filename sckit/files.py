@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,23 @@ def replacing(path: Path) -> Iterator[Path]:
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+    flush(path.parent)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Hand out the folder `path`.new to write to; when the block ends well it is flushed to disk and renamed to `path`.
+
+    What a crash or an error leaves under the name `path`.new is not a whole folder and is removed by the next call.
+    """
+    unfinished = path.with_name(path.name + ".new")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    yield unfinished
+    for written in (*unfinished.iterdir(), unfinished):
+        flush(written)
+    shutil.rmtree(path, ignore_errors=True)
+    unfinished.rename(path)
     flush(path.parent)
 
 

@@ -1,6 +1,5 @@
 """The run folder: resolved config, environment, split, closed forms, metrics, model and checkpoints; never pickle."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -19,11 +18,15 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 
 from sckit.config import ModelConfig, PretrainConfig, from_dict, read_toml, to_toml
+from sckit.data.manifest import MANIFEST
 from sckit.data.prepare import Store, open_store
 from sckit.errors import ConfigError, DataError
+from sckit.files import checksum, flush, replacing, replacing_folder, write_json, write_text
 from sckit.model.closed_forms import ClosedForms
 from sckit.model.transformer import Model
 from sckit.provenance import environment
+
+_SETTING = ("forms.safetensors", "genes.parquet", "split.npy", "vocabulary.npy")
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Run:
             store = open_store(self.path / path if where["inside"] else path)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{self.path / 'data.json'} is damaged ({error!r}); train again.") from error
-        if _fingerprint(store) != fingerprint:
+        if checksum(store.path / MANIFEST) != fingerprint:
             raise DataError(
                 f"the store {store.path} is not the one {self.path} was trained on; restore it or train again."
             )
@@ -98,8 +101,8 @@ def create_run(config: PretrainConfig, name: str | None, root: Path) -> Path:
         path.mkdir(parents=True)
     except FileExistsError as error:
         raise ConfigError(f"the run {path} exists; choose another --name, or go on with --resume {path}.") from error
-    (path / "config.toml").write_text(to_toml(config))
-    (path / "environment.json").write_text(json.dumps(environment(), indent=1))
+    write_text(path / "config.toml", to_toml(config))
+    write_json(path / "environment.json", environment())
     return path
 
 
@@ -111,27 +114,27 @@ def point_latest(path: Path) -> None:
 
 
 def save_setting(path: Path, store: Store, split: np.ndarray, vocabulary: np.ndarray, forms: ClosedForms) -> None:
-    """Write what is fixed before the first step; arrays as in `Run`."""
+    """Write what is fixed before the first step; arrays as in `Run`. The last file, `data.json`, says it is whole."""
     genes = store.genes.iloc[np.flatnonzero(vocabulary >= 0)]
-    inside = store.path.resolve().is_relative_to(path.resolve())
-    where = str(store.path.resolve().relative_to(path.resolve())) if inside else str(store.path.resolve())
-    (path / "data.json").write_text(
-        json.dumps({"store": where, "inside": inside, "manifest_sha256": _fingerprint(store)})
-    )
     genes[["id", "symbol"]].reset_index(drop=True).to_parquet(path / "genes.parquet")
     np.save(path / "split.npy", split.astype(np.int8))
     np.save(path / "vocabulary.npy", vocabulary)
     save_arrays({k: np.ascontiguousarray(v) for k, v in forms.arrays().items()}, path / "forms.safetensors")
+    inside = store.path.resolve().is_relative_to(path.resolve())
+    where = str(store.path.resolve().relative_to(path.resolve())) if inside else str(store.path.resolve())
+    for written in _SETTING:
+        flush(path / written)
+    write_json(
+        path / "data.json", {"store": where, "inside": inside, "manifest_sha256": checksum(store.path / MANIFEST)}
+    )
 
 
 def save_model(path: Path, model: Model, score: Mapping[str, Any]) -> None:
-    """Write the model beside its shape and score, each file whole or not at all."""
-    description = {"model": asdict(model.config), "score": dict(score)}
+    """Write the model, and next to it its shape and score."""
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    save_file(tensors, path / "model.safetensors.partial")
-    (path / "model.json.partial").write_text(json.dumps(description, indent=1))
-    (path / "model.safetensors.partial").replace(path / "model.safetensors")
-    (path / "model.json.partial").replace(path / "model.json")
+    with replacing(path / "model.safetensors") as unfinished:
+        save_file(tensors, unfinished)
+    write_json(path / "model.json", {"model": asdict(model.config), "score": dict(score)})
 
 
 def find_run(path: Path | str | None, root: Path) -> Path:
@@ -149,7 +152,7 @@ def find_run(path: Path | str | None, root: Path) -> Path:
 
 def open_run(path: Path) -> Run:
     """Read a run back; DataError when it is incomplete or damaged."""
-    for name in ("forms.safetensors", "genes.parquet", "split.npy", "vocabulary.npy", "data.json"):
+    for name in (*_SETTING, "data.json"):
         if not (path / name).is_file():
             raise DataError(f"the run {path} lacks {name}; it did not get as far as training: train again.")
     try:
@@ -166,20 +169,15 @@ def open_run(path: Path) -> Run:
 
 
 def save_checkpoint(run: Path, state: dict[str, Any], model: Model, optimiser: torch.optim.Optimizer) -> None:
-    """Write everything that resuming needs into a folder of its own, renamed when whole; older ones go."""
-    folder = run / "checkpoints"
-    partial = folder / f"step-{state['step']:08d}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    """Write everything that resuming needs into a folder of its own; then older ones go."""
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     for i, slot in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{i}.{k}": v for k, v in slot.items()}
-    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial / "state.safetensors")
-    (partial / "state.json").write_text(json.dumps(state))
-    final = partial.with_suffix("")
-    shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
-    for other in folder.iterdir():
+    final = run / "checkpoints" / f"step-{state['step']:08d}"
+    with replacing_folder(final) as folder:
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, folder / "state.safetensors")
+        (folder / "state.json").write_text(json.dumps(state))
+    for other in final.parent.iterdir():
         if other.name < final.name:
             shutil.rmtree(other)
 
@@ -214,8 +212,3 @@ def gene_numbers(genes: pd.DataFrame) -> dict[str, int]:
 def gene_names(genes: pd.DataFrame) -> list[list[str]]:
     """Id and symbol of each gene, the id first; empty ones left out."""
     return [[name for name in row if name] for row in zip(genes["id"], genes["symbol"], strict=True)]
-
-
-def _fingerprint(store: Store) -> str:
-    """Hash of the manifest, which holds the checksums of everything else."""
-    return hashlib.sha256((store.path / "manifest.json").read_bytes()).hexdigest()
