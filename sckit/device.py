@@ -1,4 +1,4 @@
-"""Device, precision and attention engine, chosen once, with the reason in words."""
+"""Device, precision and engine of the kernels, chosen once, with the reason in words."""
 
 from dataclasses import dataclass
 
@@ -23,18 +23,21 @@ class Compute:
         return f"device {self.device}, {precision}, attention engine {self.engine}: {self.reason}"
 
     def cast(self) -> torch.autocast:
-        """The autocast context of a forward pass."""
+        """Return the autocast context of a forward pass."""
         return torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None)
 
 
 def choose_compute(device: str = "auto", engine: str = "auto") -> Compute:
-    """Pick the device ("auto", "cpu", "cuda", ...) and engine; ConfigError when what was asked for is not there."""
+    """Choose the device ("auto", "cpu", "cuda", ...) and the engine.
+
+    Raises ConfigError when what was asked for is not there.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
-        raise ConfigError(f"--device {device} is no device that torch knows; try cpu or cuda.") from error
+        raise ConfigError(f"--device {device} is not a device that torch knows; use cpu or cuda.") from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"--device {device} was asked for, but torch finds no GPU; use --device cpu.")
     autocast = None

@@ -1,4 +1,4 @@
-"""Predictions of a model and of the closed forms for batches of cells."""
+"""Predictions of a model and of the linear baselines for batches of cells."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,7 +16,7 @@ from sckit.model.transformer import Model
 def predictions(
     model: Model, packer: Packer, forms: ClosedForms, cells: np.ndarray, compute: Compute, *, tokens: int = 32768
 ) -> Iterator[tuple[Batch, dict[str, np.ndarray]]]:
-    """Batches of the cells with the predictions of the closed forms and the model for their targets."""
+    """Yield batches of the cells with what the linear baselines and the model predict for their targets."""
     detected = replace(packer, context="detected")
     lengths = np.zeros(int(cells.max()) + 1, np.int64)
     lengths[cells] = detected_in(packer.view, packer.vocabulary, cells)
@@ -27,6 +27,6 @@ def predictions(
 
 
 def predict(model: Model, batch: Batch, compute: Compute) -> np.ndarray:
-    """The model's values for the targets of a batch, float64 [M]."""
+    """Return the model's values for the targets of a batch, float64 [M]."""
     with torch.inference_mode(), compute.cast():
         return model(Tokens.of(batch, compute.device)).double().cpu().numpy()

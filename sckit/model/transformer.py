@@ -1,11 +1,11 @@
-"""The lean model, top to bottom: the closed forms as a starting point, and attention that has to add to them.
+"""The pretrained model: the linear baselines as a starting point, and attention that has to add to them.
 
     prediction[i] = linear(g, cell) + <w0 + w[g], h_i>
 
-The linear part is initialised from the closed forms and `w0`, `w` at zero, so that before the first step the model is
-the best closed form to rounding. h_i is the token's state after pre-norm blocks of attention within the cell and a
+The linear part is initialised from the linear baselines and `w0`, `w` at zero, so that before the first step the model
+equals the best of them to rounding. h_i is the token's state after pre-norm blocks of attention within the cell and a
 gated MLP. What is known of a whole cell (depth, components, total, factors) is projected once and added to each of its
-tokens: the same as a cell token that everybody attends to, without a token more to pack.
+tokens: the same as a cell token that every token attends to, without one more token to pack.
 """
 
 import numpy as np
@@ -23,7 +23,7 @@ _CELL_EXTRAS = 5  # depth, total, whether the total is known, whether the contex
 
 
 class Linear(nn.Module):
-    """The closed forms as a trainable module; `ClosedForms` says what each array is."""
+    """The linear baselines as a trainable module; `ClosedForms` says what each array is."""
 
     def __init__(self, forms: ClosedForms) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Linear(nn.Module):
         self.scales = nn.Buffer(_float32(forms.scales))
 
     def cell_state(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
-        """X [C, F] and t [C] as in `ClosedForms.features`, by sums over the context tokens."""
+        """Return x [C, F] and t [C] as in `ClosedForms.features`, by sums over the context tokens."""
         cells = len(tokens.log_detected)
         known = F.embedding(tokens.genes, self.axes) * tokens.in_context[:, None]  # [T, K]
         components = known.new_zeros(cells, known.shape[1]).index_add(0, tokens.cell, known) - self.origin
@@ -47,7 +47,7 @@ class Linear(nn.Module):
         return x, ((tokens.log_total - self.scales[2]) / self.scales[3]).clamp(-TOTAL_RANGE, TOTAL_RANGE)
 
     def forward(self, tokens: Tokens, x: Tensor, t: Tensor) -> Tensor:
-        """Detection + total ridge of each token [T]; the detection ridge where the total of its cell is unknown."""
+        """Return the detection + total ridge of each token [T]; the detection ridge where the total is unknown."""
         genes, cell = tokens.genes, tokens.cell
         if tokens.totals == "none":
             return (F.embedding(genes, self.ridge) * F.embedding(cell, x)).sum(1)
@@ -59,7 +59,7 @@ class Linear(nn.Module):
         return torch.where(known[cell], with_total, (F.embedding(genes, self.ridge) * F.embedding(cell, x)).sum(1))
 
     def value_of_one_count(self, x: Tensor | None, t: Tensor) -> Tensor:
-        """Value of a single count in each cell [C]: exact where the total is known, else from what x says of it."""
+        """Return the value of one count in each cell [C]: exact where the total is known, else as x predicts it."""
         expected = torch.zeros_like(t) if x is None else x @ self.total_of_x
         log_total = torch.where(torch.isfinite(t), t, expected) * self.scales[3] + self.scales[2]
         return torch.log1p(1e4 * torch.exp(-log_total))
@@ -72,7 +72,7 @@ class Linear(nn.Module):
 
 
 class Model(Trunk):
-    """Predicts the value of a hidden detected gene from its cell; G genes, width E."""
+    """Predicts the value of a hidden detected gene from its cell, in log1p of counts per 10,000; G genes, width E."""
 
     def __init__(self, config: ModelConfig, forms: ClosedForms, *, seed: int = 0) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class Model(Trunk):
         return base.index_select(0, tokens.targets), h
 
     def embed(self, tokens: Tokens) -> Tensor:
-        """Mean final state of each cell's tokens, float32 [C, E]."""
+        """Return the mean final state of each cell's tokens, float32 [C, E]."""
         _, h = self._states(tokens, None)
         sums = torch.zeros(len(tokens.log_detected), h.shape[1], device=h.device).index_add(0, tokens.cell, h.float())
         return sums / torch.bincount(tokens.cell, minlength=len(sums)).clamp(min=1)[:, None]
@@ -124,7 +124,7 @@ class Model(Trunk):
         return base, self.final_states(h, tokens, keep)
 
     def _cells(self, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
-        """Linear prediction [T], value of a single count [C], and what is known of each cell [C, S]."""
+        """Return the linear prediction [T], the value of one count [C], and what is known of each cell [C, S]."""
         x, t = self.linear.cell_state(tokens)
         known = torch.isfinite(t).float()
         total = torch.where(known > 0, t, 0.0)
@@ -144,7 +144,7 @@ class Model(Trunk):
 
 
 def without_warm_start(forms: ClosedForms) -> ClosedForms:
-    """The same shapes with nothing but the gene means: the starting point of the ablation."""
+    """Return the same shapes with nothing but the gene means: the start of `--no-warm-start`."""
     ridge, total = np.zeros_like(forms.ridge), np.zeros_like(forms.total)
     ridge[:, 0] = total[:, 0] = forms.gene_mean
     cleared = {"ridge": ridge, "total": total, "loadings": np.zeros_like(forms.loadings)}
@@ -152,7 +152,7 @@ def without_warm_start(forms: ClosedForms) -> ClosedForms:
 
 
 def _gene_vectors(forms: ClosedForms, width: int, generator: torch.Generator) -> Tensor:
-    """Start of the gene embedding [G, E]: a random projection of what the closed forms know of each gene."""
+    """Return the start of the gene embedding [G, E]: a random projection of each gene's linear coefficients."""
     known = np.column_stack([forms.ridge, forms.total[:, -1], forms.axes, forms.loadings])
     known = (known - known.mean(0)) / (known.std(0) + 1e-9)
     projection = torch.randn(known.shape[1], width, generator=generator) / known.shape[1] ** 0.5

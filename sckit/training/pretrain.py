@@ -1,4 +1,4 @@
-"""Masked pretraining: one loop, a budget in epochs, steps or minutes, resumable bit for bit on a CPU."""
+"""Masked pretraining: one loop with a budget in epochs, steps or minutes, resumable bit for bit on a CPU."""
 
 import json
 import math
@@ -38,12 +38,12 @@ from sckit.training.run import (
 )
 
 DEFAULT_EPOCHS = 5
-_VALIDATIONS = 10  # at least so many over the budget, when an epoch is longer than that
+_VALIDATIONS = 10  # at least this many over the budget, also when epochs are long
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """Result of `pretrain`: the run folder, the speed, and the best validation row."""
+    """Result of `pretrain`: the run folder, the speed, and the validation row of the best model."""
 
     run: Path
     tokens_per_s: float
@@ -78,10 +78,10 @@ def pretrain(
     resume: str | Path | None = None,
     on_event: Callable[[str, dict[str, Any]], None] = lambda _kind, _facts: None,
 ) -> Pretrained:
-    """Train the lean model to fill in hidden values; returns the run folder and its best validation row.
+    """Train the model to fill in hidden values, and return the run folder and its best validation row.
 
     data: a store, or anything `prepare` reads; None for the PBMC sample inside scanpy. resume: a run to go on with,
-    whose own config then holds. on_event(kind, facts) hears "note", "step" and "validation" events.
+    whose own configuration then holds. on_event(kind, facts) is called with "note", "step" and "validation" events.
     Raises DataError and ConfigError.
     """
     root = Path(runs)
@@ -104,12 +104,12 @@ def pretrain(
 
 
 def load_model(run: str | Path | None = None, *, runs: str | Path = "runs", device: str = "cpu") -> Model:
-    """The model of a run by path or name, by default of the latest one, in evaluation mode."""
+    """Load the model of a run by path or name, by default of the latest one, in evaluation mode."""
     return open_run(find_run(run, Path(runs))).model(device)
 
 
 def _prepare_run(path: Path, data: Any, config: PretrainConfig, on_event: Callable) -> None:
-    """Open or make the store, split the cells, choose the genes, fit the closed forms, and write all that down."""
+    """Open or make the store, split the cells, choose the genes, fit the linear baselines, and write all that down."""
     store = _open_or_prepare(data, path, on_event)
     split = split_cells(store, config)
     train = np.flatnonzero(split == TRAIN)
@@ -146,7 +146,7 @@ def _training_view(store: Store, config: PretrainConfig) -> CountsView:
 
 
 class _Trainer:
-    """The loop. Nothing here draws random numbers: batches and masks are functions of (seed, epoch)."""
+    """The training loop. It draws no random numbers: batches and masks are functions of (seed, epoch)."""
 
     def __init__(self, run: Run, compute: Compute, on_event: Callable) -> None:
         self.run, self.config, self.compute, self.on_event = run, run.config, compute, on_event
@@ -164,7 +164,7 @@ class _Trainer:
         self.begun_s = 0.0
 
     def fit(self) -> Pretrained:
-        """Train until the budget is spent or validation stops improving; the best model is what remains."""
+        """Train until the budget is spent or validation stops improving; the best model is what stays in the run."""
         state = load_checkpoint(self.run.path, self.model, self.optimiser)
         if state is None:
             (self.run.path / "metrics.jsonl").unlink(missing_ok=True)
@@ -175,7 +175,7 @@ class _Trainer:
         self.begun_s = time.monotonic() - self.at.elapsed_s
         if state is None:
             self._validate()
-        if not self.config.shuffle_values:  # a control is nobody's next step
+        if not self.config.shuffle_values:  # a control is not what a user evaluates next
             point_latest(self.run.path)
         while self.share() < 1 and self.at.worse < self.config.patience:
             self._train_one_step()
@@ -190,7 +190,7 @@ class _Trainer:
         return Pretrained(self.run.path, at.tokens / wall_s, at.cells / wall_s, wall_s, at.epoch, best)
 
     def share(self) -> float:
-        """Share of the budget that is spent."""
+        """Return the share of the budget that is spent."""
         config, at = self.config, self.at
         if config.minutes is not None:
             return at.elapsed_s / (60 * config.minutes)
@@ -232,7 +232,7 @@ class _Trainer:
             return self.model.loss(Tokens.of(batch, self.compute.device))
 
     def _context(self, batch: int) -> str:
-        """The control context for an even `visible_share` of the batches, the trained one for the others."""
+        """Return the "visible" context for an evenly spread `visible_share` of the batches, else "detected"."""
         share = self.config.visible_share if self.config.context == "detected" else 1.0
         count = self.at.epoch * len(self._batches(self.at.epoch)) + batch
         return "visible" if math.floor((count + 1) * share) > math.floor(count * share) else "detected"
@@ -245,7 +245,7 @@ class _Trainer:
         )
 
     def _validate(self) -> None:
-        """Score the validation cells beside the closed forms; keep the model when it is the best so far."""
+        """Score the validation cells with model and linear baselines; save the model when it is the best so far."""
         at, config = self.at, self.config
         row = self._validation_row()
         row |= {"epoch": at.epoch + at.batch / max(len(self._batches(at.epoch)), 1), "step": at.step}
@@ -276,14 +276,14 @@ class _Trainer:
                 f"no validation value is hidden with --mask {self.config.mask}; hide more, or give more cells."
             )
         where = {"rate": rate, "context": self.config.context, "known_depth": self.config.known_depth}
-        beside = {f"r2 {name}": scores.r2(name) for name in scores.predictors if name != "model"}
-        return to_json(scores.full_row("model", None, **where) | beside)
+        baselines = {f"r2 {name}": scores.r2(name) for name in scores.predictors if name != "model"}
+        return to_json(scores.full_row("model", None, **where) | baselines)
 
     def _checkpoint(self) -> None:
         save_checkpoint(self.run.path, vars(self.at).copy(), self.model, self.optimiser)
 
 
 def _forget_lines_after(path: Path, step: int) -> None:
-    """Drop the validations of steps that a resumed run is going to repeat."""
+    """Remove the validations of steps that a resumed run is going to repeat."""
     lines = [line for line in path.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step]
     path.write_text("".join(f"{line}\n" for line in lines))

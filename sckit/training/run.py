@@ -1,4 +1,4 @@
-"""The run folder: resolved config, environment, split, closed forms, metrics, model and checkpoints; never pickle."""
+"""The run folder: configuration, environment, split, linear baselines, metrics, model and checkpoints, no pickle."""
 
 import json
 import os
@@ -31,7 +31,7 @@ _SETTING = ("forms.safetensors", "genes.parquet", "split.npy", "vocabulary.npy")
 
 @dataclass(frozen=True)
 class Run:
-    """What a training run left behind, and what evaluation needs of it."""
+    """What a training run left behind, as far as evaluation and fine-tuning need it."""
 
     path: Path
     config: PretrainConfig
@@ -42,7 +42,7 @@ class Run:
 
     @property
     def store(self) -> Store:
-        """The store that the run was trained on; DataError when it has moved or changed."""
+        """Open the store that the run was trained on. Raises DataError when it has moved or changed."""
         try:
             where = json.loads((self.path / "data.json").read_text())
             path, fingerprint = Path(where["store"]), where["manifest_sha256"]
@@ -56,7 +56,7 @@ class Run:
         return store
 
     def model(self, device: torch.device | str = "cpu") -> Model:
-        """The best model of the run, in evaluation mode."""
+        """Load the best model of the run, in evaluation mode."""
         try:
             shape = json.loads((self.path / "model.json").read_text())
             weights = load_file(self.path / "model.safetensors")
@@ -86,12 +86,12 @@ class Run:
         return found
 
     def cells(self, part: int) -> np.ndarray:
-        """Row numbers of the cells of one part of the split, ascending."""
+        """Return the row numbers of the cells of one part of the split, ascending."""
         return np.flatnonzero(self.split == part)
 
 
 def create_run(config: PretrainConfig, name: str | None, root: Path) -> Path:
-    """Make the folder of a new run; ConfigError when the name is taken."""
+    """Make the folder of a new run. Raises ConfigError when the name is taken."""
     if name is not None and (name == "latest" or Path(name).name != name):
         raise ConfigError(f"--name {name} must be a plain name, and not latest; say where with --runs.")
     if root.exists() and not root.is_dir():
@@ -107,7 +107,7 @@ def create_run(config: PretrainConfig, name: str | None, root: Path) -> Path:
 
 
 def point_latest(path: Path) -> None:
-    """Let the link `latest` beside the run point at it."""
+    """Point the link `latest`, which lies next to the run, at it."""
     link = path.parent / f".latest-{os.getpid()}"
     link.symlink_to(path.name)
     link.replace(path.parent / "latest")
@@ -138,7 +138,7 @@ def save_model(path: Path, model: Model, score: Mapping[str, Any]) -> None:
 
 
 def find_run(path: Path | str | None, root: Path) -> Path:
-    """The folder of a run by path or name, by default the latest one; ConfigError when there is none."""
+    """Find the folder of a run by path or name, by default the latest one. Raises ConfigError when there is none."""
     if path is None:
         chosen = root / "latest"
         if not chosen.exists():
@@ -151,7 +151,7 @@ def find_run(path: Path | str | None, root: Path) -> Path:
 
 
 def open_run(path: Path) -> Run:
-    """Read a run back; DataError when it is incomplete or damaged."""
+    """Read a run back. Raises DataError when it is incomplete or damaged."""
     for name in (*_SETTING, "data.json"):
         if not (path / name).is_file():
             raise DataError(f"the run {path} lacks {name}; it did not get as far as training: train again.")
@@ -183,7 +183,7 @@ def save_checkpoint(run: Path, state: dict[str, Any], model: Model, optimiser: t
 
 
 def load_checkpoint(run: Path, model: Model, optimiser: torch.optim.Optimizer) -> dict[str, Any] | None:
-    """Put the newest whole checkpoint into model and optimiser and return its state; None when there is none."""
+    """Load the newest whole checkpoint into model and optimiser and return its state, or None when there is none."""
     whole = sorted(p for p in (run / "checkpoints").glob("step-*") if not p.suffix)
     if not whole:
         return None
