@@ -7,7 +7,6 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,10 @@ import pandas as pd
 
 from sckit.config.prepare import PrepareConfig
 from sckit.data.cell_stream import CellStream, Place
-from sckit.data.filters import KEPT, GeneMoments, QualityRules, drop_counts, highly_variable, judge_obs, unite_obs
+from sckit.data.filters import KEPT, GeneMoments, QualityRules, drop_counts, highly_variable
 from sckit.data.genes import Vocabulary, join_genes, read_gene_list, vocabulary_hash
 from sckit.data.manifest import FORMAT, MANIFEST, VERSION, write_table
+from sckit.data.obs import judge_obs, source_names, unite_obs
 from sckit.data.readers.open import open_sample, open_source
 from sckit.data.readers.source import CELLS_PER_BLOCK
 from sckit.data.shards import WORK, FinishedShard, OpenShard, finished_shards
@@ -30,7 +30,6 @@ Progress = Callable[[int, int, str], None]
 """Called with cells done, cells in all and what is being done."""
 
 _ENTRIES_PER_SHARD = 2**26
-_GENERIC_NAMES = ("feature_bc_matrix", "gene_bc_matrices", "outs", "matrix", "counts", "adata")
 
 
 class Preparation:
@@ -212,18 +211,6 @@ class Preparation:
 
     def _say(self, place: Place, label: str) -> None:
         self._progress(self._stream.position(place), self._stream.n_cells, label)
-
-
-def source_names(paths: Sequence[Path]) -> list[str]:
-    """Give every input a name of its own: its file, or the folder above where all samples have the same file name."""
-    names: list[str] = []
-    for path in paths:
-        places = [path, *path.resolve().parents]
-        stems = [place.name.removesuffix(".gz").removesuffix(".h5").removesuffix(".h5ad") for place in places]
-        name = next((stem for stem in stems if stem and not stem.endswith(_GENERIC_NAMES)), "input")
-        unique = (name if nth == 1 else f"{name}-{nth}" for nth in count(1))
-        names.append(next(candidate for candidate in unique if candidate not in names))
-    return names
 
 
 def _fingerprint(path: Path) -> list[Any]:

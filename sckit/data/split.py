@@ -1,9 +1,9 @@
 """Which cells are trained on, validated on and held out, and which genes the model knows."""
 
 import numpy as np
-import pandas as pd
 
 from sckit.config import PretrainConfig
+from sckit.data.obs import group_values
 from sckit.data.prepare import Store
 from sckit.errors import ConfigError, DataError
 
@@ -45,14 +45,6 @@ def _held_out(store: Store, config: PretrainConfig, generator: np.random.Generat
         raise ConfigError(f"--group {config.group} has the one value {present[0]}; nothing is left to hold out.")
     chosen = config.hold_out or generator.permutation(present)[: max(1, int(_HELD_OUT_SHARE * len(present)))]
     return np.isin(values, chosen)
-
-
-def group_values(obs: pd.DataFrame, column: str) -> np.ndarray:
-    """The column of obs as strings [cells], empty where missing; ConfigError when it is not there."""
-    if column not in obs.columns:
-        raise ConfigError(f"there is no column {column} in obs; it has {', '.join(map(str, obs.columns))}.")
-    values = obs[column]
-    return np.where(values.isna(), "", values.astype(str)).astype(str)
 
 
 def run_vocabulary(store: Store, train: np.ndarray, min_cells: int, *, block: int = 4096) -> np.ndarray:

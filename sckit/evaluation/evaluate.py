@@ -25,7 +25,8 @@ from sckit.data.batch import (
     swap_like_depth,
 )
 from sckit.data.halves import Halves, nb_sizes, replicate_values
-from sckit.data.split import HELD_OUT, TRAIN, group_values
+from sckit.data.obs import group_values
+from sckit.data.split import HELD_OUT, TRAIN
 from sckit.device import Compute, choose_compute
 from sckit.errors import DataError
 from sckit.files import to_json

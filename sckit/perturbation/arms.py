@@ -10,11 +10,12 @@ import numpy as np
 import pandas as pd
 
 from sckit.config.finetune import FinetuneConfig
+from sckit.data.obs import cell_names
 from sckit.data.split import HELD_OUT
 from sckit.errors import DataError
 from sckit.model.transformer import Model, without_warm_start
 from sckit.perturbation.responder import Responder, TokenTable
-from sckit.perturbation.screen import Screen, cell_names
+from sckit.perturbation.screen import Screen
 from sckit.training.pretrain import pretrain
 from sckit.training.run import Run, gene_names, gene_numbers, open_run
 

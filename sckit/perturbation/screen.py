@@ -12,8 +12,8 @@ import pandas as pd
 import scipy.sparse as sp
 
 from sckit.config.finetune import FinetuneConfig
+from sckit.data.obs import cell_names, group_values
 from sckit.data.prepare import Store, open_or_prepare
-from sckit.data.split import group_values
 from sckit.errors import ConfigError, DataError
 from sckit.training.run import gene_numbers
 
@@ -70,12 +70,6 @@ class Screen:
     def values(self) -> sp.csr_array:
         """log1p of counts per 10,000, float64 [C, G]."""
         return log_values(self.counts, self.totals)
-
-
-def cell_names(obs: pd.DataFrame) -> np.ndarray:
-    """Names of the cells as their source has them, str [C]: a store of several sources puts "source:" in front."""
-    names = zip(obs["cell"].astype(str), obs["source"].astype(str), strict=True)
-    return np.array([cell.removeprefix(f"{source}:") for cell, source in names])
 
 
 def log_values(counts: sp.csr_array, totals: np.ndarray) -> sp.csr_array:

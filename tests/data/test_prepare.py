@@ -1,12 +1,9 @@
 """Inputs are joined, filtered and cut to the chosen genes; nothing is lost in silence, nothing is left behind."""
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
 
-from sckit.data.preparation import source_names
 from sckit.data.prepare import PrepareConfig, describe, prepare
 from sckit.errors import ConfigError, DataError
 
@@ -89,23 +86,6 @@ def test_obs_columns_of_every_kind_survive(tmp_path, write_h5ad):
     )
     store = prepare([write_h5ad(tmp_path / "x.h5ad", obs=obs)], tmp_path / "s.sckit")
     pd.testing.assert_frame_equal(store.obs[list(obs)], obs.astype({"text": "category"}))
-
-
-@pytest.mark.parametrize(
-    ("paths", "names"),
-    [
-        pytest.param(["a/x.h5ad", "b/x.h5ad", "y.h5"], ["x", "x-2", "y"], id="same-file-name"),
-        pytest.param(
-            ["s1/outs/filtered_feature_bc_matrix.h5", "s2/outs/filtered_feature_bc_matrix"],
-            ["s1", "s2"],
-            id="cell-ranger",
-        ),
-        pytest.param(["x", "x", "x-2"], ["x", "x-2", "x-2-2"], id="name-that-is-taken"),
-        pytest.param(["x-2", "x", "x"], ["x-2", "x", "x-3"], id="name-that-was-taken"),
-    ],
-)
-def test_inputs_get_names_of_their_own(paths, names):
-    assert source_names([Path(path) for path in paths]) == names
 
 
 @pytest.mark.parametrize(
