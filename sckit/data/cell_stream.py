@@ -10,6 +10,7 @@ import numpy as np
 from sckit.data.filters import KEPT, QualityRules, mito_genes
 from sckit.data.genes import Vocabulary
 from sckit.data.readers.source import CELLS_PER_BLOCK, CountsBlock, Source, tidy
+from sckit.data.views import indptr_of
 
 NO_CHOSEN_GENE = "cells without a count in the kept genes"
 
@@ -45,7 +46,7 @@ class CellStream:
     ) -> None:
         """Take the quality rules and what the labels decided: `judged` [all cells], numbering `reasons` from 1."""
         self.sources = sources
-        self.starts = np.concatenate(([0], np.cumsum([source.n_cells for source in sources])))  # [sources + 1]
+        self.starts = indptr_of([source.n_cells for source in sources])  # [sources + 1]
         self.reasons = [*reasons, *rules.reasons(), NO_CHOSEN_GENE]
         self._judged = judged
         self._n_label_reasons = len(reasons)
@@ -109,7 +110,7 @@ class CellStream:
             source=number,
             codes=codes,
             rows=self.starts[number] + cell + kept,
-            indptr=np.concatenate(([0], np.cumsum(lengths[kept]))),
+            indptr=indptr_of(lengths[kept]),
             genes=genes,
             counts=counts,
             totals=totals[kept],

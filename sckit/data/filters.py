@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 
 from sckit.data.readers.source import CountsBlock, Source
+from sckit.data.views import as_matrix
 from sckit.errors import DataError
+from sckit.kernels.counts_reference import TARGET_SUM
 
 KEPT = 0
 """Code of a cell that is kept; other codes number the reasons."""
 
-_COUNTS_PER_CELL = 1e4
 _BINS = 20
 
 
@@ -76,8 +76,8 @@ class GeneMoments:
 
     def add(self, indptr: np.ndarray, genes: np.ndarray, counts: np.ndarray, totals: np.ndarray) -> None:
         """Take in C cells: CSR counts and the totals [C] they are divided by."""
-        scale = _COUNTS_PER_CELL / np.maximum(totals, 1)
-        matrix = sp.csr_array((counts.astype(np.float64), genes, indptr), (len(totals), len(self._sum)))
+        scale = TARGET_SUM / np.maximum(totals, 1)
+        matrix = as_matrix((indptr, genes, counts.astype(np.float64)), len(self._sum))
         self.n_cells += len(totals)
         self._sum += matrix.T @ scale
         matrix.data *= matrix.data

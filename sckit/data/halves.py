@@ -4,8 +4,9 @@ import numpy as np
 
 from sckit.data.batch import Batch
 from sckit.data.prepare import Store
+from sckit.data.views import Csr, cell_of_entry, in_blocks
 from sckit.kernels.counts_numba import split
-from sckit.kernels.counts_reference import mix
+from sckit.kernels.counts_reference import TARGET_SUM, mix
 
 _BLOCK_CELLS = 1024
 _SPLIT = np.uint64(2**64 - 1)  # where hiding has the epoch: no entry is split by the hash that hides it
@@ -24,13 +25,13 @@ class Halves:
         """sizes: negative-binomial size of each gene of the store, from `nb_sizes`; None splits binomially."""
         self._store, self._sizes = store, sizes
         self._key = int(mix(mix(np.array(seed, np.uint64)) ^ _SPLIT))
-        self._kept: dict[bool, tuple] = {}
+        self._kept: dict[bool, tuple[np.ndarray, tuple[Csr, np.ndarray]]] = {}
 
-    def rows(self, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def rows(self, cells: np.ndarray) -> Csr:
         """CSR of the A halves; entries that came out zero are left out."""
         return self._half(cells, second=False)[0]
 
-    def other(self, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def other(self, cells: np.ndarray) -> Csr:
         """CSR of the B halves."""
         return self._half(cells, second=True)[0]
 
@@ -42,7 +43,7 @@ class Halves:
         """Total counts [C] of the B halves, at least 1."""
         return self._half(cells, second=True)[1]
 
-    def _half(self, cells: np.ndarray, *, second: bool) -> tuple[tuple, np.ndarray]:
+    def _half(self, cells: np.ndarray, *, second: bool) -> tuple[Csr, np.ndarray]:
         """CSR and totals of one half; the last one is kept, because totals are asked for right after the rows."""
         kept = self._kept.get(second)
         if kept is None or not np.array_equal(kept[0], cells):
@@ -57,10 +58,10 @@ def replicate_values(view: Halves, batch: Batch, vocabulary: np.ndarray) -> np.n
     indptr, genes, counts = view.other(batch.cells)
     totals = view.other_totals(batch.cells)
     width = int(vocabulary.max()) + 2
-    cell = np.repeat(np.arange(len(batch.cells)), np.diff(indptr))
+    cell = cell_of_entry(indptr)
     known = vocabulary[genes] >= 0
     entries = cell[known] * width + vocabulary[genes[known]]
-    values = np.log1p(counts[known] * 1e4 / totals[cell[known]])
+    values = np.log1p(counts[known] * TARGET_SUM / totals[cell[known]])
     wanted = batch.target_cells * width + batch.genes[batch.targets]
     order = np.argsort(entries, kind="stable")
     at = np.searchsorted(entries, wanted, sorter=order)
@@ -80,10 +81,9 @@ def nb_sizes(store: Store, cells: np.ndarray, clusters: np.ndarray) -> np.ndarra
     count = int(clusters.max()) + 1
     pooled, squared_totals = np.bincount(clusters, totals), np.bincount(clusters, totals**2)
     sums, squares, weighted = (np.zeros((count, store.n_genes)) for _ in range(3))
-    for start in range(0, len(cells), _BLOCK_CELLS):
-        part = slice(start, start + _BLOCK_CELLS)
+    for part in in_blocks(np.arange(len(cells)), _BLOCK_CELLS):
         indptr, genes, counts = store.rows(cells[part])
-        x, cell = counts.astype(np.float64), np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
+        x, cell = counts.astype(np.float64), cell_of_entry(indptr)
         at = clusters[part][cell] * store.n_genes + genes
         for table, values in ((sums, x), (squares, x * x), (weighted, x * totals[part][cell])):
             table += np.bincount(at, values, minlength=table.size).reshape(table.shape)

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import pandas as pd
 
+from sckit.data.views import indptr_of
 from sckit.files import checksum, flush
 
 FORMAT = "sckit store"
@@ -58,7 +59,7 @@ class ShardBuffer:
     def write(self, folder: Path, number: int) -> dict[str, Any]:
         """Write the three arrays of the shard to disk and give its record for the manifest."""
         dtype = max((part.dtype for part in self._counts), key=lambda kind: kind.itemsize)
-        indptr = np.concatenate(([0], np.cumsum(np.concatenate(self._lengths))))
+        indptr = indptr_of(np.concatenate(self._lengths))
         arrays = {"indptr": [indptr], "genes": self._genes, "counts": self._counts}
         dtypes = {"indptr": np.dtype(np.int64), "genes": self._gene_dtype, "counts": dtype}
         files = {}

@@ -5,12 +5,14 @@ import numpy as np
 from sckit.config import PretrainConfig
 from sckit.data.obs import group_values
 from sckit.data.prepare import Store
+from sckit.data.views import in_blocks
 from sckit.errors import ConfigError, DataError
 
 TRAIN, VALIDATION, HELD_OUT = 0, 1, 2
 
 _HELD_OUT_SHARE = 0.2
 _VALIDATION_SHARE = 0.1
+_BLOCK_CELLS = 4096
 
 
 def split_cells(store: Store, config: PretrainConfig) -> np.ndarray:
@@ -47,11 +49,11 @@ def _held_out(store: Store, config: PretrainConfig, generator: np.random.Generat
     return np.isin(values, chosen)
 
 
-def run_vocabulary(store: Store, train: np.ndarray, min_cells: int, *, block: int = 4096) -> np.ndarray:
+def run_vocabulary(store: Store, train: np.ndarray, min_cells: int) -> np.ndarray:
     """Number of each of the store's genes in the model, int32 [genes of the store], -1 for those seen too rarely."""
     seen = np.zeros(store.n_genes, np.int64)
-    for start in range(0, len(train), block):
-        _, genes, _ = store.rows(train[start : start + block])
+    for part in in_blocks(train, _BLOCK_CELLS):
+        _, genes, _ = store.rows(part)
         seen += np.bincount(genes, minlength=store.n_genes)
     kept = seen >= max(min_cells, 1)
     if not kept.any():

@@ -12,10 +12,8 @@ import pandas as pd
 
 from sckit.data.genes import vocabulary_hash
 from sckit.data.manifest import FORMAT, MANIFEST, SHARD_ARRAYS, VERSION, broken_files, gene_dtype, shard_file
+from sckit.data.views import Csr, indptr_of
 from sckit.errors import DataError
-
-Csr = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""indptr [C + 1] int64, genes [nnz] (uint16, or int32 above 65,535 genes; rising within a cell), counts [nnz] >= 1."""
 
 
 class Store:
@@ -26,8 +24,7 @@ class Store:
         self.path = path
         self.manifest = manifest
         self.report = report or {}
-        cells = [shard["cells"] for shard in manifest["shards"]]
-        self._starts = np.concatenate(([0], np.cumsum(cells))).astype(np.int64)  # [shards + 1]
+        self._starts = indptr_of([shard["cells"] for shard in manifest["shards"]])  # [shards + 1]
         self._maps: dict[int, Csr] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -77,7 +74,7 @@ class Store:
             raise IndexError(f"cells must be in 0..{self.n_cells - 1}, not {cells.min()}..{cells.max()}")
         numbers = np.searchsorted(self._starts, cells, side="right") - 1  # [C]
         local = cells - self._starts[numbers]  # [C]
-        lengths = [0]
+        lengths = []
         genes, counts = [np.empty(0, gene_dtype(self.n_genes))], [np.empty(0, np.uint32)]
         for number, cell in zip(numbers.tolist(), local.tolist(), strict=True):
             indptr, shard_genes, shard_counts = self._shard(number)
@@ -85,7 +82,7 @@ class Store:
             lengths.append(high - low)
             genes.append(shard_genes[low:high])
             counts.append(shard_counts[low:high])
-        return np.cumsum(lengths, dtype=np.int64), np.concatenate(genes), np.concatenate(counts, dtype=np.uint32)
+        return indptr_of(lengths), np.concatenate(genes), np.concatenate(counts, dtype=np.uint32)
 
     def block(self, start: int, stop: int) -> Csr:
         """Cells start..stop in store order.

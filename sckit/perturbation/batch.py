@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sckit.data.views import indptr_of
 from sckit.kernels.attention import AttentionPlan, plan_attention
 from sckit.kernels.rows import RowPlan, plan_rows
 
@@ -60,7 +61,7 @@ def pack(examples: Sequence[Example], guess: np.ndarray, device: torch.device) -
         dose += [example.dose] * p
     lengths = np.array([len(e.genes) + len(e.perturbations) + len(e.queries) for e in examples])
     keys = np.array([len(e.genes) + len(e.perturbations) for e in examples], np.int32)
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    offsets = indptr_of(lengths).astype(np.int32)
     row, role = np.concatenate(rows).astype(np.int64), np.concatenate(kind)
     cell = np.repeat(np.arange(len(examples)), lengths)
     targets = np.flatnonzero(role == 2)

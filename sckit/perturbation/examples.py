@@ -9,6 +9,7 @@ import scipy.sparse as sp
 
 from sckit.config.finetune import FinetuneConfig
 from sckit.errors import ConfigError, DataError
+from sckit.kernels.counts_reference import TARGET_SUM
 from sckit.perturbation.batch import Example
 from sckit.perturbation.responder import TokenTable
 from sckit.perturbation.ridge import balanced_mean
@@ -57,7 +58,7 @@ class Lesson:
         total = float(np.median(self.screen.totals[self.halving.inputs]))
         if self.config.level == "cell":
             total /= 2  # values are of half the molecules
-        floor = np.log1p(1e4 / max(total, 1.0))
+        floor = np.log1p(TARGET_SUM / max(total, 1.0))
         rows = np.zeros(len(self.table.run_genes))
         rows[: self.table.n_genes] = self.detected_mean - floor
         return rows

@@ -14,6 +14,7 @@ import scipy.sparse as sp
 from sckit.config.finetune import FinetuneConfig
 from sckit.data.obs import cell_names, group_values
 from sckit.data.prepare import Store, open_or_prepare
+from sckit.data.views import as_matrix, in_blocks, log_values
 from sckit.errors import ConfigError, DataError
 from sckit.training.run import gene_numbers
 
@@ -70,12 +71,6 @@ class Screen:
     def values(self) -> sp.csr_array:
         """log1p of counts per 10,000, float64 [C, G]."""
         return log_values(self.counts, self.totals)
-
-
-def log_values(counts: sp.csr_array, totals: np.ndarray) -> sp.csr_array:
-    """log1p of counts per 10,000 at the stored entries, float64 [C, G]; totals [C]."""
-    scale = np.repeat(1e4 / np.maximum(totals, 1), np.diff(counts.indptr))
-    return sp.csr_array((np.log1p(counts.data * scale), counts.indices, counts.indptr), counts.shape)
 
 
 def read_screen(data: str | Path, config: FinetuneConfig, *, on_event: Callable) -> Screen:
@@ -236,9 +231,8 @@ def _numbered(labels: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
 def _counts(store: Store, cells: np.ndarray, most: int) -> tuple[sp.csr_array, np.ndarray]:
     """Counts of the genes of the highest variance over these cells, labels unseen, and their numbers in the store."""
     sums, squares = np.zeros(store.n_genes), np.zeros(store.n_genes)
-    for start in range(0, len(cells), _BLOCK_CELLS):
-        part = cells[start : start + _BLOCK_CELLS]
-        values = log_values(_block(store, part), store.totals(part))
+    for part in in_blocks(cells, _BLOCK_CELLS):
+        values = log_values(as_matrix(store.rows(part), store.n_genes), store.totals(part))
         sums += values.sum(0)
         squares += (values**2).sum(0)
     variance = squares / len(cells) - (sums / len(cells)) ** 2
@@ -246,13 +240,8 @@ def _counts(store: Store, cells: np.ndarray, most: int) -> tuple[sp.csr_array, n
     chosen = chosen[sums[chosen] > 0]
     if len(chosen) < 3:
         raise DataError(f"{len(chosen)} genes are detected in the cells to compare; at least 3 are needed.")
-    parts = range(0, len(cells), _BLOCK_CELLS)
-    return sp.csr_array(sp.vstack([_block(store, cells[s : s + _BLOCK_CELLS])[:, chosen] for s in parts])), chosen
-
-
-def _block(store: Store, cells: np.ndarray) -> sp.csr_array:
-    indptr, genes, counts = store.rows(cells)
-    return sp.csr_array((counts, genes.astype(np.int32), indptr), (len(cells), store.n_genes))
+    blocks = (as_matrix(store.rows(part), store.n_genes)[:, chosen] for part in in_blocks(cells, _BLOCK_CELLS))
+    return sp.csr_array(sp.vstack(list(blocks))), chosen
 
 
 def _targets(names: list[str], where: str | None) -> tuple[str | None, ...]:

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from sckit.config import EvalConfig, PretrainConfig
-from sckit.data.batch import CutView, Hiding, Packer
+from sckit.data.batch import Hiding, Packer
 from sckit.data.halves import Halves, nb_sizes, replicate_values
 from sckit.data.split import run_vocabulary
+from sckit.data.views import CutView
 from sckit.errors import DataError
 from sckit.evaluation.embed import embed
 from sckit.evaluation.evaluate import evaluate

@@ -14,7 +14,9 @@ import pandas as pd
 from sckit.data.readers.hdf5 import array, csr_rows, dataset, group, readable, strings
 from sckit.data.readers.source import GENE_EXPRESSION, NOT_EXPRESSION, Source, gene_table, other_matrices
 from sckit.data.readers.spool import CellSpool, Chunk
+from sckit.data.views import indptr_of
 from sckit.errors import DataError
+from sckit.kernels.counts_reference import TARGET_SUM
 
 _DENSE_VALUES = 2**23
 _ENTRIES_PER_CHUNK = 2**20
@@ -79,7 +81,7 @@ class Sample(H5ad):
     def _read(self, handle: h5py.File | CellSpool, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         indptr, features, values = super()._read(handle, first, last)
         per_entry = np.repeat(self._per_cell[first:last], np.diff(indptr))
-        counts = np.expm1(values.astype(np.float64)) * per_entry / 1e4
+        counts = np.expm1(values.astype(np.float64)) * per_entry / TARGET_SUM
         whole = np.rint(counts)
         self.largest_distance = max(self.largest_distance, float(np.abs(counts - whole).max(initial=0.0)))
         return indptr, features, whole
@@ -164,7 +166,7 @@ def _dense_rows(matrix: h5py.Dataset, first: int, last: int) -> tuple[np.ndarray
     """Nonzero entries of some rows of a dense matrix: (indptr, genes, values)."""
     piece = matrix[first:last]  # [c, G]
     rows, columns = np.nonzero(piece)
-    indptr = np.concatenate(([0], np.cumsum(np.bincount(rows, minlength=len(piece)))))
+    indptr = indptr_of(np.bincount(rows, minlength=len(piece)))
     return indptr, columns, piece[rows, columns]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from sckit.data.readers.hdf5 import readable
 from sckit.data.readers.source import Source, gene_table, other_matrices
+from sckit.data.views import indptr_of
 from sckit.errors import DataError
 
 _CELLS_PER_BLOCK = 1024
@@ -54,7 +55,7 @@ class Soma(Source):
         cells = np.searchsorted(ids, table["soma_dim_0"].to_numpy())
         genes = np.searchsorted(self._var_ids, table["soma_dim_1"].to_numpy())
         order = np.argsort(cells, kind="stable")
-        indptr = np.concatenate(([0], np.cumsum(np.bincount(cells, minlength=len(ids)))))
+        indptr = indptr_of(np.bincount(cells, minlength=len(ids)))
         return indptr, genes[order], table["soma_data"].to_numpy()[order]
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 
 from sckit.data.readers.hdf5 import readable, strings
+from sckit.data.views import as_matrix, cell_of_entry, indptr_of
 from sckit.errors import DataError
 
 LARGEST_COUNT = 2**32 - 1
@@ -62,7 +62,7 @@ class CountsBlock:
 
     def weighted(self, weights: np.ndarray) -> np.ndarray:
         """Sum of counts times `weights` [G] over the genes of each cell: [C] float64."""
-        return sp.csr_array((self.counts, self.genes, self.indptr), (len(self.indptr) - 1, len(weights))) @ weights
+        return as_matrix((self.indptr, self.genes, self.counts), len(weights)) @ weights
 
 
 class Source:
@@ -152,11 +152,6 @@ class Source:
         return values.astype(np.uint32)
 
 
-def cell_of_entry(indptr: np.ndarray) -> np.ndarray:
-    """Row of every stored entry: [nnz] int64."""
-    return np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
-
-
 def tidy(indptr: np.ndarray, genes: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Drop zeros and genes below 0, sort the genes of each cell and sum repeated ones.
 
@@ -165,7 +160,7 @@ def tidy(indptr: np.ndarray, genes: np.ndarray, counts: np.ndarray) -> tuple[np.
     n_cells = len(indptr) - 1
     keep = (counts > 0) & (genes >= 0)
     if not keep.all():
-        kept_before = np.concatenate(([0], np.cumsum(keep)))  # [nnz + 1]
+        kept_before = indptr_of(keep)  # [nnz + 1]
         indptr, genes, counts = kept_before[indptr], genes[keep], counts[keep]
     falls = np.diff(genes) <= 0  # [nnz - 1]
     starts = indptr[1:-1]
@@ -178,7 +173,7 @@ def tidy(indptr: np.ndarray, genes: np.ndarray, counts: np.ndarray) -> tuple[np.
     first = np.ones(len(genes), dtype=bool)
     first[1:] = (genes[1:] != genes[:-1]) | (cells[1:] != cells[:-1])
     summed = np.add.reduceat(counts.astype(np.uint64), np.flatnonzero(first))
-    indptr = np.concatenate(([0], np.cumsum(np.bincount(cells[first], minlength=n_cells))))
+    indptr = indptr_of(np.bincount(cells[first], minlength=n_cells))
     return indptr, genes[first], summed.astype(np.uint32)
 
 

@@ -10,6 +10,8 @@ from typing import BinaryIO
 
 import numpy as np
 
+from sckit.data.views import indptr_of
+
 Chunk = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Entries as (cells [n], genes [n], values [n])."""
 
@@ -39,7 +41,7 @@ class CellSpool:
             per_cell += np.bincount(cells, minlength=n_cells)
             for file, part in ((self._cells, cells), (self._genes, genes), (self._values, values)):
                 file.append(part)
-        self.indptr = np.concatenate(([0], np.cumsum(per_cell)))  # [C + 1]
+        self.indptr = indptr_of(per_cell)  # [C + 1]
         if not ordered:
             self._sort()
         del self._cells  # its disk space: the order says it all now
