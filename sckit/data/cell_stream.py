@@ -16,7 +16,7 @@ NO_CHOSEN_GENE = "cells without a count in the kept genes"
 
 
 @dataclass(frozen=True)
-class Place:
+class StreamPosition:
     """Where reading goes on: a cell of a source."""
 
     source: int = 0
@@ -35,7 +35,7 @@ class KeptCells:
     counts: np.ndarray  # uint32 [nnz]
     totals: np.ndarray  # int64 [C], counts over all genes of the source
     n_genes: np.ndarray  # int64 [C], detected among all genes of the source
-    following: Place  # the first cell after the block
+    following: StreamPosition  # the first cell after the block
 
 
 class CellStream:
@@ -66,12 +66,16 @@ class CellStream:
         """Sources none of whose cells is kept by its labels; their counts are never read."""
         return [i for i in range(len(self.sources)) if (self._labelled(i) != KEPT).all()]
 
-    def position(self, place: Place) -> int:
-        """Cells before a place."""
-        return int(self.starts[place.source]) + place.cell
+    def cells_before(self, position: StreamPosition) -> int:
+        """Number of cells before a position."""
+        return int(self.starts[position.source]) + position.cell
 
     def read(
-        self, vocabulary: Vocabulary, *, start: Place = Place(), cells_per_block: int = CELLS_PER_BLOCK
+        self,
+        vocabulary: Vocabulary,
+        *,
+        start: StreamPosition = StreamPosition(),
+        cells_per_block: int = CELLS_PER_BLOCK,
     ) -> Iterator[KeptCells]:
         """Yield the kept cells from `start` on, block by block; a block may keep none."""
         unused = self.unused
@@ -88,10 +92,8 @@ class CellStream:
         return self._judged[self.starts[number] : self.starts[number + 1]]
 
     def _nothing(self, number: int) -> KeptCells:
-        none = np.zeros(0, dtype=np.int64)
-        return KeptCells(
-            number, self._labelled(number), none, np.zeros(1, np.int64), none, none, none, none, Place(number + 1)
-        )
+        none, following = np.zeros(0, dtype=np.int64), StreamPosition(number + 1)
+        return KeptCells(number, self._labelled(number), none, indptr_of(none), none, none, none, none, following)
 
     def _keep(self, number: int, cell: int, block: CountsBlock, to_vocabulary: np.ndarray) -> KeptCells:
         """Filter one block, which begins at `cell` of its source, and renumber its genes."""
@@ -115,5 +117,5 @@ class CellStream:
             counts=counts,
             totals=totals[kept],
             n_genes=n_genes[kept],
-            following=Place(number, stop) if stop < source.n_cells else Place(number + 1),
+            following=StreamPosition(number, stop) if stop < source.n_cells else StreamPosition(number + 1),
         )

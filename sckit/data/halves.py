@@ -3,7 +3,7 @@
 import numpy as np
 
 from sckit.data.batch import Batch
-from sckit.data.prepare import Store
+from sckit.data.store import Store
 from sckit.data.views import Csr, cell_of_entry, in_blocks
 from sckit.kernels.counts_numba import split
 from sckit.kernels.counts_reference import TARGET_SUM, mix

@@ -4,7 +4,7 @@ import numpy as np
 
 from sckit.config import PretrainConfig
 from sckit.data.obs import group_values
-from sckit.data.prepare import Store
+from sckit.data.store import Store
 from sckit.data.views import in_blocks
 from sckit.errors import ConfigError, DataError
 

@@ -10,7 +10,8 @@ import torch
 
 from sckit.data.batch import Hiding, Packer
 from sckit.data.loader import batches_by_tokens, detected_in
-from sckit.data.prepare import Store, open_or_prepare
+from sckit.data.prepare import open_or_prepare
+from sckit.data.store import Store
 from sckit.device import choose_compute
 from sckit.errors import DataError
 from sckit.model.transformer import Tokens

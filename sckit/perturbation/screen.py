@@ -13,7 +13,8 @@ import scipy.sparse as sp
 
 from sckit.config.finetune import FinetuneConfig
 from sckit.data.obs import cell_names, group_values
-from sckit.data.prepare import Store, open_or_prepare
+from sckit.data.prepare import open_or_prepare
+from sckit.data.store import Store
 from sckit.data.views import as_matrix, in_blocks, log_values
 from sckit.errors import ConfigError, DataError
 from sckit.training.run import gene_numbers

@@ -15,8 +15,9 @@ import torch
 from sckit.config import PretrainConfig
 from sckit.data.batch import Hiding, Packer
 from sckit.data.loader import detected_in, epoch_batches
-from sckit.data.prepare import Store, open_or_prepare, prepare
+from sckit.data.prepare import open_or_prepare, prepare
 from sckit.data.split import HELD_OUT, TRAIN, VALIDATION, run_vocabulary, split_cells
+from sckit.data.store import Store
 from sckit.data.views import CountsView, CutView, ShuffledView
 from sckit.device import Compute, choose_compute
 from sckit.errors import DataError

@@ -19,7 +19,7 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 
 from sckit.config import ModelConfig, PretrainConfig, from_dict, read_toml, to_toml
-from sckit.data.prepare import Store, open_store
+from sckit.data.store import Store, open_store
 from sckit.errors import ConfigError, DataError
 from sckit.model.closed_forms import ClosedForms
 from sckit.model.transformer import Model

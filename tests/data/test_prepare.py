@@ -4,7 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sckit.data.prepare import PrepareConfig, describe, prepare
+from sckit.config.prepare import PrepareConfig
+from sckit.data.prepare import prepare
+from sckit.data.store import describe
 from sckit.errors import ConfigError, DataError
 
 N_CELLS, N_GENES = 23, 11

@@ -246,7 +246,8 @@ def test_a_run_without_its_store_is_one_sentence(run, tmp_path):
 
 def test_a_replaced_store_is_refused(simulated, tmp_path):
     """Other rows under the same row numbers would turn training cells into held-out ones."""
-    from sckit.data.prepare import PrepareConfig, prepare
+    from sckit.config.prepare import PrepareConfig
+    from sckit.data.prepare import prepare
 
     source, path = simulated.path.parent / "counts.h5ad", tmp_path / "s.sckit"
     prepare([source], path)

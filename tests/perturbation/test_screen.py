@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 from sckit.config.finetune import FinetuneConfig
-from sckit.data.prepare import PrepareConfig, prepare
+from sckit.config.prepare import PrepareConfig
+from sckit.data.prepare import prepare
 from sckit.errors import ConfigError, DataError
 from sckit.perturbation.screen import read_screen
 
