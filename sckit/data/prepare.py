@@ -16,7 +16,7 @@ import pandas as pd
 from sckit.config.prepare import PrepareConfig
 from sckit.data.cell_stream import CellStream, StreamPosition
 from sckit.data.filters import KEPT, GeneMoments, QualityRules, drop_counts, highly_variable
-from sckit.data.genes import Vocabulary, join_genes, read_gene_list, vocabulary_hash
+from sckit.data.genes import GeneIndex, Vocabulary, join_genes, read_gene_list, vocabulary_hash
 from sckit.data.manifest import FORMAT, MANIFEST, VERSION, write_table
 from sckit.data.obs import judge_obs, source_names, unite_obs
 from sckit.data.readers.open import open_sample, open_source
@@ -148,8 +148,7 @@ class Preparation:
 
     def _choose_genes(self) -> Vocabulary:
         if self._config.gene_list:
-            chosen, self._lines_not_found = read_gene_list(self._config.gene_list, self._shared)
-            return self._shared.take(chosen)
+            return self._shared.take(self._listed(self._config.gene_list))
         if isinstance(self._config.genes, int):
             path = self.folder / WORK / "genes.json"
             chosen = read_json(path)
@@ -158,6 +157,16 @@ class Preparation:
                 write_json(path, chosen)
             return self._shared.take(np.array(chosen, dtype=np.int64))
         return self._shared
+
+    def _listed(self, path: Path) -> np.ndarray:
+        """Find the genes that a file names: [N] numbers in file order."""
+        names = read_gene_list(path, "--genes")
+        found = GeneIndex(self._shared.ids, self._shared.symbols).find(names)
+        self._lines_not_found = int((found < 0).sum())
+        if self._lines_not_found == len(names):
+            first = self._shared.symbols[0]
+            raise DataError(f"None of the {len(names)} genes of {path} is in the data, which has {first}, ...")
+        return np.array(list(dict.fromkeys(found[found >= 0].tolist())))
 
     def _most_variable(self, n_top: int) -> np.ndarray:
         moments = GeneMoments(len(self._shared))

@@ -12,12 +12,12 @@ import pandas as pd
 import scipy.sparse as sp
 
 from sckit.config.finetune import FinetuneConfig
+from sckit.data.genes import GeneIndex, read_lines
 from sckit.data.obs import cell_names, group_values
 from sckit.data.prepare import open_or_prepare
 from sckit.data.store import Store
 from sckit.data.views import as_matrix, in_blocks, log_values
 from sckit.errors import ConfigError, DataError
-from sckit.training.run import gene_numbers
 
 _BLOCK_CELLS = 4096
 
@@ -61,8 +61,7 @@ class Screen:
 
         The gene that was perturbed does not: that a knocked-down gene goes down is no prediction.
         """
-        numbers = gene_numbers(self.genes)
-        own = [numbers.get(target or "", -1) for target in self.target_genes]
+        own = GeneIndex(self.genes["id"], self.genes["symbol"]).find(self.target_genes)
         mask = np.ones((len(units), len(self.genes)), bool)
         for row, u in enumerate(units):
             mask[row, [own[p] for p in self.units[u].parts if own[p] >= 0]] = False
@@ -251,18 +250,13 @@ def _targets(names: list[str], where: str | None) -> tuple[str | None, ...]:
         return (None,) * len(names)
     if where == "same":
         return tuple(names)
-    try:
-        lines = Path(where).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--target-map {where} cannot be read ({error}); give condition and gene a line.") from error
-    lines = [line for line in lines if line.strip() and not line.startswith("#")]
+    wanted = "condition and gene per line, separated by a tab or comma"
+    lines = read_lines(where, "--target-map", wanted)
     separator = "\t" if any("\t" in line for line in lines) else ","
     rows = list(csv.reader(lines, delimiter=separator))
     if not rows or min(len(row) for row in rows) < 2:
         short = next((line for line, row in zip(lines, rows, strict=False) if len(row) < 2), "")
-        raise ConfigError(
-            f"--target-map {where} has the line {short!r}; give condition and gene a line, separated by a tab or comma."
-        )
+        raise ConfigError(f"--target-map {where} has the line {short!r}; give {wanted}.")
     known = {row[0].strip(): row[1].strip() or None for row in rows}
     return tuple(known.get(name) for name in names)
 

@@ -97,15 +97,24 @@ def test_obs_columns_of_every_kind_survive(tmp_path, write_h5ad):
         pytest.param({"obs_filter": "assay == 'x'"}, r"No cell is left of 23: 23 cells outside", id="no-label-matches"),
         pytest.param({"genes": 3, "min_genes": 99}, "No cell is left of 23", id="nothing-left-to-choose-genes-from"),
         pytest.param({"max_mito": 0.1}, "no gene whose symbol begins with MT-", id="no-mito-genes"),
-        pytest.param({"genes": "nope.txt"}, r"nope\.txt cannot be read", id="no-gene-list"),
+        pytest.param({"genes": "list.txt"}, r"None of the 2 genes of .*list\.txt is in the data", id="no-gene-listed"),
         pytest.param({"layer": "nope"}, "no layer 'nope'", id="unknown-layer"),
         pytest.param({"obs_filter": "colour == 1"}, "'colour' is not defined", id="unknown-column"),
     ],
 )
-def test_bad_data_leaves_nothing_behind(tmp_path, config, message, write_h5ad):
+def test_bad_data_leaves_nothing_behind(tmp_path, monkeypatch, config, message, write_h5ad):
     source = write_h5ad(tmp_path / "x.h5ad", obs=pd.DataFrame({"assay": ["10x 3' v2"] * N_CELLS}))
+    (tmp_path / "list.txt").write_text("nope\n# a comment\nMT-CO1\n")
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=message):
         prepare([source], tmp_path / "s.sckit", config=PrepareConfig(**config))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["list.txt", "x.h5ad"]
+
+
+def test_a_gene_list_that_cannot_be_read_leaves_nothing_behind(tmp_path, write_h5ad):
+    source = write_h5ad(tmp_path / "x.h5ad")
+    with pytest.raises(ConfigError, match=r"--genes nope\.txt cannot be read"):
+        prepare([source], tmp_path / "s.sckit", config=PrepareConfig(genes="nope.txt"))
     assert [path.name for path in tmp_path.iterdir()] == ["x.h5ad"]
 
 
