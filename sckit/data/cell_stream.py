@@ -17,7 +17,7 @@ NO_CHOSEN_GENE = "cells without a count in the kept genes"
 
 @dataclass(frozen=True)
 class StreamPosition:
-    """Where reading goes on: a cell of a source."""
+    """Where in the sources reading goes on: a cell of one of them."""
 
     source: int = 0
     cell: int = 0
@@ -39,12 +39,12 @@ class KeptCells:
 
 
 class CellStream:
-    """All kept cells of the sources in order; can start at the end of any block."""
+    """All kept cells of the sources in order; reading can start at the end of any block."""
 
     def __init__(
         self, sources: Sequence[Source], judged: np.ndarray, reasons: Sequence[str], rules: QualityRules
     ) -> None:
-        """Take the quality rules and what the labels decided: `judged` [all cells], numbering `reasons` from 1."""
+        """Take the quality rules and what the labels say: `judged` [all cells] is KEPT or numbers `reasons` from 1."""
         self.sources = sources
         self.starts = indptr_of([source.n_cells for source in sources])  # [sources + 1]
         self.reasons = [*reasons, *rules.reasons(), NO_CHOSEN_GENE]
@@ -67,7 +67,7 @@ class CellStream:
         return [i for i in range(len(self.sources)) if (self._labelled(i) != KEPT).all()]
 
     def cells_before(self, position: StreamPosition) -> int:
-        """Number of cells before a position."""
+        """Count the cells before a position."""
         return int(self.starts[position.source]) + position.cell
 
     def read(

@@ -1,4 +1,4 @@
-"""Splitting each cell's molecules into halves A and B: a technical replicate made from the data themselves."""
+"""Halving each cell's molecules into A and B: a technical replicate made from the data themselves."""
 
 import numpy as np
 
@@ -9,22 +9,23 @@ from sckit.kernels.counts_numba import split
 from sckit.kernels.counts_reference import TARGET_SUM, mix
 
 _BLOCK_CELLS = 1024
-_SPLIT = np.uint64(2**64 - 1)  # where hiding has the epoch: no entry is split by the hash that hides it
-_MAX_SIZE = 1e4  # a size this large is Poisson to any practical precision
+_HALVES = np.uint64(2**64 - 1)  # where hiding has the epoch: no entry is halved by the hash that hides it
+_MAX_SIZE = 1e4  # counts of a gene of this size are Poisson to any practical precision
 
 
 class Halves:
     """The A halves of a store's cells as a view of counts; `other` gives the B halves.
 
-    Binomial splitting makes halves that are independent given a Poisson count. For overdispersed genes they still share
-    the excess; a beta-binomial split with the gene's own size makes negative-binomial halves independent given the
-    cell's mean (Neufeld, Popp, Gao, Battle, Witten 2023). Draws are hashes of (seed, cell, gene): order plays no part.
+    Halving by binomial draws makes the halves of a Poisson count independent. The halves of an overdispersed count
+    still share its excess; beta-binomial draws with the gene's own size make the halves of a negative-binomial count
+    independent given the cell's mean (Neufeld, Popp, Gao, Battle, Witten 2023). Draws are hashes of (seed, cell, gene),
+    so the order of the cells does not matter.
     """
 
     def __init__(self, store: Store, seed: int, sizes: np.ndarray | None = None) -> None:
-        """sizes: negative-binomial size of each gene of the store, from `nb_sizes`; None splits binomially."""
+        """Take the negative-binomial size of each gene of the store, from `nb_sizes`, or None for binomial draws."""
         self._store, self._sizes = store, sizes
-        self._key = int(mix(mix(np.array(seed, np.uint64)) ^ _SPLIT))
+        self._key = int(mix(mix(np.array(seed, np.uint64)) ^ _HALVES))
         self._kept: dict[bool, tuple[np.ndarray, tuple[Csr, np.ndarray]]] = {}
 
     def rows(self, cells: np.ndarray) -> Csr:
@@ -44,7 +45,7 @@ class Halves:
         return self._half(cells, second=True)[1]
 
     def _half(self, cells: np.ndarray, *, second: bool) -> tuple[Csr, np.ndarray]:
-        """CSR and totals of one half; the last one is kept, because totals are asked for right after the rows."""
+        """Return CSR and totals of one half; the last one is kept: totals are asked for right after the rows."""
         kept = self._kept.get(second)
         if kept is None or not np.array_equal(kept[0], cells):
             csr, whole = self._store.rows(cells), self._store.totals(cells).astype(np.int64)
@@ -54,7 +55,7 @@ class Halves:
 
 
 def replicate_values(view: Halves, batch: Batch, vocabulary: np.ndarray) -> np.ndarray:
-    """The B half's log1p counts per 10,000 at the batch's targets, zero where B has none; float64 [M]."""
+    """Return the B half's log1p of counts per 10,000 at the batch's targets, 0 where B has no count; float64 [M]."""
     indptr, genes, counts = view.other(batch.cells)
     totals = view.other_totals(batch.cells)
     width = int(vocabulary.max()) + 2
@@ -71,11 +72,11 @@ def replicate_values(view: Halves, batch: Batch, vocabulary: np.ndarray) -> np.n
 
 
 def nb_sizes(store: Store, cells: np.ndarray, clusters: np.ndarray) -> np.ndarray:
-    """Negative-binomial size of each gene of the store by moments within clusters of like cells, capped.
+    """Estimate the negative-binomial size of each gene of the store by moments within clusters of like cells, capped.
 
     clusters: number of each cell's cluster [len(cells)]. A cell's mean m is its total times the share of the gene in
     its cluster, and E[(x - m)^2 - m] = m^2 / size. Over all cells at once the differences between cell types would
-    count as noise, and the split would take them out of the replicate.
+    count as noise, and halving would take them out of the replicate.
     """
     totals = store.totals(cells).astype(np.float64)
     count = int(clusters.max()) + 1

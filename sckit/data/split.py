@@ -16,10 +16,11 @@ _BLOCK_CELLS = 4096
 
 
 def split_cells(store: Store, config: PretrainConfig) -> np.ndarray:
-    """TRAIN, VALIDATION or HELD_OUT for every cell, int8 [cells].
+    """Split the cells: TRAIN, VALIDATION or HELD_OUT for every one, int8 [cells].
 
-    Held out: the named values of the group column, a fifth of its values, or a random fifth of the cells; they are
-    never looked at in training. Validation: a random tenth of the rest, at most `validate_cells`.
+    Held out: the named values of the group column, a fifth of its values, or a random fifth of the cells; they have no
+    part in training. Validation: a random tenth of the rest, at most `validate_cells`.
+    Raises `DataError` when too few cells are left on a side, `ConfigError` for a group that cannot be held out.
     """
     generator = np.random.default_rng(config.seed)
     held_out = _held_out(store, config, generator)
@@ -50,7 +51,10 @@ def _held_out(store: Store, config: PretrainConfig, generator: np.random.Generat
 
 
 def run_vocabulary(store: Store, train: np.ndarray, min_cells: int) -> np.ndarray:
-    """Number of each of the store's genes in the model, int32 [genes of the store], -1 for those seen too rarely."""
+    """Number the genes that at least `min_cells` training cells show: int32 [genes of the store], -1 for the others.
+
+    Raises `DataError` when no gene is left.
+    """
     seen = np.zeros(store.n_genes, np.int64)
     for part in in_blocks(train, _BLOCK_CELLS):
         _, genes, _ = store.rows(part)

@@ -28,7 +28,7 @@ class Store:
         self._maps: dict[int, Csr] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the path alone, so that a worker process maps the files itself."""
+        """Pickle the path alone, so that a worker process opens the files itself."""
         return open_store, (self.path,)
 
     @property
@@ -61,12 +61,13 @@ class Store:
         return pd.read_parquet(self.path / "obs.parquet", columns=["total_counts"])["total_counts"].to_numpy()
 
     def totals(self, cells: np.ndarray) -> np.ndarray:
-        """Total counts [C] int64 of the cells over all gene-expression features of their source."""
+        """Return the total counts [C] int64 of the cells over all gene-expression features of their source."""
         return self._total_counts[cells]
 
     def rows(self, cells: np.ndarray) -> Csr:
-        """Gather cells in the order given (repeats allowed): counts come as uint32.
+        """Gather cells in the order given, repeats allowed, as CSR.
 
+        genes: uint16, or int32 in a store of more than 65,535 genes, rising within a cell; counts: uint32, at least 1.
         Raises `IndexError` for a cell that the store does not have.
         """
         cells = np.asarray(cells, dtype=np.int64)
@@ -85,7 +86,7 @@ class Store:
         return indptr_of(lengths), np.concatenate(genes), np.concatenate(counts, dtype=np.uint32)
 
     def block(self, start: int, stop: int) -> Csr:
-        """Cells start..stop in store order.
+        """Read cells start..stop in store order.
 
         Inside one shard, genes and counts are views of the memory map, counts in the type they are stored in (uint8,
         uint16 or uint32); over several shards they are copies, counts as uint32.
@@ -141,7 +142,7 @@ def open_store(path: Path | str) -> Store:
 
 
 def describe(store: Store) -> list[tuple[str, str]]:
-    """Rows (what, value) for `sckit info`."""
+    """Return the rows (what, value) that `sckit info` prints."""
     manifest = store.manifest
     n_genes = np.concatenate(
         [np.diff(np.load(store.path / shard_file(i, "indptr"))) for i in range(len(manifest["shards"]))]
@@ -163,7 +164,7 @@ def describe(store: Store) -> list[tuple[str, str]]:
 
 
 def size_bytes(manifest: dict[str, Any]) -> int:
-    """Bytes of all files of a store but its manifest."""
+    """Return the bytes of all files of a store but its manifest."""
     return sum(record["bytes"] for record in _files(manifest).values())
 
 

@@ -8,7 +8,8 @@ import pytest
 import scipy.sparse
 
 from sckit.data.filters import GeneMoments, QualityRules, drop_counts, highly_variable, mito_genes
-from sckit.data.readers.open import CountsBlock, GeneTable, open_source
+from sckit.data.readers.open import open_source
+from sckit.data.readers.source import CountsBlock, GeneTable
 from sckit.errors import DataError
 
 

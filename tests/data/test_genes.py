@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sckit.data.genes import GeneIndex, bare_ids, join_genes, vocabulary_hash
-from sckit.data.readers.open import GeneTable
+from sckit.data.readers.source import GeneTable
 from sckit.errors import DataError
 
 
