@@ -84,7 +84,7 @@ class GeneMoments:
         self._squares += matrix.T @ scale**2
 
     def mean_and_variance(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and unbiased variance [G] of counts per 10,000."""
+        """Return mean and unbiased variance [G] of counts per 10,000."""
         mean = self._sum / self.n_cells
         return mean, np.maximum(self._squares - self.n_cells * mean**2, 0) / max(self.n_cells - 1, 1)
 

@@ -42,7 +42,7 @@ class Vocabulary:
 
     def take(self, chosen: np.ndarray) -> Vocabulary:
         """Return the vocabulary of the genes `chosen` [N] only, in that order."""
-        new_number = np.full(len(self) + 1, -1, dtype=np.int32)  # the last one serves the lost genes, number -1
+        new_number = np.full(len(self) + 1, -1, dtype=np.int32)  # the last entry is for lost genes, number -1
         new_number[chosen] = np.arange(len(chosen), dtype=np.int32)
         maps = tuple(new_number[to] for to in self.maps)
         return Vocabulary(self.ids[chosen], self.symbols[chosen], self.joined_on, maps, self.summed)
@@ -90,11 +90,11 @@ def join_genes(
 
 
 class GeneIndex:
-    """Genes found by name: by Ensembl id, whatever its version, else by symbol; the first gene of a name is found."""
+    """Numbers of genes by name: Ensembl id, whatever its version, else symbol; the first gene of a name counts."""
 
     def __init__(self, ids: Iterable[str], symbols: Iterable[str]) -> None:
         self._numbers: dict[str, int] = {}
-        for names in (ids, symbols):  # the id of one gene goes before the symbol of another
+        for names in (ids, symbols):  # a name that is an id and a symbol is the gene of that id
             for number, name in enumerate(bare_ids(names)):
                 if name:
                     self._numbers.setdefault(name, number)
@@ -109,15 +109,15 @@ class GeneIndex:
 
 
 def read_gene_list(path: Path | str, option: str) -> list[str]:
-    """Read the ids and symbols of a text file with one per line; `option` names the file in errors, as `read_lines`."""
+    """Read the names of genes from a text file with one id or symbol per line; `option` as in `read_lines`."""
     return [line.strip() for line in read_lines(path, option, "one gene id or symbol per line")]
 
 
 def read_lines(path: Path | str, option: str, wanted: str) -> list[str]:
-    """Read the lines of a text file without the spaces around them, empty lines and lines that begin with #.
+    """Read the lines of a text file that an option names, without spaces around them, empty lines and # comments.
 
-    Raises `ConfigError` when the file is missing or not UTF-8 (a byte order mark is allowed); its sentence names the
-    option and says what is `wanted` in the file.
+    Raises `ConfigError` when the file is missing or is not UTF-8 text, with or without a byte order mark; its sentence
+    names the option, as in "--genes", and what is `wanted` in the file.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
