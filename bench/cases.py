@@ -12,7 +12,8 @@ import numpy as np
 
 from sckit.bench.cases import CASES, PERCENTS, SHAPES
 from sckit.config.prepare import PrepareConfig
-from sckit.data.prepare import open_store, prepare
+from sckit.data.prepare import prepare
+from sckit.data.store import open_store
 
 
 def detected_genes(path: Path, genes: str) -> np.ndarray:

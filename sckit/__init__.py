@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     __version__: str
-    from sckit.data.prepare import open_store, prepare
+    from sckit.data.prepare import prepare
+    from sckit.data.store import open_store
     from sckit.evaluation.embed import embed
     from sckit.evaluation.evaluate import evaluate
     from sckit.perturbation.finetune import finetune
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 _API = {
     "prepare": "sckit.data.prepare",
-    "open_store": "sckit.data.prepare",
+    "open_store": "sckit.data.store",
     "pretrain": "sckit.training.pretrain",
     "load_model": "sckit.training.pretrain",
     "evaluate": "sckit.evaluation.evaluate",

@@ -18,6 +18,7 @@ import torch
 from sckit.bench import counts_competitors as rivals
 from sckit.data.filters import GeneMoments
 from sckit.data.readers.source import CountsBlock
+from sckit.data.views import as_matrix, indptr_of
 from sckit.errors import SckitError
 from sckit.kernels import counts_numba, counts_reference
 
@@ -52,7 +53,7 @@ class Counts:
     def sparse(self) -> sp.csr_array:
         """The counts as scipy has them, float64 [C, G]."""
         indptr, genes, counts = self.csr
-        return sp.csr_array((counts.astype(np.float64), genes, indptr), (len(self.totals), _GENES))
+        return as_matrix((indptr, genes, counts.astype(np.float64)), _GENES)
 
 
 def make_counts(n_cells: int) -> Counts:
@@ -66,8 +67,11 @@ def make_counts(n_cells: int) -> Counts:
     counts = np.concatenate([cell[own] for cell, own in zip(dense, genes, strict=True)])
     repeats = n_cells // base
     lengths = np.tile([len(own) for own in genes], repeats)
-    indptr = np.concatenate([[0], np.cumsum(lengths)])
-    csr = indptr, np.tile(np.concatenate(genes).astype(np.int32), repeats), np.tile(counts.astype(np.uint32), repeats)
+    csr = (
+        indptr_of(lengths),
+        np.tile(np.concatenate(genes).astype(np.int32), repeats),
+        np.tile(counts.astype(np.uint32), repeats),
+    )
     in_model = np.arange(_GENES) % 50 > 0
     return Counts(
         csr=csr,
@@ -140,7 +144,7 @@ def _statistics(counts: Counts) -> dict[str, tuple[Callable[[], Any], Variants]]
     n_cells = len(counts.totals)
     block = CountsBlock(indptr, genes, raw, pd.DataFrame(index=range(n_cells)))
     marked = (np.arange(_GENES) < _MITOCHONDRIAL).astype(np.float64)
-    scale = 1e4 / counts.totals
+    scale = counts_reference.TARGET_SUM / counts.totals
 
     def totals_bincount() -> np.ndarray:
         return np.bincount(counts.per_entry(counts.cells), weights=raw, minlength=n_cells)

@@ -66,9 +66,11 @@ def prepare(
         sckit prepare run1/ run2.h5ad --out both.sckit --genes 4000 --min-genes 200 --max-mito 0.2
     """
     with user_errors():
-        from sckit.data import prepare as stores
+        from sckit.config.prepare import PrepareConfig
+        from sckit.data.prepare import prepare as write_store
+        from sckit.data.store import describe
 
-        config = stores.PrepareConfig(
+        config = PrepareConfig(
             genes=genes,
             assay=assay,
             obs_filter=obs_filter,
@@ -82,8 +84,8 @@ def prepare(
             duplicates=duplicates,
         )
         with Bar() as bar:
-            store = stores.prepare(inputs or [], out, config=config, progress=bar.cells, overwrite=overwrite)
-        _print_pairs(stores.describe(store))
+            store = write_store(inputs or [], out, config=config, overwrite=overwrite, on_event=bar.cells)
+        _print_pairs(describe(store))
         finish(store.report, as_json=as_json)
 
 
@@ -99,10 +101,10 @@ def info(
     Example: sckit info pbmc.sckit --verify
     """
     with user_errors():
-        from sckit.data import prepare as stores
+        from sckit.data.store import describe, open_store
 
-        opened = stores.open_store(store)
-        _print_pairs(stores.describe(opened))
+        opened = open_store(store)
+        _print_pairs(describe(opened))
         if verify:
             opened.verify()
             say("all files agree with their checksums")

@@ -21,9 +21,10 @@ class Bar:
     def __exit__(self, *error: object) -> None:
         self._progress.__exit__(*error)  # type: ignore[arg-type]
 
-    def cells(self, done: int, total: int, label: str) -> None:
+    def cells(self, _kind: str, facts: dict[str, Any]) -> None:
         """Progress of `prepare`."""
-        self._progress.update(self._task, completed=done, total=total, description=label, rate=f"{done:,} cells")
+        done, total, rate = facts["done"], facts["of"], f"{facts['done']:,} cells"
+        self._progress.update(self._task, completed=done, total=total, description=facts["what"], rate=rate)
 
     def training(self, kind: str, facts: dict[str, Any]) -> None:
         """Events of `pretrain`."""

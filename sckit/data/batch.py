@@ -4,16 +4,15 @@ Which entries are hidden is a pure function of (seed, epoch, cell, gene), so mas
 nothing depends on what else is in the batch, on the order of the cells or on where a run was resumed.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 from sckit.config import check_mask
+from sckit.data.views import CountsView, cell_of_entry, indptr_of
 from sckit.errors import ConfigError
-from sckit.kernels.counts_numba import cut, pack
-from sckit.kernels.counts_reference import entry_uniform, mix
+from sckit.kernels.counts_numba import pack
+from sckit.kernels.counts_reference import TARGET_SUM, entry_uniform, mix
 
 SCORED_SHARE = 0.15
 """Entries with a hash below this are the scored set; it is the same at every rate of at least this."""
@@ -21,22 +20,9 @@ SCORED_SHARE = 0.15
 WHOLE_SHARE = 0.3
 """Share of the cells that "uniform" hides whole: at nearly every lower rate the visible values tell the total."""
 
-_MIN_VISIBLE_FOR_TOTAL = 8
-_EXCHANGE = np.uint64(2**64 - 2)  # where hiding has the epoch: no order is drawn from the hash that hides
-_RATE_DRAW = 2**32 - 1  # a gene number no store has: the hash of a cell itself
 CONTEXTS = ("detected", "visible", "shuffled")
-
-
-class CountsView(Protocol):
-    """Counts of cells by row number: a store, or a store whose counts were split."""
-
-    def rows(self, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """CSR (indptr int64 [C + 1], genes [nnz], counts [nnz]) of the cells in the order asked for."""
-        ...
-
-    def totals(self, cells: np.ndarray) -> np.ndarray:
-        """Total counts [C] over all genes of the source, the number that values are divided by."""
-        ...
+_MIN_VISIBLE_FOR_TOTAL = 8
+_RATE_DRAW = 2**32 - 1  # a gene number no store has: the hash of a cell itself
 
 
 @dataclass(frozen=True)
@@ -44,7 +30,8 @@ class Hiding:
     """Which values are hidden: every entry whose hash with `seed` and `epoch` is below its cell's rate."""
 
     mask_rate: float | str = SCORED_SHARE
-    """Share of the detected values hidden, in (0, 1], or "uniform": a rate a cell from (0, 1], 1 for 30 %."""
+    """Share of the detected values hidden, in (0, 1], or "uniform": each cell has a rate of its own from (0, 1], and
+    30 % of the cells have the rate 1."""
     seed: int = 0
     epoch: int = 0
 
@@ -64,7 +51,7 @@ class Hiding:
         return np.full(len(cells), float(self.mask_rate))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """C cells packed into T tokens. The value of a hidden token is zero here: a model cannot see it by mistake."""
 
@@ -73,7 +60,7 @@ class Batch:
     values: np.ndarray  # float32 [T], log1p of counts per 10,000; 0 where hidden
     hidden: np.ndarray  # bool [T]
     offsets: np.ndarray  # int32 [C + 1]
-    keys: np.ndarray  # int32 [C], the first so many tokens of a cell are its context
+    keys: np.ndarray  # int32 [C], how many tokens, from the first of the cell on, are its context
     targets: np.ndarray  # int64 [M], hidden tokens to predict, ascending
     truth: np.ndarray  # float32 [M], their values
     n_detected: np.ndarray  # int64 [C], tokens whose identity is known (in "visible": the visible ones)
@@ -84,11 +71,11 @@ class Batch:
     @property
     def cell_of_token(self) -> np.ndarray:
         """Position in the batch of each token's cell, int64 [T]."""
-        return np.repeat(np.arange(len(self.cells)), np.diff(self.offsets))
+        return cell_of_entry(self.offsets)
 
     @property
     def in_context(self) -> np.ndarray:
-        """Whether each token is among the first keys of its cell, bool [T]."""
+        """Whether each token belongs to the context of its cell, bool [T]."""
         cell = self.cell_of_token
         return np.arange(len(cell)) - self.offsets[cell] < self.keys[cell]
 
@@ -112,7 +99,7 @@ class Packer:
     """Targets are the fixed scored set instead of everything hidden."""
     max_genes: int = 4096
     partners: np.ndarray | None = None
-    """For context "shuffled": int64 [cells of the store], whose detection set each cell gets."""
+    """For context "shuffled": int64 [cells of the store], the cell whose detected genes each cell is shown."""
 
     def __post_init__(self) -> None:
         if self.context not in CONTEXTS:
@@ -130,6 +117,7 @@ class Packer:
         return _exchange(batch, partner, batch.log_total if self.known_depth else partner.log_total)
 
     def _own(self, cells: np.ndarray) -> Batch:
+        """Pack the cells with their own tokens as context."""
         totals = self.view.totals(cells)
         hide = self.hiding.key, self.hiding.rates(cells)
         packed, offsets, visible, cut = pack(
@@ -137,111 +125,43 @@ class Packer:
         )
         genes, values, uniforms = packed
         hidden = np.arange(len(genes)) >= np.repeat(offsets[:-1] + visible, np.diff(offsets))
-        scored = hidden & (uniforms < SCORED_SHARE) if self.scored else hidden
-        targets = np.flatnonzero(scored)
-        truth = values[targets]
+        targets = np.flatnonzero(hidden & (uniforms < SCORED_SHARE) if self.scored else hidden)
         seen = np.where(hidden, np.float32(0), values)
-        lengths = np.diff(offsets)
-        log_total = np.log(totals) if self.known_depth else revealed_log_total(seen, offsets, visible)
-        keys = visible if self.context == "visible" else lengths
+        keys = visible if self.context == "visible" else np.diff(offsets)
         return Batch(
-            cells,
-            genes,
-            seen,
-            hidden,
-            offsets,
-            keys,
-            targets,
-            truth,
-            keys.astype(np.int64),
-            log_total,
-            self.context,
-            cut,
+            cells=cells,
+            genes=genes,
+            values=seen,
+            hidden=hidden,
+            offsets=offsets,
+            keys=keys,
+            targets=targets,
+            truth=values[targets],
+            n_detected=keys.astype(np.int64),
+            log_total=np.log(totals) if self.known_depth else revealed_log_total(seen, offsets, visible),
+            context=self.context,
+            cut=cut,
         )
 
 
-class CutView:
-    """A view whose cells have at most `max_genes` genes of the vocabulary, a random choice by seed.
-
-    What is fitted on counts that are cut in training and evaluation has to be fitted on cut counts.
-    """
-
-    def __init__(self, view: CountsView, vocabulary: np.ndarray, max_genes: int, seed: int) -> None:
-        self._view, self._vocabulary, self._max_genes, self._seed = view, vocabulary, max_genes, seed
-
-    def rows(self, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """CSR of the cells with the genes of the vocabulary, cut."""
-        csr = self._view.rows(cells)
-        return cut(csr, cells, self._seed, vocabulary=self._vocabulary, max_genes=self._max_genes)
-
-    def totals(self, cells: np.ndarray) -> np.ndarray:
-        """Total counts [C] of the whole cells."""
-        return self._view.totals(cells)
-
-
-class ShuffledView:
-    """A view whose cells have their counts exchanged among their detected genes, fixed by (seed, cell).
-
-    Detection, depth and the cell's set of counts stay; which gene has which count is lost.
-    """
-
-    def __init__(self, view: CountsView, seed: int) -> None:
-        self._view, self._key = view, int(mix(mix(np.array(seed, np.uint64)) ^ _EXCHANGE))
-
-    def rows(self, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """CSR of the cells with the counts of each cell in another order."""
-        indptr, genes, counts = self._view.rows(cells)
-        cell = np.repeat(np.arange(len(cells)), np.diff(indptr))
-        order = np.lexsort((entry_uniform(self._key, cells[cell], genes), cell))
-        return indptr, genes, counts[order]
-
-    def totals(self, cells: np.ndarray) -> np.ndarray:
-        """Total counts [C] of the cells, as they were."""
-        return self._view.totals(cells)
-
-
 def revealed_log_total(values: np.ndarray, offsets: np.ndarray, visible: np.ndarray) -> np.ndarray:
-    """Log of each cell's total counts as its visible values give it away, NaN where they do not; float64 [C].
+    """Return the log of each cell's total counts as its visible values give it away, else NaN; float64 [C].
 
-    A count of one has the value v = log1p(1e4 / total), and the smallest of a few visible values is nearly always
+    A count of one has the value v = log1p(10,000 / total), and the smallest of a few visible values is nearly always
     a one; with fewer than eight visible values nothing is concluded.
     """
     log_total = np.full(len(visible), np.nan)
     for c in np.flatnonzero(visible >= _MIN_VISIBLE_FOR_TOTAL):
         smallest = values[offsets[c] : offsets[c] + visible[c]].min()
-        log_total[c] = np.log(1e4) - np.log(np.expm1(float(smallest)))
+        log_total[c] = np.log(TARGET_SUM) - np.log(np.expm1(float(smallest)))
     return log_total
 
 
-def _exchange(own: Batch, partner: Batch, log_total: np.ndarray) -> Batch:
-    """The partner's tokens as context, the own targets behind them as queries that nobody else sees."""
-    order, genes, values, hidden = [], [], [], []
-    targets_at = np.split(own.targets, np.searchsorted(own.targets, own.offsets[1:-1]))
-    for c, targets in enumerate(targets_at):
-        span = slice(partner.offsets[c], partner.offsets[c + 1])
-        genes += [partner.genes[span], own.genes[targets]]
-        values += [partner.values[span], np.zeros(len(targets), np.float32)]
-        hidden += [partner.hidden[span], np.ones(len(targets), bool)]
-        order += [np.zeros(span.stop - span.start, bool), np.ones(len(targets), bool)]
-    lengths = np.diff(partner.offsets) + [len(t) for t in targets_at]
-    return Batch(
-        own.cells,
-        np.concatenate(genes),
-        np.concatenate(values),
-        np.concatenate(hidden),
-        np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32),
-        np.diff(partner.offsets).astype(np.int32),
-        np.flatnonzero(np.concatenate(order)),
-        own.truth,
-        partner.n_detected,
-        log_total,
-        "shuffled",
-        own.cut,
-    )
-
-
 def swap_like_depth(lengths: np.ndarray, cells: np.ndarray) -> np.ndarray:
-    """Partner of every cell among `cells`: neighbours in number of detected genes swap; int64 [len(lengths)]."""
+    """Pair the cells for context "shuffled": the partner of every cell, int64 [cells of the store].
+
+    lengths: [cells of the store], detected genes; neighbours among `cells` in this number become partners.
+    """
     partners = np.arange(len(lengths))
     ordered = cells[np.argsort(lengths[cells], kind="stable")]
     partners[ordered] = np.roll(ordered, 1)
@@ -250,36 +170,28 @@ def swap_like_depth(lengths: np.ndarray, cells: np.ndarray) -> np.ndarray:
     return partners
 
 
-def batches_by_tokens(cells: np.ndarray, lengths: np.ndarray, tokens: int) -> list[np.ndarray]:
-    """Cut the cells, in their order, into batches of about `tokens` tokens and at least one cell each."""
-    edges = np.cumsum(np.maximum(lengths[cells], 1)) // max(tokens, 1)
-    return np.split(cells, np.flatnonzero(np.diff(edges)) + 1) if len(cells) else []
-
-
-def shuffle(cells: np.ndarray, generator: np.random.Generator, *, block: int = 64, buffer: int = 64) -> np.ndarray:
-    """The cells in a random order that reads the store in runs: blocks are permuted, then cells within `buffer`."""
-    blocks = np.array_split(cells, max(1, -(-len(cells) // block)))
-    blocks = [blocks[i] for i in generator.permutation(len(blocks))]
-    groups = [np.concatenate(blocks[i : i + buffer]) for i in range(0, len(blocks), buffer)]
-    return np.concatenate([generator.permutation(group) for group in groups])
-
-
-def epoch_batches(cells: np.ndarray, lengths: np.ndarray, tokens: int, seed: tuple[int, int]) -> list[np.ndarray]:
-    """The training batches of one epoch as row numbers, the same for the same (seed, epoch)."""
-    return batches_by_tokens(shuffle(np.sort(cells), np.random.default_rng(seed)), lengths, tokens)
-
-
-def detected_in(view: CountsView, vocabulary: np.ndarray, cells: np.ndarray, *, block: int = 4096) -> np.ndarray:
-    """Number of detected genes of the vocabulary in each of the cells, int64 [len(cells)]."""
-    return np.concatenate(
-        [
-            np.diff(np.concatenate([[0], np.cumsum(vocabulary[genes] >= 0)])[indptr])
-            for indptr, genes, _ in (view.rows(part) for part in _parts(cells, block))
-        ]
-        or [np.zeros(0, np.int64)]
+def _exchange(own: Batch, partner: Batch, log_total: np.ndarray) -> Batch:
+    """Pack the partner's tokens as context and behind them the own targets, which no other token sees."""
+    is_target, genes, values, hidden = [], [], [], []
+    targets_of = np.split(own.targets, np.searchsorted(own.targets, own.offsets[1:-1]))
+    lengths = np.diff(partner.offsets)
+    for c, targets in enumerate(targets_of):
+        span = slice(partner.offsets[c], partner.offsets[c + 1])
+        genes += [partner.genes[span], own.genes[targets]]
+        values += [partner.values[span], np.zeros(len(targets), np.float32)]
+        hidden += [partner.hidden[span], np.ones(len(targets), bool)]
+        is_target += [np.zeros(lengths[c], bool), np.ones(len(targets), bool)]
+    return Batch(
+        cells=own.cells,
+        genes=np.concatenate(genes),
+        values=np.concatenate(values),
+        hidden=np.concatenate(hidden),
+        offsets=indptr_of(lengths + [len(targets) for targets in targets_of]).astype(np.int32),
+        keys=lengths.astype(np.int32),
+        targets=np.flatnonzero(np.concatenate(is_target)),
+        truth=own.truth,
+        n_detected=partner.n_detected,
+        log_total=log_total,
+        context="shuffled",
+        cut=own.cut,
     )
-
-
-def _parts(cells: np.ndarray, block: int) -> Iterator[np.ndarray]:
-    for start in range(0, len(cells), block):
-        yield cells[start : start + block]

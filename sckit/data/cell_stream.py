@@ -10,13 +10,14 @@ import numpy as np
 from sckit.data.filters import KEPT, QualityRules, mito_genes
 from sckit.data.genes import Vocabulary
 from sckit.data.readers.source import CELLS_PER_BLOCK, CountsBlock, Source, tidy
+from sckit.data.views import indptr_of
 
 NO_CHOSEN_GENE = "cells without a count in the kept genes"
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where reading goes on: a cell of a source."""
+class StreamPosition:
+    """Where in the sources reading goes on: a cell of one of them."""
 
     source: int = 0
     cell: int = 0
@@ -34,18 +35,18 @@ class KeptCells:
     counts: np.ndarray  # uint32 [nnz]
     totals: np.ndarray  # int64 [C], counts over all genes of the source
     n_genes: np.ndarray  # int64 [C], detected among all genes of the source
-    following: Place  # the first cell after the block
+    following: StreamPosition  # the first cell after the block
 
 
 class CellStream:
-    """All kept cells of the sources in order; can start at the end of any block."""
+    """All kept cells of the sources in order; reading can start at the end of any block."""
 
     def __init__(
         self, sources: Sequence[Source], judged: np.ndarray, reasons: Sequence[str], rules: QualityRules
     ) -> None:
-        """Take the quality rules and what the labels decided: `judged` [all cells], numbering `reasons` from 1."""
+        """Take the quality rules and what the labels say: `judged` [all cells] is KEPT or numbers `reasons` from 1."""
         self.sources = sources
-        self.starts = np.concatenate(([0], np.cumsum([source.n_cells for source in sources])))  # [sources + 1]
+        self.starts = indptr_of([source.n_cells for source in sources])  # [sources + 1]
         self.reasons = [*reasons, *rules.reasons(), NO_CHOSEN_GENE]
         self._judged = judged
         self._n_label_reasons = len(reasons)
@@ -65,12 +66,16 @@ class CellStream:
         """Sources none of whose cells is kept by its labels; their counts are never read."""
         return [i for i in range(len(self.sources)) if (self._labelled(i) != KEPT).all()]
 
-    def position(self, place: Place) -> int:
-        """Cells before a place."""
-        return int(self.starts[place.source]) + place.cell
+    def cells_before(self, position: StreamPosition) -> int:
+        """Count the cells before a position."""
+        return int(self.starts[position.source]) + position.cell
 
     def read(
-        self, vocabulary: Vocabulary, *, start: Place = Place(), cells_per_block: int = CELLS_PER_BLOCK
+        self,
+        vocabulary: Vocabulary,
+        *,
+        start: StreamPosition = StreamPosition(),
+        cells_per_block: int = CELLS_PER_BLOCK,
     ) -> Iterator[KeptCells]:
         """Yield the kept cells from `start` on, block by block; a block may keep none."""
         unused = self.unused
@@ -87,10 +92,8 @@ class CellStream:
         return self._judged[self.starts[number] : self.starts[number + 1]]
 
     def _nothing(self, number: int) -> KeptCells:
-        none = np.zeros(0, dtype=np.int64)
-        return KeptCells(
-            number, self._labelled(number), none, np.zeros(1, np.int64), none, none, none, none, Place(number + 1)
-        )
+        none, following = np.zeros(0, dtype=np.int64), StreamPosition(number + 1)
+        return KeptCells(number, self._labelled(number), none, indptr_of(none), none, none, none, none, following)
 
     def _keep(self, number: int, cell: int, block: CountsBlock, to_vocabulary: np.ndarray) -> KeptCells:
         """Filter one block, which begins at `cell` of its source, and renumber its genes."""
@@ -109,10 +112,10 @@ class CellStream:
             source=number,
             codes=codes,
             rows=self.starts[number] + cell + kept,
-            indptr=np.concatenate(([0], np.cumsum(lengths[kept]))),
+            indptr=indptr_of(lengths[kept]),
             genes=genes,
             counts=counts,
             totals=totals[kept],
             n_genes=n_genes[kept],
-            following=Place(number, stop) if stop < source.n_cells else Place(number + 1),
+            following=StreamPosition(number, stop) if stop < source.n_cells else StreamPosition(number + 1),
         )

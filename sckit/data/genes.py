@@ -1,4 +1,4 @@
-"""The vocabulary: one gene list for several inputs, and what each input lost on the way to it."""
+"""Genes by name: the vocabulary of several inputs, an index of ids and symbols, files that list genes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from sckit.data.readers.source import GeneTable, mostly_ensembl
-from sckit.errors import DataError
+from sckit.errors import ConfigError, DataError
 
 _VERSION = re.compile(r"^(ENS[A-Z]*G\d+)\.\d+")
 
@@ -41,19 +41,20 @@ class Vocabulary:
         return tuple(int((to < 0).sum()) for to in self.maps)
 
     def take(self, chosen: np.ndarray) -> Vocabulary:
-        """The vocabulary of the genes `chosen` [N] only, in that order."""
-        new_number = np.full(len(self) + 1, -1, dtype=np.int32)  # the last one serves the lost genes, number -1
+        """Return the vocabulary of the genes `chosen` [N] only, in that order."""
+        new_number = np.full(len(self) + 1, -1, dtype=np.int32)  # the last entry is for lost genes, number -1
         new_number[chosen] = np.arange(len(chosen), dtype=np.int32)
         maps = tuple(new_number[to] for to in self.maps)
         return Vocabulary(self.ids[chosen], self.symbols[chosen], self.joined_on, maps, self.summed)
 
 
-def bare_ids(ids: np.ndarray) -> np.ndarray:
-    """Ensembl gene ids without their version, `ENSG00000141510.18` -> `ENSG00000141510`; other names stay as they are.
+def bare_ids(names: Iterable[str | None]) -> np.ndarray:
+    """Return names [N] without the version of Ensembl gene ids: `ENSG00000141510.18` -> `ENSG00000141510`.
 
-    A suffix behind the version stays (`_PAR_Y`), so that the copy on the other chromosome remains another gene.
+    Other names stay as they are, and None becomes "". A suffix behind the version stays (`_PAR_Y`), so that the copy
+    on the other chromosome remains another gene.
     """
-    return np.array([_VERSION.sub(r"\1", name) for name in ids], dtype=object)
+    return np.array([_VERSION.sub(r"\1", name or "") for name in names], dtype=object)
 
 
 def join_genes(
@@ -88,34 +89,45 @@ def join_genes(
     return Vocabulary(ids, symbols, "id" if by_id else "symbol", tuple(maps), summed)
 
 
-def read_gene_list(path: Path, vocabulary: Vocabulary) -> tuple[np.ndarray, int]:
-    """Find the genes that a text file names, one id or symbol a line: ([N] numbers in file order, lines not found).
+class GeneIndex:
+    """Numbers of genes by name: Ensembl id, whatever its version, else symbol; the first gene of a name counts."""
 
-    Empty lines and lines that begin with # are skipped. Raises `DataError` when the file is missing or names no gene.
+    def __init__(self, ids: Iterable[str], symbols: Iterable[str]) -> None:
+        self._numbers: dict[str, int] = {}
+        for names in (ids, symbols):  # a name that is an id and a symbol is the gene of that id
+            for number, name in enumerate(bare_ids(names)):
+                if name:
+                    self._numbers.setdefault(name, number)
+
+    def find(self, names: Iterable[str | None], *others: Iterable[str | None]) -> np.ndarray:
+        """Return the number of each named gene, int64 [N], -1 where unknown.
+
+        others: more names of the same genes, tried in turn where the ones before are unknown.
+        """
+        rows = zip(*map(bare_ids, (names, *others)), strict=True)
+        return np.array([next((self._numbers[n] for n in row if n in self._numbers), -1) for row in rows], np.int64)
+
+
+def read_gene_list(path: Path | str, option: str) -> list[str]:
+    """Read the names of genes from a text file with one id or symbol per line; `option` as in `read_lines`."""
+    return [line.strip() for line in read_lines(path, option, "one gene id or symbol per line")]
+
+
+def read_lines(path: Path | str, option: str, wanted: str) -> list[str]:
+    """Read the lines of a text file that an option names, without spaces around them, empty lines and # comments.
+
+    Raises `ConfigError` when the file is missing or is not UTF-8 text, with or without a byte order mark; its sentence
+    names the option, as in "--genes", and what is `wanted` in the file.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"The gene list {path} cannot be read ({error}); give a text file with one gene id or symbol a line."
-        ) from error
-    wanted = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-    by_symbol = {name: number for number, name in reversed(list(enumerate(vocabulary.symbols)))}
-    by_id = {name: number for number, name in enumerate(vocabulary.ids) if name}
-    found = [
-        by_id.get(bare, by_symbol.get(name, -1))
-        for name, bare in zip(wanted, bare_ids(np.array(wanted, object)), strict=True)
-    ]
-    numbers = list(dict.fromkeys(number for number in found if number >= 0))
-    if not numbers:
-        raise DataError(
-            f"None of the {len(wanted)} genes of {path} is in the data, which has {vocabulary.symbols[0]}, ..."
-        )
-    return np.array(numbers, dtype=np.int64), found.count(-1)
+        raise ConfigError(f"{option} {path} cannot be read ({error}); give {wanted}, as UTF-8 text.") from error
+    return [line.strip(" ") for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 
 def vocabulary_hash(ids: Iterable[str], symbols: Iterable[str]) -> str:
-    """SHA-256 of the ordered gene list; two stores with the same hash number their genes alike."""
+    """Return the SHA-256 of the ordered gene list; two stores with the same hash number their genes alike."""
     lines = "\n".join(f"{gene_id}\t{symbol}" for gene_id, symbol in zip(ids, symbols, strict=True))
     return hashlib.sha256(lines.encode()).hexdigest()
 

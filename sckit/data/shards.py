@@ -1,17 +1,22 @@
-"""One shard in the making, and the record of a finished one that lets a killed `prepare` continue behind it."""
+"""One shard in the making, and the records on disk that let a killed `prepare` go on after the last finished shard."""
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sckit.data.cell_stream import KeptCells, Place
-from sckit.data.manifest import ShardBuffer, broken_files
-from sckit.files import flush, replacing
+from sckit.data.cell_stream import KeptCells, StreamPosition
+from sckit.data.manifest import SHARD_ARRAYS, broken_files, gene_dtype, shard_file
+from sckit.data.views import indptr_of
+from sckit.files import flush, replacing, write_json
 
 WORK = "work"
 """Folder of the records, inside the unfinished store."""
@@ -25,7 +30,7 @@ class FinishedShard:
 
     manifest_entry: dict[str, Any]
     """Cells, nonzeros and files; without files when nothing of the stretch was kept."""
-    following: Place
+    following: StreamPosition
     fates: np.ndarray  # int64 [sources, reasons + 1], cells by source and code
     gene_cells: np.ndarray  # int64 [G], cells of the shard in which the gene is detected
     rows: np.ndarray  # int64 [C], rows in the united obs
@@ -42,7 +47,7 @@ class OpenShard:
         self._fates = np.zeros(fates_shape, np.int64)
         self._gene_cells = np.zeros(n_genes, np.int64)
         self._per_cell: list[np.ndarray] = []  # each [3, c]: rows, totals, n_genes
-        self._following = Place()
+        self._following = StreamPosition()
 
     def add(self, kept: KeptCells) -> None:
         """Take in the kept cells of one block."""
@@ -65,6 +70,64 @@ class OpenShard:
         return shard
 
 
+class ShardBuffer:
+    """The cells of the shard that is being filled, in their narrowest types: usually 3 bytes per entry."""
+
+    def __init__(self, n_genes: int) -> None:
+        """Start an empty shard of a store with `n_genes` genes."""
+        self.n_cells = 0
+        self.nonzeros = 0
+        self._gene_dtype = gene_dtype(n_genes)
+        self._lengths: list[np.ndarray] = []
+        self._genes: list[np.ndarray] = []
+        self._counts: list[np.ndarray] = []
+
+    def add(self, lengths: np.ndarray, genes: np.ndarray, counts: np.ndarray) -> None:
+        """Take in cells: entries per cell [C], genes [nnz] and counts [nnz]."""
+        self.n_cells += len(lengths)
+        self.nonzeros += len(genes)
+        self._lengths.append(lengths.astype(np.int64))
+        self._genes.append(genes.astype(self._gene_dtype))
+        self._counts.append(counts.astype(np.min_scalar_type(int(counts.max(initial=0)))))
+
+    def write(self, folder: Path, number: int) -> dict[str, Any]:
+        """Write the three arrays of the shard to disk and return its record for the manifest."""
+        dtype = max((part.dtype for part in self._counts), key=lambda kind: kind.itemsize)
+        arrays = {"indptr": [indptr_of(np.concatenate(self._lengths))], "genes": self._genes, "counts": self._counts}
+        dtypes = {"indptr": np.dtype(np.int64), "genes": self._gene_dtype, "counts": dtype}
+        files = {}
+        for name in SHARD_ARRAYS:
+            file = shard_file(number, name)
+            files[file] = _write_npy(folder / file, arrays[name], dtypes[name])
+        return {"cells": self.n_cells, "nonzeros": self.nonzeros, "files": files}
+
+
+def reuse_or_begin(folder: Path, plan: dict[str, Any]) -> None:
+    """Keep the folder of an earlier call with the same plan (a JSON document), else make an empty one."""
+    if read_json(folder / WORK / "plan.json") == plan:
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "shards").mkdir(parents=True)
+    (folder / WORK).mkdir()
+    write_json(folder / WORK / "plan.json", plan)
+
+
+def fingerprint(path: Path) -> list[Any]:
+    """Return path, size and time of last change of an input; of a folder the number, sizes and latest time of files."""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    stats = [file.stat() for file in files]
+    size, changed_ns = sum(s.st_size for s in stats), max((s.st_mtime_ns for s in stats), default=0)
+    return [str(path.resolve()), len(stats), size, changed_ns]
+
+
+def read_json(path: Path) -> Any:
+    """Return the document of a file, or None when there is no whole one."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
 def finished_shards(folder: Path) -> list[FinishedShard]:
     """Load the shards that an earlier call finished, in order, up to the first that is missing or damaged."""
     found = []
@@ -74,6 +137,22 @@ def finished_shards(folder: Path) -> list[FinishedShard]:
             break
         found.append(shard)
     return found
+
+
+def _write_npy(path: Path, parts: Sequence[np.ndarray], dtype: np.dtype) -> dict[str, Any]:
+    """Write the joined parts as one array; the checksum is of what was handed over, not of what reached the disk."""
+    header = io.BytesIO()
+    shape = (sum(map(len, parts)),)
+    np.lib.format.write_array_header_1_0(header, {"descr": dtype.str, "fortran_order": False, "shape": shape})
+    digest = hashlib.sha256(header.getvalue())
+    with path.open("wb") as file:
+        file.write(header.getvalue())
+        for part in parts:
+            data = part.astype(dtype, copy=False).tobytes()
+            digest.update(data)
+            file.write(data)
+    flush(path)
+    return {"bytes": len(header.getvalue()) + shape[0] * dtype.itemsize, "sha256": digest.hexdigest()}
 
 
 def _record_path(folder: Path, number: int) -> Path:
@@ -95,4 +174,4 @@ def _load(path: Path) -> FinishedShard:
     with np.load(path) as record:
         source, cell = record["following"].tolist()
         arrays = {name: record[name] for name in _ARRAYS}
-        return FinishedShard(json.loads(str(record["manifest_entry"])), Place(source, cell), **arrays)
+        return FinishedShard(json.loads(str(record["manifest_entry"])), StreamPosition(source, cell), **arrays)

@@ -1,23 +1,26 @@
 """Which cells are trained on, validated on and held out, and which genes the model knows."""
 
 import numpy as np
-import pandas as pd
 
 from sckit.config import PretrainConfig
-from sckit.data.prepare import Store
+from sckit.data.obs import group_values
+from sckit.data.store import Store
+from sckit.data.views import in_blocks
 from sckit.errors import ConfigError, DataError
 
 TRAIN, VALIDATION, HELD_OUT = 0, 1, 2
 
 _HELD_OUT_SHARE = 0.2
 _VALIDATION_SHARE = 0.1
+_BLOCK_CELLS = 4096
 
 
 def split_cells(store: Store, config: PretrainConfig) -> np.ndarray:
-    """TRAIN, VALIDATION or HELD_OUT for every cell, int8 [cells].
+    """Split the cells: TRAIN, VALIDATION or HELD_OUT for every one, int8 [cells].
 
-    Held out: the named values of the group column, a fifth of its values, or a random fifth of the cells; they are
-    never looked at in training. Validation: a random tenth of the rest, at most `validate_cells`.
+    Held out: the named values of the group column, a fifth of its values, or a random fifth of the cells; they have no
+    part in training. Validation: a random tenth of the rest, at most `validate_cells`.
+    Raises `DataError` when too few cells are left on a side, `ConfigError` for a group that cannot be held out.
     """
     generator = np.random.default_rng(config.seed)
     held_out = _held_out(store, config, generator)
@@ -47,19 +50,14 @@ def _held_out(store: Store, config: PretrainConfig, generator: np.random.Generat
     return np.isin(values, chosen)
 
 
-def group_values(obs: pd.DataFrame, column: str) -> np.ndarray:
-    """The column of obs as strings [cells], empty where missing; ConfigError when it is not there."""
-    if column not in obs.columns:
-        raise ConfigError(f"there is no column {column} in obs; it has {', '.join(map(str, obs.columns))}.")
-    values = obs[column]
-    return np.where(values.isna(), "", values.astype(str)).astype(str)
+def run_vocabulary(store: Store, train: np.ndarray, min_cells: int) -> np.ndarray:
+    """Number the genes that at least `min_cells` training cells show: int32 [genes of the store], -1 for the others.
 
-
-def run_vocabulary(store: Store, train: np.ndarray, min_cells: int, *, block: int = 4096) -> np.ndarray:
-    """Number of each of the store's genes in the model, int32 [genes of the store], -1 for those seen too rarely."""
+    Raises `DataError` when no gene is left.
+    """
     seen = np.zeros(store.n_genes, np.int64)
-    for start in range(0, len(train), block):
-        _, genes, _ = store.rows(train[start : start + block])
+    for part in in_blocks(train, _BLOCK_CELLS):
+        _, genes, _ = store.rows(part)
         seen += np.bincount(genes, minlength=store.n_genes)
     kept = seen >= max(min_cells, 1)
     if not kept.any():

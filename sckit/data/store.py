@@ -12,10 +12,8 @@ import pandas as pd
 
 from sckit.data.genes import vocabulary_hash
 from sckit.data.manifest import FORMAT, MANIFEST, SHARD_ARRAYS, VERSION, broken_files, gene_dtype, shard_file
+from sckit.data.views import Csr, indptr_of
 from sckit.errors import DataError
-
-Csr = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""indptr [C + 1] int64, genes [nnz] (uint16, or int32 above 65,535 genes; rising within a cell), counts [nnz] >= 1."""
 
 
 class Store:
@@ -26,12 +24,11 @@ class Store:
         self.path = path
         self.manifest = manifest
         self.report = report or {}
-        cells = [shard["cells"] for shard in manifest["shards"]]
-        self._starts = np.concatenate(([0], np.cumsum(cells))).astype(np.int64)  # [shards + 1]
+        self._starts = indptr_of([shard["cells"] for shard in manifest["shards"]])  # [shards + 1]
         self._maps: dict[int, Csr] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the path alone, so that a worker process maps the files itself."""
+        """Pickle the path alone, so that a worker process opens the files itself."""
         return open_store, (self.path,)
 
     @property
@@ -64,12 +61,13 @@ class Store:
         return pd.read_parquet(self.path / "obs.parquet", columns=["total_counts"])["total_counts"].to_numpy()
 
     def totals(self, cells: np.ndarray) -> np.ndarray:
-        """Total counts [C] int64 of the cells over all gene-expression features of their source."""
+        """Return the total counts [C] int64 of the cells over all gene-expression features of their source."""
         return self._total_counts[cells]
 
     def rows(self, cells: np.ndarray) -> Csr:
-        """Gather cells in the order given (repeats allowed): counts come as uint32.
+        """Gather cells in the order given, repeats allowed, as CSR.
 
+        genes: uint16, or int32 in a store of more than 65,535 genes, rising within a cell; counts: uint32, at least 1.
         Raises `IndexError` for a cell that the store does not have.
         """
         cells = np.asarray(cells, dtype=np.int64)
@@ -77,7 +75,7 @@ class Store:
             raise IndexError(f"cells must be in 0..{self.n_cells - 1}, not {cells.min()}..{cells.max()}")
         numbers = np.searchsorted(self._starts, cells, side="right") - 1  # [C]
         local = cells - self._starts[numbers]  # [C]
-        lengths = [0]
+        lengths = []
         genes, counts = [np.empty(0, gene_dtype(self.n_genes))], [np.empty(0, np.uint32)]
         for number, cell in zip(numbers.tolist(), local.tolist(), strict=True):
             indptr, shard_genes, shard_counts = self._shard(number)
@@ -85,10 +83,10 @@ class Store:
             lengths.append(high - low)
             genes.append(shard_genes[low:high])
             counts.append(shard_counts[low:high])
-        return np.cumsum(lengths, dtype=np.int64), np.concatenate(genes), np.concatenate(counts, dtype=np.uint32)
+        return indptr_of(lengths), np.concatenate(genes), np.concatenate(counts, dtype=np.uint32)
 
     def block(self, start: int, stop: int) -> Csr:
-        """Cells start..stop in store order.
+        """Read cells start..stop in store order.
 
         Inside one shard, genes and counts are views of the memory map, counts in the type they are stored in (uint8,
         uint16 or uint32); over several shards they are copies, counts as uint32.
@@ -144,7 +142,7 @@ def open_store(path: Path | str) -> Store:
 
 
 def describe(store: Store) -> list[tuple[str, str]]:
-    """Rows (what, value) for `sckit info`."""
+    """Return the rows (what, value) that `sckit info` prints."""
     manifest = store.manifest
     n_genes = np.concatenate(
         [np.diff(np.load(store.path / shard_file(i, "indptr"))) for i in range(len(manifest["shards"]))]
@@ -166,7 +164,7 @@ def describe(store: Store) -> list[tuple[str, str]]:
 
 
 def size_bytes(manifest: dict[str, Any]) -> int:
-    """Bytes of all files of a store but its manifest."""
+    """Return the bytes of all files of a store but its manifest."""
     return sum(record["bytes"] for record in _files(manifest).values())
 
 

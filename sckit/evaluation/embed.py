@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from sckit.data.batch import Hiding, Packer, batches_by_tokens, detected_in
-from sckit.data.prepare import Store, open_or_prepare
+from sckit.data.batch import Hiding, Packer
+from sckit.data.loader import batches_by_tokens, detected_in
+from sckit.data.prepare import open_or_prepare
+from sckit.data.store import Store
 from sckit.device import choose_compute
 from sckit.errors import DataError
 from sckit.model.tokens import Tokens

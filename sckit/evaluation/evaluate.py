@@ -13,19 +13,12 @@ from typing import Any
 import numpy as np
 
 from sckit.config import EvalConfig
-from sckit.data.batch import (
-    SCORED_SHARE,
-    Batch,
-    CountsView,
-    CutView,
-    Hiding,
-    Packer,
-    batches_by_tokens,
-    detected_in,
-    swap_like_depth,
-)
+from sckit.data.batch import SCORED_SHARE, Batch, Hiding, Packer, swap_like_depth
 from sckit.data.halves import Halves, nb_sizes, replicate_values
-from sckit.data.split import HELD_OUT, TRAIN, group_values
+from sckit.data.loader import batches_by_tokens, detected_in
+from sckit.data.obs import group_values
+from sckit.data.split import HELD_OUT, TRAIN
+from sckit.data.views import CountsView, CutView
 from sckit.device import Compute, choose_compute
 from sckit.errors import DataError
 from sckit.files import to_json

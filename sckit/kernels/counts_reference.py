@@ -2,6 +2,9 @@
 
 import numpy as np
 
+TARGET_SUM = 1e4
+"""Counts are scaled to this total per cell before log1p is taken of them."""
+
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)

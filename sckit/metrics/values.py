@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from sckit.data.batch import Batch
+from sckit.kernels.counts_reference import TARGET_SUM
 
 CLOSED_FORMS = (
     "gene mean", "gene mean + depth", "label + depth", "detection ridge", "detection + total ridge", "value ridge",
@@ -212,7 +213,7 @@ def _deviances(y: np.ndarray, values: np.ndarray, totals: np.ndarray | None, cel
     """Zero-truncated Poisson deviance of each count under rows of predicted values [P, M], given its cell's total."""
     if totals is None:
         return np.zeros_like(values)
-    size = totals[cell] / 1e4
+    size = totals[cell] / TARGET_SUM
     count = np.maximum(np.rint(np.expm1(y) * size), 1)
     return truncated_poisson_deviance(count, np.expm1(np.clip(values, 0, 12)) * size)
 

@@ -19,7 +19,8 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 import scipy.sparse as sp
 
-from sckit.data.batch import Batch, CountsView
+from sckit.data.batch import Batch
+from sckit.data.views import CountsView, with_data
 from sckit.errors import ConfigError
 from sckit.kernels.counts_numba import entry_dot
 from sckit.model.regression import (
@@ -243,7 +244,7 @@ def _fit_factors(
     def residuals() -> Iterable[sp.csr_array]:
         for block in value_blocks(view, vocabulary, cells):
             fitted = entry_dot(forms.total, block.values.indices, forms.block_features(block), block.cell_of_entry)
-            yield block.with_values(block.values.data - fitted)
+            yield with_data(block.values, block.values.data - fitted)
 
     counted, squares = np.zeros(n_genes), np.zeros(n_genes)
     for block in residuals():

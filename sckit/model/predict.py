@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from sckit.data.batch import Batch, Packer, batches_by_tokens, detected_in
+from sckit.data.batch import Batch, Packer
+from sckit.data.loader import batches_by_tokens, detected_in
 from sckit.device import Compute
 from sckit.model.closed_forms import ClosedForms
 from sckit.model.tokens import Tokens

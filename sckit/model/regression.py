@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 
-from sckit.data.batch import CountsView
+from sckit.data.views import CountsView, as_matrix, cell_of_entry, in_blocks, with_data
 from sckit.kernels.counts_numba import normalise
 
 BLOCK_CELLS = 1024
@@ -30,26 +30,20 @@ class ValueBlock:
     @property
     def cell_of_entry(self) -> np.ndarray:
         """Position in the block of each stored entry's cell."""
-        return np.repeat(np.arange(len(self.cells)), np.diff(self.values.indptr))
-
-    def with_values(self, values: np.ndarray) -> sp.csr_array:
-        """Other numbers at the same entries."""
-        return sp.csr_array((values, self.values.indices, self.values.indptr), self.values.shape)
+        return cell_of_entry(self.values.indptr)
 
 
 def value_blocks(view: CountsView, vocabulary: np.ndarray, cells: np.ndarray) -> Iterator[ValueBlock]:
     """The cells in blocks, with the genes of the vocabulary only."""
     n_genes = int(vocabulary.max()) + 1
-    for start in range(0, len(cells), BLOCK_CELLS):
-        part = cells[start : start + BLOCK_CELLS]
+    for part in in_blocks(cells, BLOCK_CELLS):
         totals = view.totals(part)
-        indptr, genes, values = normalise(view.rows(part), totals, vocabulary)
-        yield ValueBlock(part, sp.csr_array((values, genes, indptr), (len(part), n_genes)), totals)
+        yield ValueBlock(part, as_matrix(normalise(view.rows(part), totals, vocabulary), n_genes), totals)
 
 
 def ones_like(matrix: sp.csr_array) -> sp.csr_array:
     """Ones at the stored entries of a matrix."""
-    return sp.csr_array((np.ones(len(matrix.data)), matrix.indices, matrix.indptr), matrix.shape)
+    return with_data(matrix, np.ones(len(matrix.data)))
 
 
 def principal_axes(

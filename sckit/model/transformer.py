@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sckit.config import ModelConfig
+from sckit.kernels.counts_reference import TARGET_SUM
 from sckit.model.closed_forms import TOTAL_RANGE, ClosedForms
 from sckit.model.tokens import Tokens
 from sckit.model.trunk import Block, Trunk, factor_means
@@ -62,7 +63,7 @@ class Linear(nn.Module):
         """Return the value of one count in each cell [C]: exact where the total is known, else as x predicts it."""
         expected = torch.zeros_like(t) if x is None else x @ self.total_of_x
         log_total = torch.where(torch.isfinite(t), t, expected) * self.scales[3] + self.scales[2]
-        return torch.log1p(1e4 * torch.exp(-log_total))
+        return torch.log1p(TARGET_SUM * torch.exp(-log_total))
 
     def factors(self, tokens: Tokens, residual: Tensor) -> Tensor:
         """Return the posterior means [C, J] of the value factors; residual [T] is zero at hidden tokens."""

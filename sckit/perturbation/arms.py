@@ -10,13 +10,15 @@ import numpy as np
 import pandas as pd
 
 from sckit.config.finetune import FinetuneConfig
+from sckit.data.genes import GeneIndex
+from sckit.data.obs import cell_names
 from sckit.data.split import HELD_OUT
 from sckit.errors import DataError
 from sckit.model.transformer import Model, without_warm_start
 from sckit.perturbation.responder import Responder, TokenTable
-from sckit.perturbation.screen import Screen, cell_names
+from sckit.perturbation.screen import Screen
 from sckit.training.pretrain import pretrain
-from sckit.training.run import Run, gene_names, gene_numbers, open_run
+from sckit.training.run import Run, open_run
 
 
 @dataclass(frozen=True)
@@ -53,22 +55,17 @@ def token_table(genes: pd.DataFrame, screen: Screen) -> TokenTable:
     A perturbation whose gene is predicted takes that gene's row; else it gets one of its own, with the run's number of
     the gene where the run knows it. Raises DataError when no gene is known.
     """
-    numbers = gene_numbers(genes)
-    rows = [next((numbers[n] for n in names if n in numbers), -1) for names in gene_names(screen.genes)]
-    if max(rows) < 0:
+    of_run, predicted = (GeneIndex(table["id"], table["symbol"]) for table in (genes, screen.genes))
+    rows = of_run.find(screen.genes["id"], screen.genes["symbol"])
+    if rows.max() < 0:
         raise DataError(
             f"none of the {len(rows)} genes of the data is among the {len(genes)} of the run; give data and run of one "
             "species, both named by Ensembl ids or both by symbols."
         )
-    here = gene_numbers(screen.genes)
-    own, perturbations = list(rows), []
-    for target in screen.target_genes:
-        if target in here:
-            perturbations.append(here[target])
-        else:
-            perturbations.append(len(own))
-            own.append(numbers.get(target or "", -1))
-    return TokenTable(np.array(own, np.int64), len(rows), np.array(perturbations, np.int64))
+    targets, targets_in_run = predicted.find(screen.target_genes), of_run.find(screen.target_genes)
+    own = targets < 0  # targets with a row of their own, behind those of the genes
+    perturbations = np.where(own, len(rows) + np.cumsum(own) - 1, targets)
+    return TokenTable(np.concatenate([rows, targets_in_run[own]]), len(rows), perturbations)
 
 
 def overlap(table: TokenTable, screen: Screen) -> dict[str, int]:

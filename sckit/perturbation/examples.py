@@ -2,18 +2,18 @@
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import scipy.sparse as sp
 
 from sckit.config.finetune import FinetuneConfig
-from sckit.errors import ConfigError, DataError
+from sckit.data.genes import GeneIndex, read_gene_list
+from sckit.errors import DataError
+from sckit.kernels.counts_reference import TARGET_SUM
 from sckit.perturbation.responder import Example, TokenTable
 from sckit.perturbation.ridge import balanced_mean
 from sckit.perturbation.screen import Screen
 from sckit.perturbation.splits import Halving, Profiles, composition
-from sckit.training.run import gene_numbers
 
 _QUERIES = 96  # genes asked for in a training example
 _MOST_REVEALED = 0.9
@@ -56,7 +56,7 @@ class Lesson:
         total = float(np.median(self.screen.totals[self.halving.inputs]))
         if self.config.level == "cell":
             total /= 2  # values are of half the molecules
-        floor = np.log1p(1e4 / max(total, 1.0))
+        floor = np.log1p(TARGET_SUM / max(total, 1.0))
         rows = np.zeros(len(self.table.run_genes))
         rows[: self.table.n_genes] = self.detected_mean - floor
         return rows
@@ -193,15 +193,12 @@ def fixed_panel(screen: Screen, config: FinetuneConfig) -> np.ndarray | None:
     """Numbers of the genes of the panel file, int64; None without one. Raises ConfigError, DataError."""
     if config.panel is None or config.task != "partial":
         return None
-    try:
-        wanted = [line.strip() for line in Path(config.panel).read_text().splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--panel {config.panel} cannot be read ({error}); give one gene a line.") from error
-    numbers = gene_numbers(screen.genes)
-    found = sorted({numbers[gene] for gene in wanted if gene in numbers})
-    if not found or len(found) > len(screen.genes) - 3:
+    wanted = read_gene_list(config.panel, "--panel")
+    found = GeneIndex(screen.genes["id"], screen.genes["symbol"]).find(wanted)
+    panel = np.unique(found[found >= 0])
+    if not 0 < len(panel) <= len(screen.genes) - 3:
         raise DataError(
-            f"{len(found)} of the {len(wanted)} genes in --panel {config.panel} are among the {len(screen.genes)} "
+            f"{len(panel)} of the {len(wanted)} genes in --panel {config.panel} are among the {len(screen.genes)} "
             "predicted; at least one must be, and three must be left to predict (--genes takes more)."
         )
-    return np.array(found, np.int64)
+    return panel

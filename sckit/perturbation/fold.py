@@ -9,6 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from sckit.config.finetune import FinetuneConfig
+from sckit.data.views import as_matrix, log_values
 from sckit.device import Compute
 from sckit.kernels.counts_numba import split as split_counts
 from sckit.kernels.counts_reference import mix
@@ -19,7 +20,7 @@ from sckit.perturbation.arms import Arms
 from sckit.perturbation.baselines_partial import Revealed, partial_baselines
 from sckit.perturbation.examples import Lesson, Panel, fixed_panel, panels
 from sckit.perturbation.fit import fit, predict_cells, predict_profiles, predict_response
-from sckit.perturbation.screen import Screen, log_values
+from sckit.perturbation.screen import Screen
 from sckit.perturbation.splits import group_moments, halve, make_fold, profiles, training_share
 
 _CONTROL_COMPONENTS = 10
@@ -264,8 +265,8 @@ def count_halves(screen: Screen, seed: int) -> tuple[sp.csr_array, sp.csr_array]
     key, cells = int(mix(np.array(seed, np.uint64))), np.arange(len(screen.totals))
     halves = []
     for second in (False, True):
-        (indptr, genes, kept), totals = split_counts(csr, cells, screen.totals, key, second=second)
-        halves.append(log_values(sp.csr_array((kept, genes, indptr), counts.shape), totals))
+        half, totals = split_counts(csr, cells, screen.totals, key, second=second)
+        halves.append(log_values(as_matrix(half, len(screen.genes)), totals))
     return halves[0], halves[1]
 
 

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sckit.data.views import indptr_of
 from sckit.model.tokens import Perturbed, Tokens
 from sckit.model.transformer import Model
 from sckit.model.trunk import Trunk, factor_means
@@ -66,7 +67,7 @@ def pack_examples(examples: Sequence[Example], expected: np.ndarray, device: tor
         values=np.concatenate(values),
         hidden=role == 2,
         in_context=role == 0,
-        offsets=np.cumsum([0, *map(len, examples)]).astype(np.int32),
+        offsets=indptr_of(np.array([len(example) for example in examples])).astype(np.int32),
         keys=np.array([len(e.genes) + len(e.perturbations) for e in examples], np.int32),
         targets=np.flatnonzero(role == 2),
         truth=np.concatenate(truth) if len(truth) == len(examples) else None,

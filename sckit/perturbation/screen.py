@@ -12,10 +12,12 @@ import pandas as pd
 import scipy.sparse as sp
 
 from sckit.config.finetune import FinetuneConfig
-from sckit.data.prepare import Store, open_or_prepare
-from sckit.data.split import group_values
+from sckit.data.genes import GeneIndex, read_lines
+from sckit.data.obs import cell_names, group_values
+from sckit.data.prepare import open_or_prepare
+from sckit.data.store import Store
+from sckit.data.views import as_matrix, in_blocks, log_values
 from sckit.errors import ConfigError, DataError
-from sckit.training.run import gene_numbers
 
 _BLOCK_CELLS = 4096
 
@@ -59,8 +61,7 @@ class Screen:
 
         The gene that was perturbed does not: that a knocked-down gene goes down is no prediction.
         """
-        numbers = gene_numbers(self.genes)
-        own = [numbers.get(target or "", -1) for target in self.target_genes]
+        own = GeneIndex(self.genes["id"], self.genes["symbol"]).find(self.target_genes)
         mask = np.ones((len(units), len(self.genes)), bool)
         for row, u in enumerate(units):
             mask[row, [own[p] for p in self.units[u].parts if own[p] >= 0]] = False
@@ -70,18 +71,6 @@ class Screen:
     def values(self) -> sp.csr_array:
         """log1p of counts per 10,000, float64 [C, G]."""
         return log_values(self.counts, self.totals)
-
-
-def cell_names(obs: pd.DataFrame) -> np.ndarray:
-    """Names of the cells as their source has them, str [C]: a store of several sources puts "source:" in front."""
-    names = zip(obs["cell"].astype(str), obs["source"].astype(str), strict=True)
-    return np.array([cell.removeprefix(f"{source}:") for cell, source in names])
-
-
-def log_values(counts: sp.csr_array, totals: np.ndarray) -> sp.csr_array:
-    """log1p of counts per 10,000 at the stored entries, float64 [C, G]; totals [C]."""
-    scale = np.repeat(1e4 / np.maximum(totals, 1), np.diff(counts.indptr))
-    return sp.csr_array((np.log1p(counts.data * scale), counts.indices, counts.indptr), counts.shape)
 
 
 def read_screen(data: str | Path, config: FinetuneConfig, *, on_event: Callable) -> Screen:
@@ -242,9 +231,8 @@ def _numbered(labels: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
 def _counts(store: Store, cells: np.ndarray, most: int) -> tuple[sp.csr_array, np.ndarray]:
     """Counts of the genes of the highest variance over these cells, labels unseen, and their numbers in the store."""
     sums, squares = np.zeros(store.n_genes), np.zeros(store.n_genes)
-    for start in range(0, len(cells), _BLOCK_CELLS):
-        part = cells[start : start + _BLOCK_CELLS]
-        values = log_values(_block(store, part), store.totals(part))
+    for part in in_blocks(cells, _BLOCK_CELLS):
+        values = log_values(as_matrix(store.rows(part), store.n_genes), store.totals(part))
         sums += values.sum(0)
         squares += (values**2).sum(0)
     variance = squares / len(cells) - (sums / len(cells)) ** 2
@@ -252,13 +240,8 @@ def _counts(store: Store, cells: np.ndarray, most: int) -> tuple[sp.csr_array, n
     chosen = chosen[sums[chosen] > 0]
     if len(chosen) < 3:
         raise DataError(f"{len(chosen)} genes are detected in the cells to compare; at least 3 are needed.")
-    parts = range(0, len(cells), _BLOCK_CELLS)
-    return sp.csr_array(sp.vstack([_block(store, cells[s : s + _BLOCK_CELLS])[:, chosen] for s in parts])), chosen
-
-
-def _block(store: Store, cells: np.ndarray) -> sp.csr_array:
-    indptr, genes, counts = store.rows(cells)
-    return sp.csr_array((counts, genes.astype(np.int32), indptr), (len(cells), store.n_genes))
+    blocks = (as_matrix(store.rows(part), store.n_genes)[:, chosen] for part in in_blocks(cells, _BLOCK_CELLS))
+    return sp.csr_array(sp.vstack(list(blocks))), chosen
 
 
 def _targets(names: list[str], where: str | None) -> tuple[str | None, ...]:
@@ -267,18 +250,13 @@ def _targets(names: list[str], where: str | None) -> tuple[str | None, ...]:
         return (None,) * len(names)
     if where == "same":
         return tuple(names)
-    try:
-        lines = Path(where).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--target-map {where} cannot be read ({error}); give condition and gene a line.") from error
-    lines = [line for line in lines if line.strip() and not line.startswith("#")]
+    wanted = "condition and gene per line, separated by a tab or comma"
+    lines = read_lines(where, "--target-map", wanted)
     separator = "\t" if any("\t" in line for line in lines) else ","
     rows = list(csv.reader(lines, delimiter=separator))
     if not rows or min(len(row) for row in rows) < 2:
         short = next((line for line, row in zip(lines, rows, strict=False) if len(row) < 2), "")
-        raise ConfigError(
-            f"--target-map {where} has the line {short!r}; give condition and gene a line, separated by a tab or comma."
-        )
+        raise ConfigError(f"--target-map {where} has the line {short!r}; give {wanted}.")
     known = {row[0].strip(): row[1].strip() or None for row in rows}
     return tuple(known.get(name) for name in names)
 

@@ -12,6 +12,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from sckit.config.finetune import FinetuneConfig
+from sckit.data.views import as_matrix, indptr_of
 from sckit.errors import DataError
 from sckit.perturbation.screen import Screen
 
@@ -194,9 +195,7 @@ def group_moments(values: sp.csr_array, groups: Sequence[np.ndarray]) -> tuple[n
     """Mean and variance (n - 1) of the rows of each group [N, G], and the number of its rows [N]."""
     sizes = np.array([len(group) for group in groups])
     rows = np.concatenate([*groups, np.zeros(0, np.int64)]).astype(np.int64)
-    owner = sp.csr_array(
-        (np.ones(len(rows)), rows, np.concatenate([[0], np.cumsum(sizes)])), (len(groups), len(values.indptr) - 1)
-    )
+    owner = as_matrix((indptr_of(sizes), rows, np.ones(len(rows))), len(values.indptr) - 1)
     count = np.maximum(sizes, 1)[:, None]
     mean = sp.csr_array(owner @ values).toarray() / count
     squares = sp.csr_array(owner @ values.power(2)).toarray() / count

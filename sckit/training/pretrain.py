@@ -13,9 +13,12 @@ import numpy as np
 from torch import Tensor
 
 from sckit.config import PretrainConfig
-from sckit.data.batch import CountsView, CutView, Hiding, Packer, ShuffledView, detected_in, epoch_batches
-from sckit.data.prepare import Store, open_or_prepare, prepare
+from sckit.data.batch import Hiding, Packer
+from sckit.data.loader import detected_in, epoch_batches
+from sckit.data.prepare import open_or_prepare, prepare
 from sckit.data.split import HELD_OUT, TRAIN, VALIDATION, run_vocabulary, split_cells
+from sckit.data.store import Store
+from sckit.data.views import CountsView, CutView, ShuffledView
 from sckit.device import Compute, choose_compute
 from sckit.errors import DataError
 from sckit.files import to_json

@@ -18,8 +18,9 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 
 from sckit.config import ModelConfig, PretrainConfig, from_dict, read_toml, to_toml
+from sckit.data.genes import GeneIndex
 from sckit.data.manifest import MANIFEST
-from sckit.data.prepare import Store, open_store
+from sckit.data.store import Store, open_store
 from sckit.errors import ConfigError, DataError
 from sckit.files import checksum, flush, replacing, replacing_folder, write_json, write_text
 from sckit.model.closed_forms import ClosedForms
@@ -74,14 +75,10 @@ class Run:
         Each gene is matched by Ensembl id where both sides have one, else by symbol, and no number is given twice.
         Raises DataError when nothing matches.
         """
-        numbers = gene_numbers(self.genes)
-        taken, found = set(), np.full(store.n_genes, -1, np.int32)
-        for position, row in enumerate(gene_names(store.genes)):
-            number = next((numbers[name] for name in row if name in numbers), -1)
-            if number >= 0 and number not in taken:
-                taken.add(number)
-                found[position] = number
-        if not taken:
+        known = GeneIndex(self.genes["id"], self.genes["symbol"])
+        found = known.find(store.genes["id"], store.genes["symbol"]).astype(np.int32)
+        found[pd.Series(found).duplicated()] = -1
+        if found.max() < 0:
             raise DataError(f"no gene of {store.path} is among the {len(self.genes)} that {self.path} was trained on.")
         return found
 
@@ -202,13 +199,3 @@ def load_checkpoint(run: Path, model: Model, optimiser: torch.optim.Optimizer) -
             slots.setdefault(int(index), {})[key] = tensor
     optimiser.load_state_dict({"state": slots, "param_groups": optimiser.state_dict()["param_groups"]})
     return state
-
-
-def gene_numbers(genes: pd.DataFrame) -> dict[str, int]:
-    """Number of the first gene of each id and symbol."""
-    return {name: i for i, names in reversed(list(enumerate(gene_names(genes)))) for name in names}
-
-
-def gene_names(genes: pd.DataFrame) -> list[list[str]]:
-    """Id and symbol of each gene, the id first; empty ones left out."""
-    return [[name for name in row if name] for row in zip(genes["id"], genes["symbol"], strict=True)]

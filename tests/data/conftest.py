@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 import scipy.sparse
 
-from sckit.data.prepare import PrepareConfig, prepare
+from sckit.config.prepare import PrepareConfig
+from sckit.data.prepare import prepare
 
 
 def known_counts(n_cells=23, n_genes=11):

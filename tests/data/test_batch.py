@@ -3,16 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sckit.data.batch import (
-    Hiding,
-    Packer,
-    ShuffledView,
-    batches_by_tokens,
-    epoch_batches,
-    revealed_log_total,
-    shuffle,
-    swap_like_depth,
-)
+from sckit.data.batch import Hiding, Packer, revealed_log_total, swap_like_depth
 from sckit.errors import ConfigError
 from sckit.kernels import counts_numba, counts_reference
 
@@ -140,29 +131,6 @@ def test_over_long_cells_are_cut_and_counted(simulated):
     assert batch.cut == np.maximum(lengths - 10, 0).sum()
 
 
-def test_an_epoch_has_every_cell_once_within_the_budget(simulated):
-    lengths = simulated.obs["n_genes"].to_numpy()
-    cells = np.arange(simulated.n_cells)
-    batches = epoch_batches(cells, lengths, 1000, (0, 1))
-    np.testing.assert_array_equal(np.sort(np.concatenate(batches)), cells)
-    assert max(lengths[b].sum() for b in batches) <= 1000 + lengths.max()
-    again = epoch_batches(cells, lengths, 1000, (0, 1))
-    assert all((a == b).all() for a, b in zip(batches, again, strict=True))
-    other = epoch_batches(cells, lengths, 1000, (0, 2))
-    assert not np.array_equal(np.concatenate(batches), np.concatenate(other))
-
-
-def test_shuffle_mixes_within_its_buffer(rng):
-    order = shuffle(np.arange(10_000), rng)
-    assert np.mean(np.abs(np.diff(order)) < 64) < 0.2
-
-
-@pytest.mark.parametrize("cells", [[], [3], [3, 4, 5]], ids=["none", "one", "three"])
-def test_fill_keeps_order(cells):
-    parts = batches_by_tokens(np.array(cells, np.int64), np.full(10, 100), 150)
-    np.testing.assert_array_equal(np.concatenate([*parts, np.zeros(0, np.int64)]), cells)
-
-
 def test_uniform_rates_cover_the_range_and_hide_some_cells_whole():
     rates = Hiding("uniform", seed=1).rates(np.arange(20_000))
     assert (rates == 1).mean() == pytest.approx(0.3, abs=0.02)
@@ -175,18 +143,3 @@ def test_uniform_rates_cover_the_range_and_hide_some_cells_whole():
 def test_bad_rates_are_refused(rate):
     with pytest.raises(ConfigError, match="--mask"):
         Hiding(rate)
-
-
-def test_shuffled_values_keep_detection_and_depth(simulated):
-    cells = np.array([5, 3, 200])
-    shuffled = ShuffledView(simulated, seed=1)
-    indptr, genes, counts = shuffled.rows(cells)
-    true = simulated.rows(cells)
-    np.testing.assert_array_equal(indptr, true[0])
-    np.testing.assert_array_equal(genes, true[1])
-    for c in range(3):
-        span = slice(indptr[c], indptr[c + 1])
-        np.testing.assert_array_equal(np.sort(counts[span]), np.sort(true[2][span]))
-        assert (counts[span] != true[2][span]).any()
-    np.testing.assert_array_equal(shuffled.rows(cells[2:])[2], counts[indptr[2] :])  # whatever else is in the batch
-    assert (ShuffledView(simulated, seed=2).rows(cells)[2] != counts).any()

@@ -1,12 +1,12 @@
-"""The vocabulary: what joins, in which order, what is summed, refused and lost."""
+"""The vocabulary: what joins, in which order, what is summed, refused and lost; genes found by name."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sckit.data.genes import bare_ids, join_genes, read_gene_list, vocabulary_hash
-from sckit.data.readers.open import GeneTable
+from sckit.data.genes import GeneIndex, bare_ids, join_genes, vocabulary_hash
+from sckit.data.readers.source import GeneTable
 from sckit.errors import DataError
 
 
@@ -99,17 +99,32 @@ def test_take_renumbers_and_loses_the_rest():
     assert taken.maps[0].tolist() == [1, -1, 0]
 
 
-def test_gene_list_names_ids_or_symbols_in_its_own_order(tmp_path):
-    vocabulary = join_genes([table(["A", "B", "C", "D"], ensembl(1, 2, 3, 4))], ["only"])
-    path = tmp_path / "genes.txt"
-    path.write_text("# markers\nENSG00000000003.5\nA\n\nnope\nC\n")
-    numbers, n_missing = read_gene_list(path, vocabulary)
-    assert (numbers.tolist(), n_missing) == ([2, 0], 1)
-    path.write_text("nope\n")
-    with pytest.raises(DataError, match=r"None of the 1 genes of .*genes\.txt is in the data"):
-        read_gene_list(path, vocabulary)
-    with pytest.raises(DataError, match=r"nope\.txt cannot be read"):
-        read_gene_list(tmp_path / "nope.txt", vocabulary)
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        pytest.param("ENSG00000000003", 2, id="id"),
+        pytest.param("ENSG00000000003.5", 2, id="another-version"),
+        pytest.param("ENSG00000000001_PAR_Y", -1, id="copy-on-y"),
+        pytest.param("D", 3, id="symbol"),
+        pytest.param("A", 0, id="symbol-of-two-genes"),
+        pytest.param("ENSG00000000009", 4, id="id-given-as-a-symbol"),
+        pytest.param("ENSG00000000004", 3, id="id-before-the-symbol-of-an-earlier-gene"),
+        pytest.param("nope", -1, id="unknown"),
+        pytest.param("", -1, id="empty"),
+        pytest.param(None, -1, id="no-name"),
+    ],
+)
+def test_a_gene_is_found_by_id_whatever_its_version_else_by_symbol(name, number):
+    ids = [*ensembl(1, version=".2"), "", *ensembl(3, 4), ""]
+    index = GeneIndex(ids, ["A", "ENSG00000000004", "A", "D", "ENSG00000000009.1"])
+    assert index.find([name]).tolist() == [number]
+
+
+def test_other_names_of_a_gene_are_tried_where_the_first_is_unknown():
+    index = GeneIndex(["", *ensembl(2)], ["A", "B"])
+    found = index.find([*ensembl(2, 9), "", ""], ["A", "A", "B", "C"])
+    assert (found.dtype, found.tolist()) == (np.int64, [1, 0, 1, -1])
+    assert index.find([]).tolist() == []
 
 
 def test_hash_depends_on_order_and_names():

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sckit.data.prepare import PrepareConfig, describe, open_store, prepare
+from sckit.config.prepare import PrepareConfig
+from sckit.data.prepare import prepare
+from sckit.data.store import describe, open_store
 from sckit.errors import DataError
 
 N_CELLS, N_GENES = 23, 11

@@ -1,13 +1,12 @@
 """Inputs are joined, filtered and cut to the chosen genes; nothing is lost in silence, nothing is left behind."""
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
 
-from sckit.data.preparation import source_names
-from sckit.data.prepare import PrepareConfig, describe, prepare
+from sckit.config.prepare import PrepareConfig
+from sckit.data.prepare import prepare
+from sckit.data.store import describe
 from sckit.errors import ConfigError, DataError
 
 N_CELLS, N_GENES = 23, 11
@@ -92,38 +91,30 @@ def test_obs_columns_of_every_kind_survive(tmp_path, write_h5ad):
 
 
 @pytest.mark.parametrize(
-    ("paths", "names"),
-    [
-        pytest.param(["a/x.h5ad", "b/x.h5ad", "y.h5"], ["x", "x-2", "y"], id="same-file-name"),
-        pytest.param(
-            ["s1/outs/filtered_feature_bc_matrix.h5", "s2/outs/filtered_feature_bc_matrix"],
-            ["s1", "s2"],
-            id="cell-ranger",
-        ),
-        pytest.param(["x", "x", "x-2"], ["x", "x-2", "x-2-2"], id="name-that-is-taken"),
-        pytest.param(["x-2", "x", "x"], ["x-2", "x", "x-3"], id="name-that-was-taken"),
-    ],
-)
-def test_inputs_get_names_of_their_own(paths, names):
-    assert source_names([Path(path) for path in paths]) == names
-
-
-@pytest.mark.parametrize(
     ("config", "message"),
     [
         pytest.param({"min_genes": 99}, "No cell is left of 23: 23 cells with fewer than 99 genes", id="nothing-left"),
         pytest.param({"obs_filter": "assay == 'x'"}, r"No cell is left of 23: 23 cells outside", id="no-label-matches"),
         pytest.param({"genes": 3, "min_genes": 99}, "No cell is left of 23", id="nothing-left-to-choose-genes-from"),
         pytest.param({"max_mito": 0.1}, "no gene whose symbol begins with MT-", id="no-mito-genes"),
-        pytest.param({"genes": "nope.txt"}, r"nope\.txt cannot be read", id="no-gene-list"),
+        pytest.param({"genes": "list.txt"}, r"None of the 2 genes of .*list\.txt is in the data", id="no-gene-listed"),
         pytest.param({"layer": "nope"}, "no layer 'nope'", id="unknown-layer"),
         pytest.param({"obs_filter": "colour == 1"}, "'colour' is not defined", id="unknown-column"),
     ],
 )
-def test_bad_data_leaves_nothing_behind(tmp_path, config, message, write_h5ad):
+def test_bad_data_leaves_nothing_behind(tmp_path, monkeypatch, config, message, write_h5ad):
     source = write_h5ad(tmp_path / "x.h5ad", obs=pd.DataFrame({"assay": ["10x 3' v2"] * N_CELLS}))
+    (tmp_path / "list.txt").write_text("nope\n# a comment\nMT-CO1\n")
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=message):
         prepare([source], tmp_path / "s.sckit", config=PrepareConfig(**config))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["list.txt", "x.h5ad"]
+
+
+def test_a_gene_list_that_cannot_be_read_leaves_nothing_behind(tmp_path, write_h5ad):
+    source = write_h5ad(tmp_path / "x.h5ad")
+    with pytest.raises(ConfigError, match=r"--genes nope\.txt cannot be read"):
+        prepare([source], tmp_path / "s.sckit", config=PrepareConfig(genes="nope.txt"))
     assert [path.name for path in tmp_path.iterdir()] == ["x.h5ad"]
 
 

@@ -13,7 +13,9 @@ import pandas as pd
 import pytest
 import scipy.sparse
 
-from sckit.data.prepare import PrepareConfig, open_store, prepare
+from sckit.config.prepare import PrepareConfig
+from sckit.data.prepare import prepare
+from sckit.data.store import open_store
 from sckit.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +33,7 @@ def test_an_existing_store_is_replaced_only_when_told(tmp_path, sharded, known_c
 
 
 def _fails_at_shard(bad):
-    from sckit.data.manifest import ShardBuffer
+    from sckit.data.shards import ShardBuffer
 
     write = ShardBuffer.write
 
@@ -52,8 +54,8 @@ def test_a_full_disk_leaves_no_store_and_the_next_call_continues(tmp_path, monke
     assert not (tmp_path / "s.sckit").exists()
     monkeypatch.undo()
     seen = []
-    prepare([source], tmp_path / "s.sckit", config=config, progress=lambda *step: seen.append(step))
-    assert seen == [(15, 23, "writing"), (20, 23, "writing"), (23, 23, "writing")]
+    prepare([source], tmp_path / "s.sckit", config=config, on_event=lambda _, facts: seen.append(facts))
+    assert seen == [{"done": done, "of": 23, "what": "writing"} for done in (15, 20, 23)]
     prepare([source], tmp_path / "straight.sckit", config=config)
     assert folder_bytes(tmp_path / "s.sckit") == folder_bytes(tmp_path / "straight.sckit")
 
@@ -77,9 +79,10 @@ def test_work_on_other_inputs_or_settings_is_not_reused(
 
 PREPARE_SLOWLY = """
 import sys, time
-from sckit.data.prepare import PrepareConfig, prepare
+from sckit.config.prepare import PrepareConfig
+from sckit.data.prepare import prepare
 prepare([sys.argv[1]], sys.argv[2], config=PrepareConfig(genes=150, cells_per_shard=100),
-        progress=lambda *step: time.sleep(0.02))
+        on_event=lambda *event: time.sleep(0.02))
 """
 
 
@@ -101,9 +104,9 @@ def test_a_killed_prepare_continues_byte_for_byte(tmp_path, rng, write_h5ad, fol
     with pytest.raises(DataError, match="is not a store"):
         open_store(tmp_path / "s.sckit.partial")
     seen = []
-    prepare([source], out, config=config, progress=lambda *step: seen.append(step))
-    assert seen[0][0] >= kill_at * 100, "finished shards were written again"
-    assert {label for _, _, label in seen} == {"writing"}, "the genes were chosen again"
+    prepare([source], out, config=config, on_event=lambda _, facts: seen.append(facts))
+    assert seen[0]["done"] >= kill_at * 100, "finished shards were written again"
+    assert {facts["what"] for facts in seen} == {"writing"}, "the genes were chosen again"
     prepare([source], tmp_path / "straight.sckit", config=config)
     assert folder_bytes(out) == folder_bytes(tmp_path / "straight.sckit")
     assert not (tmp_path / "s.sckit.partial").exists()
@@ -111,7 +114,8 @@ def test_a_killed_prepare_continues_byte_for_byte(tmp_path, rng, write_h5ad, fol
 
 MEASURE = """
 import sys
-from sckit.data.prepare import PrepareConfig, prepare
+from sckit.config.prepare import PrepareConfig
+from sckit.data.prepare import prepare
 report = prepare([sys.argv[1]], sys.argv[2], config=PrepareConfig(cells_per_shard=8192)).report
 print(report["peak_rss_bytes"], report["cells"])
 """

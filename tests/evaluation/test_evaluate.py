@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from sckit.config import EvalConfig, PretrainConfig
-from sckit.data.batch import CutView, Hiding, Packer
+from sckit.data.batch import Hiding, Packer
 from sckit.data.halves import Halves, nb_sizes, replicate_values
 from sckit.data.split import run_vocabulary
+from sckit.data.views import CutView
 from sckit.errors import DataError
 from sckit.evaluation.embed import embed
 from sckit.evaluation.evaluate import evaluate
@@ -245,7 +246,8 @@ def test_a_run_without_its_store_is_one_sentence(run, tmp_path):
 
 def test_a_replaced_store_is_refused(simulated, tmp_path):
     """Other rows under the same row numbers would turn training cells into held-out ones."""
-    from sckit.data.prepare import PrepareConfig, prepare
+    from sckit.config.prepare import PrepareConfig
+    from sckit.data.prepare import prepare
 
     source, path = simulated.path.parent / "counts.h5ad", tmp_path / "s.sckit"
     prepare([source], path)

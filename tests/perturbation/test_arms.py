@@ -11,7 +11,8 @@ from safetensors.numpy import load_file, save_file
 
 from sckit.config import PretrainConfig
 from sckit.config.finetune import ARMS
-from sckit.data.prepare import PrepareConfig, prepare
+from sckit.config.prepare import PrepareConfig
+from sckit.data.prepare import prepare
 from sckit.data.split import HELD_OUT, TRAIN, VALIDATION
 from sckit.device import choose_compute
 from sckit.errors import DataError

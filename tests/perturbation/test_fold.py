@@ -267,7 +267,7 @@ def test_a_job_is_a_function_of_its_seeds_and_of_no_other_arm(run, screen):
 @pytest.mark.parametrize(
     ("text", "error", "words"),
     [
-        pytest.param(None, ConfigError, "cannot be read .*; give one gene a line", id="no file"),
+        pytest.param(None, ConfigError, "cannot be read .*; give one gene id or symbol per line", id="no file"),
         pytest.param("other\n", DataError, "0 of the 1 genes .* among the 20 predicted", id="unknown genes"),
         pytest.param("\n".join(f"GENE{g}" for g in range(18)), DataError, "three must be left", id="too many"),
     ],

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 from sckit.config.finetune import FinetuneConfig
-from sckit.data.prepare import PrepareConfig, prepare
+from sckit.config.prepare import PrepareConfig
+from sckit.data.prepare import prepare
 from sckit.errors import ConfigError, DataError
 from sckit.perturbation.screen import read_screen
 
@@ -176,7 +177,7 @@ def test_conditions_of_any_name_find_their_target(tmp_path, name):
                          ids=["one column", "one column in places", "empty", "genes alone"])  # fmt: skip
 def test_a_map_that_is_none_is_refused(tmp_path, text):
     (tmp_path / "map").write_text(text)
-    with pytest.raises(ConfigError, match="give condition and gene a line, separated by a tab or comma"):
+    with pytest.raises(ConfigError, match="give condition and gene per line, separated by a tab or comma"):
         read(tmp_path, PLAIN, target_map=str(tmp_path / "map"))
 
 

@@ -5,8 +5,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from safetensors.numpy import load_file
 
@@ -14,7 +16,7 @@ from sckit.config import PretrainConfig
 from sckit.data.split import HELD_OUT, TRAIN, VALIDATION, split_cells
 from sckit.errors import ConfigError, DataError
 from sckit.training.pretrain import load_model, pretrain
-from sckit.training.run import find_run, open_run
+from sckit.training.run import Run, find_run, open_run
 
 SMALL = {
     "engine": "reference",
@@ -190,3 +192,15 @@ def test_a_missing_run_is_one_sentence(tmp_path):
     (tmp_path / "half" / "config.toml").write_text("")
     with pytest.raises(DataError, match=r"lacks forms\.safetensors"):
         open_run(tmp_path / "half")
+
+
+def test_genes_of_another_store_are_known_by_id_or_symbol_and_no_number_is_given_twice():
+    def numbers_in(ids, symbols):
+        run = SimpleNamespace(genes=pd.DataFrame({"id": ["", "ENSG2", "ENSG3"], "symbol": ["A", "B", "C"]}), path="run")
+        return Run.numbers_in(run, SimpleNamespace(genes=pd.DataFrame({"id": ids, "symbol": symbols}), path="store"))
+
+    found = numbers_in(["ENSG3.4", "", "ENSG9", "", "ENSG2"], ["old name", "C", "A", "D", "A"])
+    assert found.dtype == np.int32
+    assert found.tolist() == [2, -1, 0, -1, 1]
+    with pytest.raises(DataError, match="no gene of store is among the 3 that run was trained on"):
+        numbers_in([""], ["D"])

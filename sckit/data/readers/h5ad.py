@@ -1,4 +1,4 @@
-"""Readers of .h5ad files (today's layout and the old one) and of the PBMC sample that ships inside scanpy."""
+"""Readers of .h5ad files (today's layout and the old one) and of the PBMC sample that comes with scanpy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ import pandas as pd
 from sckit.data.readers.hdf5 import array, csr_rows, dataset, group, readable, strings
 from sckit.data.readers.source import GENE_EXPRESSION, NOT_EXPRESSION, Source, gene_table, other_matrices
 from sckit.data.readers.spool import CellSpool, Chunk
+from sckit.data.views import Csr, indptr_of
 from sckit.errors import DataError
+from sckit.kernels.counts_reference import TARGET_SUM
 
 _DENSE_VALUES = 2**23
 _ENTRIES_PER_CHUNK = 2**20
@@ -54,7 +56,7 @@ class H5ad(Source):
                 self._entries_before = self._spool.indptr
         return nullcontext(self._spool)
 
-    def _read(self, handle: h5py.File | CellSpool, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _read(self, handle: h5py.File | CellSpool, first: int, last: int) -> Csr:
         if isinstance(handle, CellSpool):
             return handle.read(first, last)
         if self._entries_before is None:
@@ -76,17 +78,17 @@ class Sample(H5ad):
         self.largest_distance = 0.0
         """Largest distance of a recovered count from a whole number among the cells read so far."""
 
-    def _read(self, handle: h5py.File | CellSpool, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _read(self, handle: h5py.File | CellSpool, first: int, last: int) -> Csr:
         indptr, features, values = super()._read(handle, first, last)
         per_entry = np.repeat(self._per_cell[first:last], np.diff(indptr))
-        counts = np.expm1(values.astype(np.float64)) * per_entry / 1e4
+        counts = np.expm1(values.astype(np.float64)) * per_entry / TARGET_SUM
         whole = np.rint(counts)
         self.largest_distance = max(self.largest_distance, float(np.abs(counts - whole).max(initial=0.0)))
         return indptr, features, whole
 
 
 def sample_path() -> Path:
-    """Where scanpy keeps its PBMC sample; scanpy itself is not imported."""
+    """Find the file of the PBMC sample inside the scanpy package; scanpy itself is not imported."""
     spec = importlib.util.find_spec("scanpy")
     places = list(spec.submodule_search_locations or []) if spec else []
     for place in places:
@@ -98,7 +100,7 @@ def sample_path() -> Path:
 
 
 def _matrix_key(file: h5py.File, path: Path, *, layer: str | None, raw: bool) -> tuple[str, str]:
-    """Names of the matrix and of its gene table inside the file."""
+    """Return the names of the matrix and of its gene table inside the file."""
     layers = _layers(file)
     if layer is not None:
         if layer not in layers:
@@ -127,7 +129,7 @@ def _layers(file: h5py.File) -> list[str]:
 
 
 def _encoding(matrix: object) -> tuple[str, tuple[int, int]]:
-    """Storage of the matrix ("dense", "csr" or "csc") and its shape (cells, genes)."""
+    """Return the storage of the matrix ("dense", "csr" or "csc") and its shape (cells, genes)."""
     if isinstance(matrix, h5py.Dataset):
         return "dense", matrix.shape
     if not isinstance(matrix, h5py.Group):
@@ -138,7 +140,7 @@ def _encoding(matrix: object) -> tuple[str, tuple[int, int]]:
 
 
 def _frame(file: h5py.File, key: str) -> pd.DataFrame:
-    """A table of cells or genes; old files store it as one compound dataset with categories under `uns`."""
+    """Read a table of cells or genes; old files store it as one compound dataset with categories under `uns`."""
     stored = file[key]
     if not isinstance(stored, h5py.Dataset):
         from anndata.io import read_elem
@@ -160,16 +162,16 @@ def _frame(file: h5py.File, key: str) -> pd.DataFrame:
     return pd.DataFrame(columns, index=pd.Index(strings(records[names[0]])))
 
 
-def _dense_rows(matrix: h5py.Dataset, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Nonzero entries of some rows of a dense matrix: (indptr, genes, values)."""
+def _dense_rows(matrix: h5py.Dataset, first: int, last: int) -> Csr:
+    """Read the nonzero entries of some rows of a dense matrix: (indptr, genes, values)."""
     piece = matrix[first:last]  # [c, G]
     rows, columns = np.nonzero(piece)
-    indptr = np.concatenate(([0], np.cumsum(np.bincount(rows, minlength=len(piece)))))
+    indptr = indptr_of(np.bincount(rows, minlength=len(piece)))
     return indptr, columns, piece[rows, columns]
 
 
 def _column_chunks(matrix: h5py.Group) -> Iterator[Chunk]:
-    """Entries of a CSC matrix as (cells, genes, values), in file order."""
+    """Yield the entries of a CSC matrix as (cells, genes, values), in file order."""
     indptr = array(matrix, "indptr").astype(np.int64)
     for low in range(0, int(indptr[-1]), _ENTRIES_PER_CHUNK):
         high = min(low + _ENTRIES_PER_CHUNK, int(indptr[-1]))

@@ -13,6 +13,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from sckit.data.views import Csr
 from sckit.errors import DataError
 
 
@@ -42,7 +43,7 @@ def _unreadable(path: Path, error: Exception) -> DataError:
 
 
 def group(parent: h5py.Group, name: str) -> h5py.Group:
-    """Child group of an HDF5 file; `KeyError` when it is missing or something else."""
+    """Return a child group of an HDF5 file; raises `KeyError` when it is missing or something else."""
     found = parent[name]
     if not isinstance(found, h5py.Group):
         raise KeyError(f"{name} is not a group")
@@ -50,7 +51,7 @@ def group(parent: h5py.Group, name: str) -> h5py.Group:
 
 
 def dataset(parent: h5py.Group, name: str) -> h5py.Dataset:
-    """Child dataset of an HDF5 file; `KeyError` when it is missing or something else."""
+    """Return a child dataset of an HDF5 file; raises `KeyError` when it is missing or something else."""
     found = parent[name]
     if not isinstance(found, h5py.Dataset):
         raise KeyError(f"{name} is not a dataset")
@@ -58,12 +59,12 @@ def dataset(parent: h5py.Group, name: str) -> h5py.Dataset:
 
 
 def array(parent: h5py.Group, name: str, first: int = 0, last: int | None = None) -> np.ndarray:
-    """Entries first..last of a dataset, in memory."""
+    """Read entries first..last of a dataset into memory."""
     return np.asarray(dataset(parent, name)[first:last])
 
 
 def strings(values: Any) -> np.ndarray:
-    """[N] str objects from bytes, str, categories or numbers; missing values become ""."""
+    """Turn bytes, str, categories or numbers [N] into str objects [N]; missing values become ""."""
     found = np.asarray(values, dtype=object)
     if all(type(value) is str for value in found):
         return found
@@ -74,9 +75,7 @@ def strings(values: Any) -> np.ndarray:
     return np.array(text, dtype=object)
 
 
-def csr_rows(
-    matrix: h5py.Group, entries_before: np.ndarray, first: int, last: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def csr_rows(matrix: h5py.Group, entries_before: np.ndarray, first: int, last: int) -> Csr:
     """Read rows of a compressed matrix whose indptr is `entries_before` [rows + 1]: their (indptr, indices, data)."""
     low, high = int(entries_before[first]), int(entries_before[last])
     return entries_before[first : last + 1] - low, array(matrix, "indices", low, high), array(matrix, "data", low, high)

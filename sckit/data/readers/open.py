@@ -1,4 +1,4 @@
-"""The door to all inputs: `open_source` looks at what a path holds, not at its suffix, and picks the reader."""
+"""Opening an input: `open_source` looks at what a path holds, not at its suffix, and picks the reader."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ import h5py
 from sckit.data.readers.h5ad import H5ad, Sample, sample_path
 from sckit.data.readers.hdf5 import readable
 from sckit.data.readers.soma import Soma
-from sckit.data.readers.source import CountsBlock, GeneTable, Source
+from sckit.data.readers.source import Source
 from sckit.data.readers.tenx import TenxH5, TenxMtx, genome_groups
 from sckit.errors import ConfigError, DataError
-
-__all__ = ["CountsBlock", "GeneTable", "Source", "open_sample", "open_source"]
 
 _ACCEPTED = "an .h5ad, a Cell Ranger .h5, a folder with matrix.mtx or a TileDB-SOMA experiment"
 
@@ -51,7 +49,7 @@ def open_sample() -> Source:
 
 
 def _kind(path: Path) -> str:
-    """Say which reader a path needs: "h5ad", "tenx h5", "mtx" or "soma"."""
+    """Find out which reader a path needs: "h5ad", "tenx h5", "mtx" or "soma"."""
     if not path.exists():
         raise DataError(f"{path} does not exist; give {_ACCEPTED}.")
     if path.is_dir():

@@ -11,6 +11,7 @@ import numpy as np
 
 from sckit.data.readers.hdf5 import readable
 from sckit.data.readers.source import Source, gene_table, other_matrices
+from sckit.data.views import Csr, indptr_of
 from sckit.errors import DataError
 
 _CELLS_PER_BLOCK = 1024
@@ -46,7 +47,7 @@ class Soma(Source):
     def _opened(self) -> AbstractContextManager[Any]:
         return _open(self.path)
 
-    def _read(self, handle: Any, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _read(self, handle: Any, first: int, last: int) -> Csr:
         ids = self._obs_ids[first:last]
         contiguous = ids[-1] - ids[0] == len(ids) - 1
         matrix = handle.ms[self._measurement].X[self._layer]
@@ -54,13 +55,13 @@ class Soma(Source):
         cells = np.searchsorted(ids, table["soma_dim_0"].to_numpy())
         genes = np.searchsorted(self._var_ids, table["soma_dim_1"].to_numpy())
         order = np.argsort(cells, kind="stable")
-        indptr = np.concatenate(([0], np.cumsum(np.bincount(cells, minlength=len(ids)))))
+        indptr = indptr_of(np.bincount(cells, minlength=len(ids)))
         return indptr, genes[order], table["soma_data"].to_numpy()[order]
 
 
 @contextmanager
 def _open(path: Path) -> Iterator[Any]:
-    """Open the experiment; TileDB's own errors become `OSError`, for `readable` to put into a sentence."""
+    """Open the experiment; TileDB's own errors become `OSError`, which `readable` puts into a sentence."""
     import tiledbsoma
 
     try:
@@ -71,7 +72,7 @@ def _open(path: Path) -> Iterator[Any]:
 
 
 def _choose(known: list[str], preferred: tuple[str, ...], what: str) -> str:
-    """First preferred name that there is, else the only one there is."""
+    """Return the first preferred name that is known, else the only known one."""
     for name in preferred:
         if name in known:
             return name

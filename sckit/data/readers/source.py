@@ -1,4 +1,4 @@
-"""What a reader hands over: blocks of whole-number counts (CSR), the gene table, and the checks every reader shares."""
+"""What a reader gives: blocks of whole-number counts (CSR), the gene table; and the checks that all readers share."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 
 from sckit.data.readers.hdf5 import readable, strings
+from sckit.data.views import Csr, as_matrix, cell_of_entry, indptr_of
 from sckit.errors import DataError
 
 LARGEST_COUNT = 2**32 - 1
@@ -54,15 +54,15 @@ class CountsBlock:
     """C rows; the index holds the cell ids (barcodes)."""
 
     def totals(self) -> np.ndarray:
-        """Counts of each cell: [C] int64."""
+        """Return the counts of each cell: [C] int64."""
         filled = np.flatnonzero(np.diff(self.indptr))  # reduceat gives an empty cell the next cell's first entry
         totals = np.zeros(len(self.indptr) - 1, np.int64)
         totals[filled] = np.add.reduceat(self.counts, self.indptr[filled], dtype=np.int64)
         return totals
 
     def weighted(self, weights: np.ndarray) -> np.ndarray:
-        """Sum of counts times `weights` [G] over the genes of each cell: [C] float64."""
-        return sp.csr_array((self.counts, self.genes, self.indptr), (len(self.indptr) - 1, len(weights))) @ weights
+        """Sum counts times `weights` [G] over the genes of each cell: [C] float64."""
+        return as_matrix((self.indptr, self.genes, self.counts), len(weights)) @ weights
 
 
 class Source:
@@ -117,8 +117,8 @@ class Source:
         """Context in which `_read` may be called; its value is handed to `_read`."""
         return nullcontext()
 
-    def _read(self, handle: Any, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Cells first..last as (indptr [C + 1], features [nnz], values [nnz]), in the file's own features and dtype."""
+    def _read(self, handle: Any, first: int, last: int) -> Csr:
+        """Read cells first..last: (indptr [C + 1], features [nnz], values [nnz]), features and dtype as in the file."""
         raise NotImplementedError
 
     def _block_end(self, first: int, cells_per_block: int) -> int:
@@ -152,20 +152,15 @@ class Source:
         return values.astype(np.uint32)
 
 
-def cell_of_entry(indptr: np.ndarray) -> np.ndarray:
-    """Row of every stored entry: [nnz] int64."""
-    return np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
-
-
-def tidy(indptr: np.ndarray, genes: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def tidy(indptr: np.ndarray, genes: np.ndarray, counts: np.ndarray) -> Csr:
     """Drop zeros and genes below 0, sort the genes of each cell and sum repeated ones.
 
-    Takes and gives CSR: indptr [C + 1] int64, genes [nnz] int32, counts [nnz] uint32.
+    Takes and returns CSR: indptr [C + 1] int64, genes [nnz] int32, counts [nnz] uint32.
     """
     n_cells = len(indptr) - 1
     keep = (counts > 0) & (genes >= 0)
     if not keep.all():
-        kept_before = np.concatenate(([0], np.cumsum(keep)))  # [nnz + 1]
+        kept_before = indptr_of(keep)  # [nnz + 1]
         indptr, genes, counts = kept_before[indptr], genes[keep], counts[keep]
     falls = np.diff(genes) <= 0  # [nnz - 1]
     starts = indptr[1:-1]
@@ -178,7 +173,7 @@ def tidy(indptr: np.ndarray, genes: np.ndarray, counts: np.ndarray) -> tuple[np.
     first = np.ones(len(genes), dtype=bool)
     first[1:] = (genes[1:] != genes[:-1]) | (cells[1:] != cells[:-1])
     summed = np.add.reduceat(counts.astype(np.uint64), np.flatnonzero(first))
-    indptr = np.concatenate(([0], np.cumsum(np.bincount(cells[first], minlength=n_cells))))
+    indptr = indptr_of(np.bincount(cells[first], minlength=n_cells))
     return indptr, genes[first], summed.astype(np.uint32)
 
 
@@ -209,5 +204,5 @@ def gene_table(var: pd.DataFrame) -> GeneTable:
 
 
 def mostly_ensembl(names: np.ndarray) -> bool:
-    """Whether at least half of the names are Ensembl gene ids."""
+    """Return whether at least half of the names are Ensembl gene ids."""
     return 2 * sum(ENSEMBL.match(name) is not None for name in names) >= max(len(names), 1)

@@ -1,4 +1,4 @@
-"""A matrix that arrives in any order, put into cell order in unnamed temporary files."""
+"""Putting a matrix whose entries arrive in any order into the order of its cells, in unnamed temporary files."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import BinaryIO
 
 import numpy as np
 
+from sckit.data.views import Csr, indptr_of
+
 Chunk = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Entries as (cells [n], genes [n], values [n])."""
 
@@ -18,9 +20,9 @@ _ENTRIES_PER_BUCKET = 2**21
 
 
 class CellSpool:
-    """Entries by cell, on disk: 8 or 12 bytes an entry, three times that while a matrix is being put into order.
+    """Entries by cell, on disk: 8 or 12 bytes per entry, three times that while a matrix is being put into order.
 
-    Memory holds one chunk or one bucket (some two million entries, or one cell if that is more) and 8 bytes a cell.
+    Memory holds one chunk or one bucket (some two million entries, or one cell if that is more) and 8 bytes per cell.
     """
 
     def __init__(self, chunks: Iterable[Chunk], n_cells: int, value_dtype: np.dtype) -> None:
@@ -39,13 +41,13 @@ class CellSpool:
             per_cell += np.bincount(cells, minlength=n_cells)
             for file, part in ((self._cells, cells), (self._genes, genes), (self._values, values)):
                 file.append(part)
-        self.indptr = np.concatenate(([0], np.cumsum(per_cell)))  # [C + 1]
+        self.indptr = indptr_of(per_cell)  # [C + 1]
         if not ordered:
             self._sort()
-        del self._cells  # its disk space: the order says it all now
+        del self._cells  # frees its disk space: indptr says the same
 
-    def read(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Cells first..last as CSR (indptr, genes, values); genes of a cell are in the order of arrival."""
+    def read(self, first: int, last: int) -> Csr:
+        """Read cells first..last as (indptr, genes, values); genes of a cell are in the order of arrival."""
         low, high = int(self.indptr[first]), int(self.indptr[last])
         return self.indptr[first : last + 1] - low, self._genes.read(low, high), self._values.read(low, high)
 
@@ -77,7 +79,7 @@ class CellSpool:
 
 
 def _bucket_starts(indptr: np.ndarray) -> np.ndarray:
-    """First cells of buckets of at most so many entries (or one cell), and the number of cells at the end."""
+    """Return the first cell of each bucket of two million entries or one cell, and the number of cells at the end."""
     starts = [0]
     n_cells = len(indptr) - 1
     while starts[-1] < n_cells:

@@ -15,13 +15,14 @@ import pandas as pd
 from sckit.data.readers.hdf5 import array, csr_rows, dataset, group, readable, strings
 from sckit.data.readers.source import GENE_EXPRESSION, NOT_EXPRESSION, GeneTable, Source
 from sckit.data.readers.spool import CellSpool, Chunk
+from sckit.data.views import Csr
 from sckit.errors import DataError
 
 _LINES_PER_CHUNK = 2**20
 
 
 def genome_groups(file: h5py.File) -> list[str]:
-    """Names of the genomes in a file of Cell Ranger 1 or 2, which keeps one matrix per genome."""
+    """List the genomes in a file of Cell Ranger 1 or 2, which keeps one matrix per genome."""
     return [name for name, item in file.items() if isinstance(item, h5py.Group) and {"barcodes", "indptr"} <= set(item)]
 
 
@@ -51,7 +52,7 @@ class TenxH5(Source):
     def _opened(self) -> AbstractContextManager[h5py.File]:
         return h5py.File(self.path)
 
-    def _read(self, handle: h5py.File, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _read(self, handle: h5py.File, first: int, last: int) -> Csr:
         return csr_rows(group(handle, self._key), self._indptr, first, last)
 
 
@@ -91,11 +92,11 @@ class TenxMtx(Source):
             self._entries_before = self._spool.indptr
         return nullcontext(self._spool)
 
-    def _read(self, handle: CellSpool, first: int, last: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _read(self, handle: CellSpool, first: int, last: int) -> Csr:
         return handle.read(first, last)
 
     def _chunks(self) -> Iterator[Chunk]:
-        """Lines of the matrix as (cells, features, values), counted from 0."""
+        """Yield the lines of the matrix as (cells, features, values), counted from 0."""
         n_lines = 0
         with _open_text(self._matrix_path) as file:
             _read_mtx_head(file)
@@ -113,7 +114,7 @@ class TenxMtx(Source):
 
 
 def mtx_folder(path: Path, genome: str | None) -> Path | None:
-    """Find the folder with matrix.mtx: `path`, or its subfolder for one genome (Cell Ranger 1 and 2); else None."""
+    """Find the folder with matrix.mtx: `path`, or its subfolder for one genome (Cell Ranger 1 and 2), or None."""
     if _is_mtx(path):
         return path
     genomes = sorted(folder.name for folder in path.iterdir() if folder.is_dir() and _is_mtx(folder))
@@ -152,7 +153,7 @@ def _find(folder: Path, *names: str) -> Path:
         for path in (folder / name, folder / f"{name}.gz"):
             if path.is_file():
                 return path
-    raise DataError(f"{folder} has a matrix but no {' or '.join(names)} (gzipped or not) beside it; add the file.")
+    raise DataError(f"{folder} has a matrix but no {' or '.join(names)} (gzipped or not) next to it; add the file.")
 
 
 def _open_text(path: Path) -> IO[str]:
@@ -165,7 +166,7 @@ def _read_tsv(path: Path) -> pd.DataFrame:
 
 
 def _read_mtx_head(file: IO[str]) -> tuple[int, int, int]:
-    """Read up to the line of sizes: (features, cells, entries); `ValueError` for other kinds of mtx."""
+    """Read up to the line of sizes: (features, cells, entries); raises `ValueError` for other kinds of mtx."""
     banner = file.readline().lower().split()
     if banner not in (["%%matrixmarket", "matrix", "coordinate", field, "general"] for field in ("integer", "real")):
         raise ValueError(

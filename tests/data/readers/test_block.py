@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sckit.data.readers.open import open_source
-from sckit.data.readers.source import cell_of_entry, gene_table, tidy
+from sckit.data.readers.source import gene_table, tidy
 from sckit.data.readers.spool import CellSpool
+from sckit.data.views import cell_of_entry
 from sckit.errors import DataError
 
 

@@ -1,0 +1,157 @@
+"""Obs tables and labels: the cells of several inputs in one table, which of them are kept, columns as strings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from sckit.data.filters import KEPT
+from sckit.data.readers.hdf5 import strings
+from sckit.data.readers.source import Source
+from sckit.errors import ConfigError, DataError
+
+OWN_COLUMNS = ("cell", "source", "total_counts", "n_genes")
+"""Obs columns that the store writes itself; an input's column of such a name becomes input_NAME."""
+
+TENX_LABEL = re.compile(r"10x (3'|5'|multiome)", re.IGNORECASE)
+"""CELLxGENE assay labels that count as 10x: 3' and 5' of every version ("10x 3' v3", "10x 5' transcription profiling")
+and multiome. Left out on purpose: "10x gene expression flex" (probes, not transcripts), feature barcode, ATAC, TCR."""
+
+_PRIMES = str.maketrans("\u2019\u2032", "''")
+_GENERIC_NAMES = ("feature_bc_matrix", "gene_bc_matrices", "outs", "matrix", "counts", "adata")
+
+
+def source_names(paths: Sequence[Path]) -> list[str]:
+    """Name every input after its file, or after the folder above where all samples have the same file name.
+
+    No two names are the same: the second input of a name gets "-2" behind it, and so on.
+    """
+    names: list[str] = []
+    for path in paths:
+        places = [path, *path.resolve().parents]
+        stems = [place.name.removesuffix(".gz").removesuffix(".h5").removesuffix(".h5ad") for place in places]
+        name = next((stem for stem in stems if stem and not stem.endswith(_GENERIC_NAMES)), "input")
+        unique = (name if nth == 1 else f"{name}-{nth}" for nth in count(1))
+        names.append(next(candidate for candidate in unique if candidate not in names))
+    return names
+
+
+def unite_obs(sources: Sequence[Source], names: Sequence[str]) -> tuple[pd.DataFrame, list[int]]:
+    """Join the obs tables of all sources: (one row per cell, in order; per source, how many cell ids it repeats).
+
+    Columns: cell (the id; with several sources "source:id"; "#2" behind the second cell of that name and so on),
+    source, then the union of the sources' columns, missing where a source does not have one.
+    """
+    ids, repeats = [], []
+    for source, name in zip(sources, names, strict=True):
+        own = pd.Series(strings(source.obs.index))
+        nth = own.groupby(own).cumcount()
+        own = own.where(nth == 0, own + "#" + (nth + 1).astype(str))
+        ids.append(own if len(sources) == 1 else name + ":" + own)
+        repeats.append(int((nth > 0).sum()))
+    columns = list(dict.fromkeys(column for source in sources for column in source.obs.columns))
+    # concat would let columns without any value decide the types of the others
+    given = [source.obs.dropna(axis="columns", how="all") for source in sources]
+    united = pd.concat(given, ignore_index=True).reindex(columns=columns)
+    united.columns = [f"input_{name}" if name in OWN_COLUMNS else str(name) for name in united.columns]
+    for name in united.select_dtypes(object).columns:
+        if all(isinstance(value, bool) for value in united[name].dropna()):
+            united[name] = united[name].astype("boolean")
+        else:
+            united[name] = united[name].where(united[name].isna(), strings(united[name])).astype("category")
+    of_cell = np.repeat(np.arange(len(sources)), [source.n_cells for source in sources])
+    united.insert(0, "cell", np.concatenate(ids))
+    united.insert(1, "source", pd.Categorical.from_codes(of_cell, list(names)))
+    return united, repeats
+
+
+def judge_obs(
+    sources: Sequence[Source], names: Sequence[str], obs: pd.DataFrame, *, assay: str, obs_filter: str | None
+) -> tuple[np.ndarray, list[str]]:
+    """Judge all cells by their labels: (codes [C] int16, reasons); code i + 1 means reasons[i], 0 that it is kept.
+
+    `obs` is the united table, so that a filter may name a column that only some of the inputs have.
+    """
+    reasons: list[str] = []
+    codes = []
+    for source, name in zip(sources, names, strict=True):
+        own, own_reasons = assay_codes(source.obs, assay, name)
+        reasons += [reason for reason in own_reasons if reason not in reasons]
+        renumber = np.array([KEPT] + [reasons.index(reason) + 1 for reason in own_reasons], dtype=np.int16)
+        codes.append(renumber[own])
+    judged = np.concatenate(codes)
+    if obs_filter is not None:
+        reasons.append(f"cells outside --obs-filter {obs_filter}")
+        judged[(judged == KEPT) & ~obs_matches(obs, obs_filter)] = len(reasons)
+    return judged, reasons
+
+
+def assay_codes(obs: pd.DataFrame, assay: str, name: str) -> tuple[np.ndarray, list[str]]:
+    """Judge the cells of one source by their assay: (codes [C] int16, reasons), code i + 1 meaning reasons[i].
+
+    `assay` is "10x" (see `TENX_LABEL`), "any", or labels separated by commas. A source without the column is kept
+    under "10x", because 10x files carry no labels; a list of labels needs the column and raises `DataError`.
+    """
+    codes = np.zeros(len(obs), dtype=np.int16)
+    if assay == "any":
+        return codes, []
+    if "assay" not in obs:
+        if assay == "10x":
+            return codes, []
+        raise DataError(f"{name} has no obs column 'assay', so --assay {assay!r} cannot be applied; use --assay any.")
+    labels = pd.Series(obs["assay"].to_numpy(object)).fillna("not given").astype(str)
+    wanted = {_plain(label) for label in assay.split(",")}
+    reasons = []
+    for label in sorted(labels.unique()):
+        keep = bool(TENX_LABEL.match(_plain(label))) if assay == "10x" else _plain(label) in wanted
+        if not keep:
+            reasons.append(f"cells of assay {label!r}")
+            codes[(labels == label).to_numpy()] = len(reasons)
+    return codes, reasons
+
+
+def obs_matches(obs: pd.DataFrame, query: str) -> np.ndarray:
+    """Find the rows of `obs` for which a pandas query holds: [C] bool.
+
+    Raises `DataError` for a column that does not exist, `ConfigError` when the query is not one.
+    """
+    unsure = obs.select_dtypes("boolean").columns  # as categories, a missing flag is neither True nor False
+    obs = obs.astype(dict.fromkeys(unsure, "category"))
+    try:
+        result = obs.eval(query, engine="python", local_dict={}, global_dict={})
+    except pd.errors.UndefinedVariableError as error:
+        columns = ", ".join(map(str, obs.columns)) or "none"
+        raise DataError(f"--obs-filter {query!r}: {error}; the obs columns are: {columns}.") from error
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"--obs-filter {query!r} is not a condition on obs columns ({reason}); an example is: tissue == 'blood'."
+        ) from error
+    if not (isinstance(result, pd.Series) and result.dtype.kind == "b"):
+        raise ConfigError(
+            f"--obs-filter {query!r} is not true or false for every cell; an example is: tissue == 'blood'."
+        )
+    return result.fillna(value=False).to_numpy(bool)
+
+
+def group_values(obs: pd.DataFrame, column: str) -> np.ndarray:
+    """Return a column of obs as strings [C], empty where missing; raises `ConfigError` when it is not there."""
+    if column not in obs.columns:
+        raise ConfigError(f"there is no column {column} in obs; it has {', '.join(map(str, obs.columns))}.")
+    values = obs[column]
+    return np.where(values.isna(), "", values.astype(str)).astype(str)
+
+
+def cell_names(obs: pd.DataFrame) -> np.ndarray:
+    """Return the names of cells as their source has them, str [C]; `unite_obs` put "source:" in front."""
+    names = zip(obs["cell"].astype(str), obs["source"].astype(str), strict=True)
+    return np.array([cell.removeprefix(f"{source}:") for cell, source in names])
+
+
+def _plain(label: str) -> str:
+    return label.strip().translate(_PRIMES).casefold()
