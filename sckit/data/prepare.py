@@ -185,7 +185,7 @@ class Preparation:
         shard = OpenShard(len(vocabulary), fates_shape)
         for kept in self._stream.read(vocabulary, start=start, cells_per_block=self._cells_per_block):
             shard.add(kept)
-            if shard.buffer.n_cells >= self._config.cells_per_shard or shard.buffer.nonzeros >= _ENTRIES_PER_SHARD:
+            if shard.n_cells >= self._config.cells_per_shard or shard.nonzeros >= _ENTRIES_PER_SHARD:
                 shards.append(shard.close(self.folder, len(shards)))
                 shard = OpenShard(len(vocabulary), fates_shape)
             self._say(kept.following, "writing")

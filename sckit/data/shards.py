@@ -39,67 +39,48 @@ class FinishedShard:
 
 
 class OpenShard:
-    """The shard that is being filled."""
+    """The shard that is being filled, in the narrowest types that hold it: usually 3 bytes per entry."""
 
     def __init__(self, n_genes: int, fates_shape: tuple[int, int]) -> None:
         """Start an empty shard; `fates_shape` is (sources, reasons + 1)."""
-        self.buffer = ShardBuffer(n_genes)
+        self.n_cells = 0
+        self.nonzeros = 0
+        self._gene_dtype = gene_dtype(n_genes)
+        self._genes: list[np.ndarray] = []
+        self._counts: list[np.ndarray] = []
+        self._per_cell = [np.zeros((4, 0), np.int64)]  # each [4, c]: rows, totals, n_genes, entries
         self._fates = np.zeros(fates_shape, np.int64)
         self._gene_cells = np.zeros(n_genes, np.int64)
-        self._per_cell: list[np.ndarray] = []  # each [3, c]: rows, totals, n_genes
         self._following = StreamPosition()
 
     def add(self, kept: KeptCells) -> None:
         """Take in the kept cells of one block."""
-        self.buffer.add(np.diff(kept.indptr), kept.genes, kept.counts)
+        self.n_cells += len(kept.rows)
+        self.nonzeros += len(kept.genes)
+        self._genes.append(kept.genes.astype(self._gene_dtype))
+        self._counts.append(kept.counts.astype(np.min_scalar_type(int(kept.counts.max(initial=0)))))
+        self._per_cell.append(np.stack([kept.rows, kept.totals, kept.n_genes, np.diff(kept.indptr)]))
         self._fates[kept.source] += np.bincount(kept.codes, minlength=self._fates.shape[1])
         self._gene_cells += np.bincount(kept.genes, minlength=len(self._gene_cells))
-        self._per_cell.append(np.stack([kept.rows, kept.totals, kept.n_genes]))
         self._following = kept.following
 
     def close(self, folder: Path, number: int) -> FinishedShard:
         """Write the arrays, then the record; without any cell write nothing."""
-        rows, totals, n_genes = np.concatenate([np.zeros((3, 0), np.int64), *self._per_cell], axis=1)
-        entry = {"cells": 0, "nonzeros": 0, "files": {}}
-        if self.buffer.n_cells:
-            entry = self.buffer.write(folder, number)
+        rows, totals, n_genes, lengths = np.concatenate(self._per_cell, axis=1)
+        files = {}
+        if self.n_cells:
+            counts_dtype = max((part.dtype for part in self._counts), key=lambda kind: kind.itemsize)
+            dtypes = np.dtype(np.int64), self._gene_dtype, counts_dtype
+            arrays = [indptr_of(lengths)], self._genes, self._counts
+            for name, parts, dtype in zip(SHARD_ARRAYS, arrays, dtypes, strict=True):
+                file = shard_file(number, name)
+                files[file] = _write_npy(folder / file, parts, dtype)
             flush(folder / "shards")
+        entry = {"cells": self.n_cells, "nonzeros": self.nonzeros, "files": files}
         shard = FinishedShard(entry, self._following, self._fates, self._gene_cells, rows, totals, n_genes)
-        if self.buffer.n_cells:
+        if self.n_cells:
             _save(shard, _record_path(folder, number))
         return shard
-
-
-class ShardBuffer:
-    """The cells of the shard that is being filled, in their narrowest types: usually 3 bytes per entry."""
-
-    def __init__(self, n_genes: int) -> None:
-        """Start an empty shard of a store with `n_genes` genes."""
-        self.n_cells = 0
-        self.nonzeros = 0
-        self._gene_dtype = gene_dtype(n_genes)
-        self._lengths: list[np.ndarray] = []
-        self._genes: list[np.ndarray] = []
-        self._counts: list[np.ndarray] = []
-
-    def add(self, lengths: np.ndarray, genes: np.ndarray, counts: np.ndarray) -> None:
-        """Take in cells: entries per cell [C], genes [nnz] and counts [nnz]."""
-        self.n_cells += len(lengths)
-        self.nonzeros += len(genes)
-        self._lengths.append(lengths.astype(np.int64))
-        self._genes.append(genes.astype(self._gene_dtype))
-        self._counts.append(counts.astype(np.min_scalar_type(int(counts.max(initial=0)))))
-
-    def write(self, folder: Path, number: int) -> dict[str, Any]:
-        """Write the three arrays of the shard to disk and return its record for the manifest."""
-        dtype = max((part.dtype for part in self._counts), key=lambda kind: kind.itemsize)
-        arrays = {"indptr": [indptr_of(np.concatenate(self._lengths))], "genes": self._genes, "counts": self._counts}
-        dtypes = {"indptr": np.dtype(np.int64), "genes": self._gene_dtype, "counts": dtype}
-        files = {}
-        for name in SHARD_ARRAYS:
-            file = shard_file(number, name)
-            files[file] = _write_npy(folder / file, arrays[name], dtypes[name])
-        return {"cells": self.n_cells, "nonzeros": self.nonzeros, "files": files}
 
 
 def reuse_or_begin(folder: Path, plan: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ import scipy.sparse
 
 from sckit.config.prepare import PrepareConfig
 from sckit.data.prepare import prepare
+from sckit.data.shards import OpenShard
 from sckit.data.store import open_store
 from sckit.errors import ConfigError, DataError
 
@@ -33,14 +34,12 @@ def test_an_existing_store_is_replaced_only_when_told(tmp_path, sharded, known_c
 
 
 def _fails_at_shard(bad):
-    from sckit.data.shards import ShardBuffer
-
-    write = ShardBuffer.write
+    close = OpenShard.close
 
     def fail(self, folder, number):
         if number == bad:
             raise OSError(28, os.strerror(28))
-        return write(self, folder, number)
+        return close(self, folder, number)
 
     return fail
 
@@ -48,7 +47,7 @@ def _fails_at_shard(bad):
 def test_a_full_disk_leaves_no_store_and_the_next_call_continues(tmp_path, monkeypatch, write_h5ad, folder_bytes):
     source = write_h5ad(tmp_path / "x.h5ad")
     config = PrepareConfig(cells_per_shard=5)
-    monkeypatch.setattr("sckit.data.shards.ShardBuffer.write", _fails_at_shard(2))
+    monkeypatch.setattr("sckit.data.shards.OpenShard.close", _fails_at_shard(2))
     with pytest.raises(DataError, match=r"cannot be written \(No space left on device\); make room"):
         prepare([source], tmp_path / "s.sckit", config=config)
     assert not (tmp_path / "s.sckit").exists()
@@ -65,7 +64,7 @@ def test_work_on_other_inputs_or_settings_is_not_reused(
     tmp_path, monkeypatch, change, known_counts, write_h5ad, folder_bytes
 ):
     source = write_h5ad(tmp_path / "x.h5ad")
-    monkeypatch.setattr("sckit.data.shards.ShardBuffer.write", _fails_at_shard(2))
+    monkeypatch.setattr("sckit.data.shards.OpenShard.close", _fails_at_shard(2))
     with pytest.raises(DataError, match="No space"):
         prepare([source], tmp_path / "s.sckit", config=PrepareConfig(cells_per_shard=5))
     monkeypatch.undo()
