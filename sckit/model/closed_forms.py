@@ -1,4 +1,4 @@
-"""Closed-form predictors of the value of a detected gene: what a network has to beat.
+"""Linear baselines of the value of a detected gene, fitted in closed form: what a network has to beat.
 
 They are nested. With x = (1, log number of detected genes, principal components of the binary detection matrix),
 t = log of the cell's total counts and f = a few factors read off the visible values, a gene's value is
@@ -35,7 +35,7 @@ from sckit.model.regression import (
 PREDICTORS = ("gene mean", "gene mean + depth", "detection ridge", "detection + total ridge", "value ridge")
 
 TOTAL_RANGE = 4.0
-"""Standard deviations beyond which a total is not extrapolated, lest one misread from few values do harm."""
+"""Standard deviations beyond which a total is not extrapolated, so that one misread from few values does no harm."""
 
 MISSING = ""
 """Label of a cell without one."""
@@ -46,7 +46,7 @@ _PCA_CELLS = 50_000  # the components converge long before; beyond this a seeded
 
 @dataclass(frozen=True)
 class ClosedForms:
-    """Fitted coefficients for G genes; K detection components, F = 2 + K features, J value factors. float64."""
+    """Coefficients of all linear baselines, float64; G genes, K detection components, F = 2 + K features, J factors."""
 
     gene_mean: np.ndarray  # [G], over the cells in which the gene is detected
     depth: np.ndarray  # [G, 2], on (1, depth)
@@ -60,7 +60,7 @@ class ClosedForms:
     scales: np.ndarray  # [4], mean and deviation of log detected, of log total
 
     def features(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-        """(x [C, F], t [C]) of the cells of a batch from its context tokens; t is NaN where the total is unknown."""
+        """Return x [C, F] and t [C] of a batch's cells from its context tokens; t is NaN where the total is unknown."""
         shape = len(batch.cells), len(self.axes)
         detected = sp.csr_array((batch.in_context.astype(float), batch.genes, batch.offsets), shape)
         depth = self.standard_depth(batch.n_detected)
@@ -68,20 +68,20 @@ class ClosedForms:
         return x, self._standard_total(batch.log_total)
 
     def block_features(self, block: ValueBlock) -> np.ndarray:
-        """(x, t) [c, F + 1] of the cells of a block, their totals known."""
+        """Return (x, t) [c, F + 1] of the cells of a block, whose totals are known."""
         depth = self.standard_depth(np.diff(block.values.indptr))
         components = block.binary @ self.axes - self.origin
         return np.column_stack([np.ones(len(depth)), depth, components, self._standard_total(np.log(block.totals))])
 
     def standard_depth(self, n_detected: np.ndarray) -> np.ndarray:
-        """Log number of detected genes, standardised over the training cells."""
+        """Return the log number of detected genes, standardised over the training cells."""
         return (np.log(np.maximum(n_detected, 1)) - self.scales[0]) / self.scales[1]
 
     def _standard_total(self, log_total: np.ndarray) -> np.ndarray:
         return np.clip((log_total - self.scales[2]) / self.scales[3], -TOTAL_RANGE, TOTAL_RANGE)
 
     def predict(self, batch: Batch) -> dict[str, np.ndarray]:
-        """Predicted values of the batch's targets by every predictor, float64 [M] each."""
+        """Predict the values of the batch's targets with every baseline, float64 [M] each."""
         x, t = self.features(batch)
         genes, cell = batch.genes[batch.targets], batch.target_cells
         with_total = self.blend(x, t, genes, cell)
@@ -95,13 +95,13 @@ class ClosedForms:
         }
 
     def blend(self, x: np.ndarray, t: np.ndarray, genes: np.ndarray, cell: np.ndarray) -> np.ndarray:
-        """Detection + total ridge of genes [N] in cells [N] where the total is known, else the detection ridge."""
+        """Predict genes [N] in cells [N] by the detection + total ridge, or without a total by the detection ridge."""
         known = np.isfinite(t)
         full = np.column_stack([x, np.where(known, t, 0.0)])
         return np.where(known[cell], entry_dot(self.total, genes, full, cell), entry_dot(self.ridge, genes, x, cell))
 
     def factors(self, batch: Batch, x: np.ndarray, t: np.ndarray) -> np.ndarray:
-        """Posterior mean of the value factors given the visible values, [C, J]; zero where nothing is visible."""
+        """Return the posterior means [C, J] of the value factors given the visible values; zero where none is visible."""
         seen = np.flatnonzero(~batch.hidden)
         genes, cell = batch.genes[seen], batch.cell_of_token[seen]
         residual = batch.values[seen] - self.blend(x, t, genes, cell)
@@ -110,7 +110,7 @@ class ClosedForms:
         return posterior(residuals, self.loadings, self.noise)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Name -> array, for a checkpoint."""
+        """Return the arrays by name, for a file."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
@@ -123,12 +123,12 @@ class LabelDepth:
     forms: ClosedForms
 
     def features(self, cells: np.ndarray, n_detected: np.ndarray) -> np.ndarray:
-        """(1, depth, label as a unit vector) [C, 2 + labels]."""
+        """Return (1, depth, label as a unit vector) [C, 2 + labels]."""
         labels = self.codes[cells, None] == np.arange(self.coefficients.shape[1] - 2)
         return np.column_stack([np.ones(len(cells)), self.forms.standard_depth(n_detected), labels])
 
     def predict(self, batch: Batch) -> np.ndarray:
-        """Predicted values of the batch's targets, float64 [M]."""
+        """Predict the values of the batch's targets, float64 [M]."""
         x = self.features(batch.cells, batch.n_detected)
         return entry_dot(self.coefficients, batch.genes[batch.targets], x, batch.target_cells)
 
@@ -144,14 +144,14 @@ def fit_closed_forms(
     seed: int = 0,
     log: Callable[[str], None] = lambda _: None,
 ) -> ClosedForms:
-    """Fit all predictors on the cells by streaming over them in blocks.
+    """Fit all linear baselines on the cells by streaming over them in blocks.
 
     penalty: ridge penalty in units of cells, on features of variance 1; the intercept is free.
     Memory: G x (components + 3)^2 doubles and one block of cells.
     """
     n_genes = int(vocabulary.max()) + 1
     pool = cells if len(cells) <= _PCA_CELLS else np.sort(np.random.default_rng(seed).permutation(cells)[:_PCA_CELLS])
-    log("closed forms: detection components")
+    log("linear baselines: detection components")
     counted, scales = _moments(value_blocks(view, vocabulary, cells), n_genes)
     axes, variance = principal_axes(
         lambda: (block.binary for block in value_blocks(view, vocabulary, pool)),
@@ -160,7 +160,7 @@ def fit_closed_forms(
         np.random.default_rng(seed),
     )
     axes /= np.sqrt(variance)
-    log("closed forms: regressions")
+    log("linear baselines: regressions")
     size = 2 + axes.shape[1]
     unfitted = {"gene_mean": (n_genes,), "depth": (n_genes, 2), "ridge": (n_genes, size), "total": (n_genes, size + 1)}
     unfitted |= {"loadings": (n_genes, 0), "noise": (n_genes,), "total_of_x": (size,)}
@@ -180,7 +180,7 @@ def fit_closed_forms(
         total=solve_ridge(gram, moment, penalty),
         total_of_x=solve_ridge(between[None, :size, :size], between[None, :size, size], penalty)[0],
     )
-    log("closed forms: value factors")
+    log("linear baselines: value factors")
     return _fit_factors(forms, view, vocabulary, pool, factors=factors, penalty=penalty, seed=seed)
 
 
@@ -196,7 +196,9 @@ def fit_label_depth(
     """Fit the row "label + depth" on the cells; labels: one string for every cell of the store."""
     names = np.setdiff1d(labels[cells], [MISSING])
     if len(names) > _MOST_LABELS:
-        raise ConfigError(f"the label column has {len(names)} values; more than {_MOST_LABELS} are no cell types.")
+        raise ConfigError(
+            f"the column of --label has {len(names)} values; at most {_MOST_LABELS} can be cell types; name another."
+        )
     number = {name: i for i, name in enumerate(names)}
     codes = np.array([number.get(label, -1) for label in labels])
     n_genes = len(forms.gene_mean)
@@ -209,7 +211,7 @@ def fit_label_depth(
 
 
 def _moments(blocks: Iterable[ValueBlock], n_genes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cells in which each gene is detected [G]; mean and deviation of log detected and of log total [4]."""
+    """Return in how many cells each gene is detected [G], and mean and deviation of log detected and log total [4]."""
     counted, logs = np.zeros(n_genes), []
     for block in blocks:
         counted += np.bincount(block.values.indices, minlength=n_genes)
@@ -221,7 +223,7 @@ def _moments(blocks: Iterable[ValueBlock], n_genes: int) -> tuple[np.ndarray, np
 def _with_features(
     forms: ClosedForms, view: CountsView, vocabulary: np.ndarray, cells: np.ndarray, between: np.ndarray
 ) -> Iterable[tuple[sp.csr_array, np.ndarray]]:
-    """Values and features (x, t) block by block; their outer products are added up over cells in `between`."""
+    """Yield values and features (x, t) block by block, and add up the features' outer products in `between`."""
     for block in value_blocks(view, vocabulary, cells):
         features = forms.block_features(block)
         between += features.T @ features
@@ -238,7 +240,7 @@ def _fit_factors(
     penalty: float,
     seed: int,
 ) -> ClosedForms:
-    """Loadings from the principal axes of the total ridge's residuals, scaled per gene, zero where undetected."""
+    """Add loadings: principal axes of the total ridge's residuals, scaled per gene, zero where undetected."""
     n_genes = len(forms.axes)
 
     def residuals() -> Iterable[sp.csr_array]:
@@ -250,7 +252,7 @@ def _fit_factors(
     for block in residuals():
         counted += np.bincount(block.indices, minlength=n_genes)
         squares += np.bincount(block.indices, block.data**2, minlength=n_genes)
-    # A gene seen in few cells leans on the variance of all.
+    # The variance of a gene that few cells have is drawn towards that of all genes.
     noise = (squares + penalty * squares.sum() / max(counted.sum(), 1)) / (counted + penalty)
     scale = np.sqrt(noise)
 

@@ -1,4 +1,4 @@
-"""Streaming linear algebra over detected entries: principal components and one ridge regression a gene."""
+"""Streaming linear algebra over detected entries: principal components and one ridge regression per gene."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -24,17 +24,17 @@ class ValueBlock:
 
     @property
     def binary(self) -> sp.csr_array:
-        """The detection matrix [c, G]: one at each stored entry, whatever its value."""
+        """Return the detection matrix [c, G]: one at each stored entry, whatever its value."""
         return ones_like(self.values)
 
     @property
     def cell_of_entry(self) -> np.ndarray:
-        """Position in the block of each stored entry's cell."""
+        """Return the position in the block of each stored entry's cell."""
         return cell_of_entry(self.values.indptr)
 
 
 def value_blocks(view: CountsView, vocabulary: np.ndarray, cells: np.ndarray) -> Iterator[ValueBlock]:
-    """The cells in blocks, with the genes of the vocabulary only."""
+    """Yield the cells in blocks, with the genes of the vocabulary only."""
     n_genes = int(vocabulary.max()) + 1
     for part in in_blocks(cells, BLOCK_CELLS):
         totals = view.totals(part)
@@ -42,17 +42,17 @@ def value_blocks(view: CountsView, vocabulary: np.ndarray, cells: np.ndarray) ->
 
 
 def ones_like(matrix: sp.csr_array) -> sp.csr_array:
-    """Ones at the stored entries of a matrix."""
+    """Return ones at the stored entries of a matrix."""
     return with_data(matrix, np.ones(len(matrix.data)))
 
 
 def principal_axes(
     blocks: Callable[[], Iterable[sp.csr_array]], mean: np.ndarray, count: int, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The leading right singular vectors [G, count] of a matrix less its column means, and their variances [count].
+    """Return the first right singular vectors [G, count] of a matrix less its column means, and their variances.
 
-    blocks: rows of the matrix, streamed anew at every call; mean: [G]. Subspace iteration (Halko, Martinsson, Tropp
-    2011, algorithm 4.4), one pass over the rows an iteration.
+    blocks: rows of the matrix, streamed again at every call; mean: [G]. Subspace iteration with one pass over the rows
+    per iteration (Halko, Martinsson and Tropp 2011, algorithm 4.4).
     """
     product = generator.standard_normal((len(mean), min(count + _OVERSAMPLE, len(mean))))
     basis, covariance = product, np.eye(product.shape[1])
@@ -76,7 +76,7 @@ def principal_axes(
 def normal_equations(
     blocks: Iterable[tuple[sp.csr_array, np.ndarray]], n_genes: int, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Sums over each gene's detected entries: features' outer products [G, k, k] and features times value [G, k].
+    """Add up, over each gene's detected entries, features' outer products [G, k, k] and features times value [G, k].
 
     blocks: (values [c, G], features of the cells [c, k]).
     """
@@ -92,14 +92,14 @@ def normal_equations(
 
 
 def solve_ridge(gram: np.ndarray, moment: np.ndarray, penalty: float) -> np.ndarray:
-    """Coefficients [G, k] of one ridge a gene; the intercept, feature 0, is not penalised."""
+    """Return the coefficients [G, k] of one ridge per gene; the intercept, feature 0, is not penalised."""
     weights = np.full(gram.shape[1], penalty)
     weights[0] = 1e-9
     return np.linalg.solve(gram + np.diag(weights), moment[..., None])[..., 0]
 
 
 def posterior(residuals: sp.csr_array, loadings: np.ndarray, noise: np.ndarray) -> np.ndarray:
-    """Posterior mean [c, J] of standard normal factors given residuals [c, G] at the stored entries.
+    """Return the posterior means [c, J] of standard normal factors given residuals [c, G] at the stored entries.
 
     The ridge of a cell, (I + L'L/s)^-1 L'r/s over the genes seen, with loadings L [G, J] and noise variances s [G].
     """
