@@ -54,7 +54,7 @@ _SPAN = 64  # directions of the rows that the low-rank model may use; more than 
 class Revealed:
     """What the predictors of one block of genes may see: R revealed and S scored genes, n training and m test rows.
 
-    A row is a unit or a single cell; every value is a delta. A prior has the revealed genes first, then the scored.
+    A row is a unit or half of one; every value is a delta. A prior has the revealed genes first, then the scored.
     """
 
     seen_train: np.ndarray  # [n, R], visible deltas
@@ -138,7 +138,7 @@ def _neighbours(rows: _Rows, _: Revealed) -> np.ndarray:
 def _conditional(rows: _Rows, data: Revealed) -> np.ndarray:
     """Revealed deviations times (own + shrinkage diag(own))^-1 cross', over the genes that vary in untreated cells.
 
-    A covariance estimated from count-split halves need not be positive; a shrinkage that leaves it so is passed over.
+    The largest shrinkages are tried first; those that leave the matrix without a Cholesky factor are passed over.
     """
     variance = data.own.diagonal()
     varies = variance > 1e-9 * max(variance.max(), 0.0)

@@ -17,7 +17,6 @@ from sckit.training.run import gene_numbers
 
 _QUERIES = 96  # genes asked for in a training example
 _MOST_REVEALED = 0.9
-_SAMPLE = 512  # cells that a scale is estimated from
 
 
 @dataclass(frozen=True)
@@ -30,12 +29,11 @@ class Panel:
 
 @dataclass(frozen=True)
 class Lesson:
-    """One fold's material: `values` [C, G] may be shown, `truth` [C, G] is predicted (at level cell: count halves)."""
+    """What the arms of one fold learn from; `values` [C, G] are log1p of counts per 10,000."""
 
     screen: Screen
     config: FinetuneConfig
     values: sp.csr_array
-    truth: sp.csr_array
     halving: Halving
     profiles: Profiles
     table: TokenTable
@@ -54,8 +52,6 @@ class Lesson:
     def guess(self) -> np.ndarray:
         """Expected value above that of a single count, of each row of the token table."""
         total = float(np.median(self.screen.totals[self.halving.inputs]))
-        if self.config.level == "cell":
-            total /= 2  # values are of half the molecules
         floor = np.log1p(1e4 / max(total, 1.0))
         rows = np.zeros(len(self.table.run_genes))
         rows[: self.table.n_genes] = self.detected_mean - floor
@@ -70,13 +66,8 @@ class Lesson:
     @cached_property
     def scale(self) -> float:
         """RMS of what there is to predict over the training units: the unit of the network's output."""
-        if self.config.level == "cell":
-            cells = np.concatenate(list(self.trainable.values()))[:_SAMPLE]
-            owner = np.concatenate([np.full(len(c), u) for u, c in self.trainable.items()])[:_SAMPLE]
-            rest = self.truth[cells].toarray() - self.profiles.inputs[owner] - self.mean
-        else:
-            units = sorted(self.trainable)
-            rest = self.profiles.treated[units] - self.profiles.inputs[units] - self.mean
+        units = sorted(self.trainable)
+        rest = self.profiles.treated[units] - self.profiles.inputs[units] - self.mean
         return max(float(np.sqrt(np.mean(rest**2))), 1e-6)
 
     @cached_property
@@ -106,10 +97,6 @@ class Lesson:
         if self.config.task == "response":
             return self._response(u, generator)
         panel = self._random_panel(generator)
-        if self.config.level == "cell":
-            cell = int(generator.choice(cells))
-            target = (self.truth[[cell]].toarray()[0] - self.profiles.inputs[u] - self.mean) / self.scale
-            return self.shown_cell(cell, panel, target)
         mixed = generator.permutation(cells)
         visible, rest = (self.values[half].mean(0) for half in (mixed[::2], mixed[1::2]))
         target = (rest - self.profiles.inputs[u] - self.mean) / self.scale
@@ -138,7 +125,8 @@ class Lesson:
     def control_cell(self, cell: int, u: int, queries: np.ndarray, target: np.ndarray | None = None) -> Example:
         """A control cell and the perturbation of unit u; target: [G] or None."""
         unit = self.screen.units[u]
-        genes, values = self._entries(cell)
+        span = slice(self.values.indptr[cell], self.values.indptr[cell + 1])
+        genes, values = self.values.indices[span].astype(np.int64), self.values.data[span]
         return Example(
             genes,
             values,
@@ -160,18 +148,6 @@ class Lesson:
         return Example(
             genes, profile[genes], rest, (), 0.0, panel.scored, None if target is None else target[panel.scored]
         )
-
-    def shown_cell(self, cell: int, panel: Panel, target: np.ndarray | None = None) -> Example:
-        """The detected ones among some genes of a cell."""
-        genes, values = self._entries(cell)
-        kept = np.isin(genes, panel.revealed)
-        genes, values = genes[kept], values[kept]
-        rest = values - self.detected_mean[genes]
-        return Example(genes, values, rest, (), 0.0, panel.scored, None if target is None else target[panel.scored])
-
-    def _entries(self, cell: int) -> tuple[np.ndarray, np.ndarray]:
-        span = slice(self.values.indptr[cell], self.values.indptr[cell + 1])
-        return self.values.indices[span].astype(np.int64), self.values.data[span]
 
 
 def panels(n_genes: int, share: float, fixed: np.ndarray | None, generator: np.random.Generator) -> list[Panel]:

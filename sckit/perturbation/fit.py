@@ -84,17 +84,6 @@ def predict_profiles(
     return lesson.mean + fitted.lesson.scale * found
 
 
-def predict_cells(
-    fitted: Fitted, lesson: Lesson, cells: np.ndarray, _: Iterable[int], panels: Sequence[Panel], compute: Compute
-) -> np.ndarray:
-    """Predicted deltas [N, G] of single cells [N] from the visible halves of their counts; NaN where not predicted."""
-    found = np.full((len(cells), lesson.table.n_genes), np.nan)
-    for panel in panels:
-        examples = [lesson.shown_cell(int(cell), panel) for cell in cells]
-        found[:, panel.scored] = _predict(fitted.model, examples, fitted.lesson, compute).reshape(len(cells), -1)
-    return lesson.mean + fitted.lesson.scale * found
-
-
 def _loss(model: Responder, lesson: Lesson, generator: np.random.Generator, compute: Compute) -> torch.Tensor:
     with compute.cast():
         return model.loss(pack_examples(_draw(lesson, generator), lesson.guess, compute.device))

@@ -153,25 +153,18 @@ def halve(screen: Screen, generator: np.random.Generator) -> Halving:
     return Halving(inputs, screen.control & ~inputs, tuple(first), tuple(second))
 
 
-def profiles(
-    screen: Screen,
-    values: sp.csr_array,
-    truth: sp.csr_array,
-    halving: Halving,
-    trainable: dict[int, np.ndarray],
-) -> Profiles:
-    """Profiles of all units, from values [C, G] on the predictors' side and values [C, G] on the side of the truth.
+def profiles(screen: Screen, values: sp.csr_array, halving: Halving, trainable: dict[int, np.ndarray]) -> Profiles:
+    """Profiles of all units from values [C, G].
 
-    The two are one unless each cell's counts were split. trainable: treated cells by training unit; the row of any
-    other unit is NaN in `treated`, so that a leak shows.
+    trainable: treated cells by training unit; the row of any other unit is NaN in `treated`, so that a leak shows.
     """
     strata = composition(screen)  # [U, S]
     inputs, _, _ = group_moments(values, _by_stratum(screen, halving.inputs, strata.shape[1]))
-    reference, variance, number = group_moments(truth, _by_stratum(screen, halving.reference, strata.shape[1]))
+    reference, variance, number = group_moments(values, _by_stratum(screen, halving.reference, strata.shape[1]))
     treated = np.full((len(screen.units), len(screen.genes)), np.nan)
     known = sorted(trainable)
     treated[known] = group_moments(values, [trainable[u] for u in known])[0]
-    first, second = group_moments(truth, halving.first), group_moments(truth, halving.second)
+    first, second = group_moments(values, halving.first), group_moments(values, halving.second)
     return Profiles(
         inputs=strata @ inputs,
         reference=strata @ reference,

@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sckit.perturbation.examples import Panel, panels
-from sckit.perturbation.fold import count_halves
 
 from .small_screens import dense_values, fold_run, small_screen
 
@@ -193,39 +192,3 @@ def test_with_a_fixed_panel_every_example_reveals_it_and_asks_for_others(rng, tm
         example = lesson.draw(rng)
         assert example.genes.tolist() == [3, 9]
         assert example.queries.tolist() == [0, 1, 2, 4, 5, 6, 7, 8, 10, 11]
-
-
-def test_count_halves_add_up_to_the_counts(rng):
-    screen = small_screen(rng, genes=25, cells=6)
-    first, second = (np.expm1(half.toarray()) / 1e4 for half in count_halves(screen, 3))  # share of the half's total
-    counts = screen.counts.toarray()
-    for a, b, whole, total in zip(first, second, counts, screen.totals, strict=True):
-        # a * t + b * (total - t) = whole has one unknown, the total of the first half
-        t = (a - b) @ (whole - b * total) / ((a - b) @ (a - b))
-        np.testing.assert_allclose(a * t + b * (total - t), whole, atol=1e-6)
-        np.testing.assert_allclose([t, *(a * t)], np.round([t, *(a * t)]), atol=1e-6)
-        assert abs(t - total / 2) < 5 * np.sqrt(total) / 2
-    again, other = (count_halves(screen, seed)[0].toarray() for seed in (3, 4))
-    np.testing.assert_allclose(np.expm1(again) / 1e4, first)
-    assert not np.allclose(again, other)
-
-
-def test_a_cell_example_shows_one_half_of_its_counts_and_asks_for_the_other(rng):
-    screen = small_screen(rng, genes=25, cells=4)
-    lesson = lesson_of(screen, task="partial", level="cell", seed=2)
-    first, second = (half.toarray() for half in count_halves(screen, 2))
-    np.testing.assert_array_equal(lesson.values.toarray(), first)
-    np.testing.assert_array_equal(lesson.truth.toarray(), second)
-    inputs = first[lesson.halving.inputs].mean(0)
-    np.testing.assert_allclose(lesson.profiles.inputs[1], inputs)
-    trained = np.concatenate(list(lesson.trainable.values()))
-    for _ in range(20):
-        example = lesson.draw(rng)
-        assert not set(example.genes) & set(example.queries)
-        target = example.truth * lesson.scale + (inputs + lesson.mean)[example.queries]
-        cells = [c for c in trained if np.allclose(second[c][example.queries], target)]
-        (cell,) = [c for c in cells if len(cells) == 1 or np.allclose(first[c][example.genes], example.values)]
-        np.testing.assert_allclose(first[cell][example.genes], example.values)
-        assert (example.values > 0).all()
-    floor = np.log1p(2e4 / np.median(screen.totals[lesson.halving.inputs]))
-    np.testing.assert_allclose(lesson.guess[:25], lesson.detected_mean - floor)

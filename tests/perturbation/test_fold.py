@@ -9,11 +9,10 @@ from sckit.config import PretrainConfig
 from sckit.device import choose_compute
 from sckit.errors import ConfigError, DataError
 from sckit.metrics.effects import METRICS
-from sckit.perturbation import fold as perturb_fold
 from sckit.perturbation.baselines import RESPONSE
 from sckit.perturbation.baselines_partial import PARTIAL
 from sckit.perturbation.examples import fixed_panel
-from sckit.perturbation.fold import CEILING, count_halves
+from sckit.perturbation.fold import CEILING
 from sckit.training.pretrain import pretrain
 
 from .small_screens import CONFIG, dense_values, fold_run, small_screen, with_counts
@@ -153,11 +152,10 @@ def test_partial_predictors_know_of_the_visible_half_what_is_revealed(run, scree
     assert {name for name, still in shown.items() if not still} >= {"Gaussian conditional", ARM}
 
 
-@pytest.mark.parametrize("level", ["pseudobulk", "cell"])
-def test_nothing_revealed_is_nothing_known(run, screen, level):
-    fold = partial(screen, run, revealed=(0.0,), level=level)
+def test_nothing_revealed_is_nothing_known(run, screen):
+    fold = partial(screen, run, revealed=(0.0,))
     test = cells_of(fold, fold.fold.test)
-    other = partial(garbage(screen, test), run, revealed=(0.0,), level=level)
+    other = partial(garbage(screen, test), run, revealed=(0.0,))
     assert set(same(predictions(fold), predictions(other)).values()) == {True}
 
 
@@ -173,36 +171,6 @@ def test_a_fixed_panel_is_all_that_predictors_see(run, screen, tmp_path):
     assert all(np.isnan(delta[:, revealed]).all() for found in before.values() for delta in found)
     assert all(np.isfinite(delta[:, hidden]).all() for found in before.values() for delta in found)
     assert not same(before, predictions(partial(garbage(screen, test, revealed), run, **options)))[ARM]
-
-
-def test_predictors_of_cells_know_of_the_shown_counts_what_is_revealed(run, screen, monkeypatch):
-    fold = partial(screen, run, level="cell")
-    (question,) = fold.questions
-    panel = question.panels[1]
-    test, reference = cells_of(fold, fold.fold.test), fold.lesson.halving.reference
-
-    def changed(of_shown, of_target):
-        """The job with these (cells, genes) of either count half set to other values."""
-
-        def halves(some, seed):
-            found = [half.tolil() for half in count_halves(some, seed)]
-            for half, (cells, genes) in zip(found, (of_shown, of_target), strict=True):
-                half[np.ix_(cells, genes)] = np.random.default_rng(5).uniform(1, 5, (len(cells), len(genes)))
-            return tuple(half.tocsr() for half in found)
-
-        monkeypatch.setattr(perturb_fold, "count_halves", halves)
-        return predictions(partial(screen, run, level="cell"))
-
-    before = predictions(fold)
-    everything, nobody = np.arange(G), np.zeros(0, np.int64)
-    outside = np.concatenate([test, np.flatnonzero(reference)])
-    hidden = np.setdiff1d(everything, panel.revealed)
-    kept = changed((np.flatnonzero(reference), everything), (outside, everything))
-    assert set(same(before, kept).values()) == {True}
-    kept = changed((test, hidden), (outside, everything))
-    assert set(same(before, kept, np.s_[:, panel.scored]).values()) == {True}
-    shown = same(before, changed((test, panel.revealed), (nobody, everything)), np.s_[:, panel.scored])
-    assert not any(shown[name] for name in ("Gaussian conditional", ARM))
 
 
 def test_the_truth_is_the_target_half_against_the_reference_and_against_the_mean(screen):
@@ -232,8 +200,8 @@ def test_the_truth_is_the_target_half_against_the_reference_and_against_the_mean
 
 @pytest.mark.parametrize(
     ("options", "rows"),
-    [({}, 1), ({"task": "partial"}, 2), ({"task": "partial", "level": "cell"}, 2)],
-    ids=["response", "partial", "partial of cells"],
+    [({}, 1), ({"task": "partial"}, 2)],
+    ids=["response", "partial"],
 )
 def test_every_predictor_has_a_score_of_every_test_unit(run, screen, options, rows):
     fold = fold_run(screen, run, arms=("scratch",), revealed=(0.0, 0.5), seed=1, **options)

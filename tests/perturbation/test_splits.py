@@ -191,7 +191,7 @@ def test_profiles_are_plain_means_of_the_cells_with_controls_of_the_same_strata(
     halving = halve(uneven, np.random.default_rng(0))
     trainable = {0: uneven.units[0].cells, 3: uneven.units[3].cells[:4]}
     values = uneven.values
-    got = profiles(uneven, values, values, halving, trainable)
+    got = profiles(uneven, values, halving, trainable)
     dense = dense_values(screen)
     for u, unit in enumerate(uneven.units):
         weight = np.bincount(uneven.stratum[unit.cells], minlength=4) / len(unit.cells)
@@ -212,18 +212,6 @@ def test_profiles_are_plain_means_of_the_cells_with_controls_of_the_same_strata(
         else:
             assert np.isnan(got.treated[u]).all()
     np.testing.assert_allclose(composition(uneven).sum(1), 1)
-
-
-def test_count_halves_keep_to_their_sides(rng):
-    screen = small_screen(rng, cells=6, genes=10)
-    halving = halve(screen, rng)
-    shown, target = screen.values, 3 * screen.values
-    got = profiles(screen, shown, target, halving, {1: screen.units[1].cells})
-    dense = dense_values(screen)
-    np.testing.assert_allclose(got.inputs[2], dense[halving.inputs].mean(0), atol=1e-12)
-    np.testing.assert_allclose(got.treated[1], dense[screen.units[1].cells].mean(0), atol=1e-12)
-    np.testing.assert_allclose(got.reference[2], 3 * dense[halving.reference].mean(0), atol=1e-12)
-    np.testing.assert_allclose(got.halves[1][2], 3 * dense[halving.second[2]].mean(0), atol=1e-12)
 
 
 @settings(max_examples=40, deadline=None)
