@@ -20,14 +20,14 @@ from sckit.errors import DataError
 from sckit.perturbation.ridge import (
     PENALTIES,
     Ridge,
-    balance,
+    assign_folds,
     balanced_mean,
-    deal,
     first_best,
-    leading,
-    members,
+    fold_rows,
+    group_weights,
     neighbour_means,
     squared_distances,
+    truncated_svd,
 )
 
 RESPONSE = ("no change", "mean", "additive", "ridge on components", "nearest neighbours")
@@ -41,7 +41,7 @@ _TINY = 1e-6  # in units: fixes what the additive fit leaves open, and changes t
 
 
 @dataclass(frozen=True)
-class Fold:
+class FoldView:
     """What every predictor of a fold may see of U units and G genes; profiles are means of log1p(CP10k)."""
 
     train: np.ndarray  # int [n], units
@@ -65,23 +65,23 @@ class Fold:
         return np.array([number.setdefault(tuple(sorted(parts)), len(number)) for parts in self.parts])
 
 
-def response_baselines(fold: Fold) -> dict[str, np.ndarray]:
+def response_baselines(fold: FoldView) -> dict[str, np.ndarray]:
     """Predicted deltas [m, G] of the test units, by every name of RESPONSE."""
     mean = mean_of_training(fold)
     ridge, neighbours = _from_features(fold)
     return dict(zip(RESPONSE, (np.zeros_like(mean), mean, additive(fold), ridge, neighbours), strict=True))
 
 
-def mean_of_training(fold: Fold) -> np.ndarray:
+def mean_of_training(fold: FoldView) -> np.ndarray:
     """Mean delta [m, G] of the training perturbations, each counted once however many contexts it was measured in."""
     return np.tile(_mean(fold), (len(fold.test), 1))
 
 
-def _mean(fold: Fold) -> np.ndarray:
+def _mean(fold: FoldView) -> np.ndarray:
     return balanced_mean(fold.delta[fold.train], fold.perturbation[fold.train])
 
 
-def additive(fold: Fold) -> np.ndarray:
+def additive(fold: FoldView) -> np.ndarray:
     """Deltas [m, G] as sums over the parts p of a unit in context c of mu + alpha[p] + beta[c], by least squares.
 
     A part or context without a training unit has an effect of 0, so an unseen perturbation is predicted by mu +
@@ -104,7 +104,7 @@ def additive(fold: Fold) -> np.ndarray:
     return design[fold.test] @ factor.solve(seen.T @ fold.delta[fold.train])
 
 
-def _from_features(fold: Fold) -> tuple[np.ndarray, np.ndarray]:
+def _from_features(fold: FoldView) -> tuple[np.ndarray, np.ndarray]:
     """Ridge on components and nearest neighbours [m, G] each, their settings chosen on the training units.
 
     Every candidate is judged on left-out groups with the embedding itself fitted anew without them, because the
@@ -113,11 +113,11 @@ def _from_features(fold: Fold) -> tuple[np.ndarray, np.ndarray]:
     perturbation, context = fold.perturbation[fold.train], fold.context[fold.train]
     known = np.isin(fold.perturbation[fold.test], perturbation).all()
     group = context if known and len(np.unique(context)) > 1 else perturbation
-    folds = members(deal(group, _MOST_FOLDS))
+    folds = fold_rows(assign_folds(group, _MOST_FOLDS))
     if len(folds) < 2:
         return mean_of_training(fold), mean_of_training(fold)
     by_ridge, by_count = np.zeros(len(PENALTIES)), np.zeros(len(NEIGHBOURS) + 1)
-    weight = balance(perturbation)
+    weight = group_weights(perturbation)
     for left in folds:
         inner = replace(fold, train=np.delete(fold.train, left), test=fold.train[left])
         embedding = _Embedding(inner)
@@ -137,16 +137,16 @@ class _Embedding:
     Source: Ahlmann-Eltze, Huber, Anders (2025), the linear model; its gene embedding is the first block.
     """
 
-    def __init__(self, fold: Fold) -> None:
+    def __init__(self, fold: FoldView) -> None:
         self.fold, self.mean = fold, _mean(fold)
-        self.weight = balance(fold.perturbation[fold.train])
+        self.weight = group_weights(fold.perturbation[fold.train])
         deviation = fold.delta[fold.train] - self.mean
         for row, unit in enumerate(fold.train):
             # A knocked-down gene is low in its own unit; kept, it would mark the embeddings of training units only.
             targets = fold.target_genes[list(fold.parts[unit])]
             deviation[row, targets[targets >= 0]] = 0.0
         weighted = np.sqrt(self.weight)[:, None] * deviation
-        self.axes, _ = leading(weighted, min(_COMPONENTS, len(fold.train) - 1))  # [G, K]
+        self.axes, _ = truncated_svd(weighted, min(_COMPONENTS, len(fold.train) - 1))  # [G, K]
         self.scores = deviation @ self.axes  # [n, K]
         perturbed = [self._of_parts(self.axes), self._of_parts(fold.components), self._number_of_parts()]
         self.features = np.column_stack([*perturbed, self._of_context()])  # [U, F]

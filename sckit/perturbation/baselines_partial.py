@@ -22,13 +22,13 @@ from scipy.linalg import LinAlgError, cho_factor, cho_solve
 from sckit.perturbation.ridge import (
     PENALTIES,
     Ridge,
-    balance,
-    deal,
+    assign_folds,
     first_best,
-    leading,
-    members,
+    fold_rows,
+    group_weights,
     neighbour_means,
     squared_distances,
+    truncated_svd,
 )
 
 PARTIAL = (
@@ -91,9 +91,9 @@ class _Rows:
 
     def __init__(self, data: Revealed) -> None:
         revealed = data.seen_train.shape[1]
-        self.revealed, self.weight = revealed, balance(data.group)
-        self.fold = deal(data.group, _MOST_FOLDS)
-        self.folds = members(self.fold)
+        self.revealed, self.weight = revealed, group_weights(data.group)
+        self.fold = assign_folds(data.group, _MOST_FOLDS)
+        self.folds = fold_rows(self.fold)
         self.all = np.hstack([data.seen_train, data.truth_train]) - data.prior_train  # [n, R + S]
         self.seen, self.truth = self.all[:, :revealed], self.all[:, revealed:]
         self.test = data.seen_test - data.prior_test[:, :revealed]  # [m, R]
@@ -180,7 +180,7 @@ class _Factors:
     def __init__(self, rows: _Rows) -> None:
         self.root = np.sqrt(rows.weight)[:, None]
         self.centred = self.root * (rows.all - rows.weight @ rows.all / rows.weight.sum())
-        self.axes, self.power = leading(self.centred, _SPAN)  # [R + S, q], [q]
+        self.axes, self.power = truncated_svd(self.centred, _SPAN)  # [R + S, q], [q]
         self.top = float(self.power[0]) if len(self.power) else 0.0
 
     def choose(self, rows: _Rows) -> tuple[int, float]:

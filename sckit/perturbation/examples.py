@@ -12,7 +12,7 @@ from sckit.errors import ConfigError, DataError
 from sckit.perturbation.responder import Example, TokenTable
 from sckit.perturbation.ridge import balanced_mean
 from sckit.perturbation.screen import Screen
-from sckit.perturbation.splits import Halving, Profiles, composition
+from sckit.perturbation.splits import CellHalves, Profiles, composition
 from sckit.training.run import gene_numbers
 
 _QUERIES = 96  # genes asked for in a training example
@@ -28,13 +28,13 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class FoldExamples:
     """What the arms of one fold learn from; `values` [C, G] are log1p of counts per 10,000."""
 
     screen: Screen
     config: FinetuneConfig
     values: sp.csr_array
-    halving: Halving
+    cell_halves: CellHalves
     profiles: Profiles
     table: TokenTable
     trainable: dict[int, np.ndarray]  # treated cells of each training unit
@@ -44,14 +44,14 @@ class Lesson:
     @cached_property
     def detected_mean(self) -> np.ndarray:
         """Mean value of each gene where an input control detects it [G], 0 where none does."""
-        controls = self.values[np.flatnonzero(self.halving.inputs)]
+        controls = self.values[np.flatnonzero(self.cell_halves.inputs)]
         seen = np.bincount(controls.indices, minlength=controls.shape[1])
         return controls.sum(0) / np.maximum(seen, 1)
 
     @cached_property
-    def guess(self) -> np.ndarray:
+    def expected(self) -> np.ndarray:
         """Expected value above that of a single count, of each row of the token table."""
-        total = float(np.median(self.screen.totals[self.halving.inputs]))
+        total = float(np.median(self.screen.totals[self.cell_halves.inputs]))
         floor = np.log1p(1e4 / max(total, 1.0))
         rows = np.zeros(len(self.table.run_genes))
         rows[: self.table.n_genes] = self.detected_mean - floor
@@ -60,7 +60,7 @@ class Lesson:
     @cached_property
     def cell_rms(self) -> float:
         """RMS of a single cell's values about the mean of the cells that detect the gene."""
-        controls = self.values[np.flatnonzero(self.halving.inputs)]
+        controls = self.values[np.flatnonzero(self.cell_halves.inputs)]
         return max(float(np.sqrt(np.mean((controls.data - self.detected_mean[controls.indices]) ** 2))), 1e-6)
 
     @cached_property
@@ -80,8 +80,8 @@ class Lesson:
         names = sorted({self.screen.units[u].parts for u in self.trainable})
         return [[u for u in self.trainable if self.screen.units[u].parts == name] for name in names]
 
-    def only(self, units: list[int]) -> "Lesson":
-        """The lesson of some of the training units: what is spared has no part in the mean or the scale either."""
+    def only(self, units: list[int]) -> "FoldExamples":
+        """The material of some of the training units: what is spared has no part in the mean or the scale either."""
         deltas = self.profiles.treated[units] - self.profiles.inputs[units]
         mean = balanced_mean(deltas, np.array([str(self.screen.units[u].parts) for u in units]))
         return replace(self, trainable={u: self.trainable[u] for u in units}, mean=mean)
@@ -119,7 +119,7 @@ class Lesson:
     def control_cells(self, u: int, count: int, generator: np.random.Generator) -> np.ndarray:
         """Input controls [count] of the unit's strata, as often as the unit's own cells are in them."""
         strata = generator.choice(self.strata.shape[1], count, p=self.strata[u])
-        inputs = self.halving.inputs
+        inputs = self.cell_halves.inputs
         return np.array([generator.choice(np.flatnonzero(inputs & (self.screen.stratum == s))) for s in strata])
 
     def control_cell(self, cell: int, u: int, queries: np.ndarray, target: np.ndarray | None = None) -> Example:

@@ -1,4 +1,4 @@
-"""One seed's fold at one share of the training data: the lesson, the truth, and the scores of everybody."""
+"""One seed's fold at one share of the training data: the material, the truth, and the scores of everybody."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ from sckit.model.regression import principal_axes
 from sckit.perturbation import baselines as closed
 from sckit.perturbation.arms import Arms
 from sckit.perturbation.baselines_partial import Revealed, partial_baselines
-from sckit.perturbation.examples import Lesson, Panel, fixed_panel, panels
+from sckit.perturbation.examples import FoldExamples, Panel, fixed_panel, panels
 from sckit.perturbation.fit import fit, predict_profiles, predict_response
 from sckit.perturbation.screen import Screen
 from sckit.perturbation.splits import group_moments, halve, make_fold, profiles, training_share
@@ -67,11 +67,11 @@ class FoldRun:
         self.key = key
         fold = make_fold(screen, split, config, job.seed)
         train, trainable = training_share(screen, fold, split, job.share, np.random.default_rng((*key, 10)))
-        halving = halve(screen, np.random.default_rng((*key, 11)))
+        cell_halves = halve(screen, np.random.default_rng((*key, 11)))
         values = screen.values
-        self.profiles = profiles(screen, values, halving, trainable)
+        self.profiles = profiles(screen, values, cell_halves, trainable)
         rows = arms.table.perturbations
-        self.fold = closed.Fold(
+        self.fold = closed.FoldView(
             train,
             fold.test,
             self.profiles.treated - self.profiles.inputs,
@@ -79,11 +79,13 @@ class FoldRun:
             tuple(unit.parts for unit in screen.units),
             np.array([unit.context for unit in screen.units]),
             np.where(rows < arms.table.n_genes, rows, -1),
-            _components(values[np.flatnonzero(halving.inputs)]),
+            _components(values[np.flatnonzero(cell_halves.inputs)]),
         )
         mean = closed.mean_of_training(self.fold)[0]
         panel = fixed_panel(screen, config)
-        self.lesson = Lesson(screen, config, values, halving, self.profiles, arms.table, trainable, mean, panel)
+        self.material = FoldExamples(
+            screen, config, values, cell_halves, self.profiles, arms.table, trainable, mean, panel
+        )
         self.trained: list[dict[str, Any]] = []  # of each arm: which step was best, errors on the validation units
         self.questions = list(self._ask(np.random.default_rng((*key, 12))))
 
@@ -97,15 +99,15 @@ class FoldRun:
 
     def arm(self, name: str, compute: Compute) -> list[np.ndarray]:
         """Train an arm; its predicted deltas [N, G] for each question."""
-        seed, noise = 1000 * self.key[0] + self.key[1], self.lesson.cell_rms**2
+        seed, noise = 1000 * self.key[0] + self.key[1], self.material.cell_rms**2
         start = self.arms.build(name, self.config, seed=seed, engine=compute.engine, noise=noise)
-        fitted = fit(start, self.lesson, compute, frozen=name == "frozen", seed=self.key)
+        fitted = fit(start, self.material, compute, frozen=name == "frozen", seed=self.key)
         about = {"arm": name, "seed": self.job.seed, "train_share": self.job.share, "best_step": fitted.best_step}
         self.trained.append(about | {"validation": fitted.validation})
         if self.config.task == "response":
-            predicted = predict_response(fitted, self.lesson, list(self.fold.test), compute, self.key)
+            predicted = predict_response(fitted, self.material, list(self.fold.test), compute, self.key)
             return [predicted] * len(self.questions)
-        return [predict_profiles(fitted, self.lesson, q.visible, q.units, q.panels, compute) for q in self.questions]
+        return [predict_profiles(fitted, self.material, q.visible, q.units, q.panels, compute) for q in self.questions]
 
     def baselines(self) -> dict[str, list[np.ndarray]]:
         """Predicted deltas [N, G] for each question, by name."""
@@ -122,7 +124,7 @@ class FoldRun:
         """Both halves of the treated cells take their turn as target."""
         test, means = self.fold.test, self.profiles
         n_genes = self.arms.table.n_genes
-        fixed = self.lesson.panel
+        fixed = self.material.panel
         if self.config.task == "response":
             shares: Sequence[float | None] = (None,)
         else:
@@ -147,7 +149,7 @@ class FoldRun:
         everyone = means.halves[half] - means.reference
         target, number = means.halves[half][units], means.sizes[half][units]
         error = np.sqrt(means.variances[half][units] / number[:, None] + means.reference_error[units])
-        mean = np.tile(self.lesson.mean, (len(units), 1))
+        mean = np.tile(self.material.mean, (len(units), 1))
         against_control = target - means.reference[units]
         # By the reference half on both sides: in several contexts the input half would be a part of it, and of what
         # predictors know.
@@ -165,7 +167,7 @@ class FoldRun:
         found: dict[str, np.ndarray] = {}
         for panel in question.panels:
             r, s = panel.revealed, panel.scored
-            prior = self.lesson.mean[np.concatenate([r, s])]
+            prior = self.material.mean[np.concatenate([r, s])]
             data = Revealed(
                 seen[:, r],
                 truth[:, s],
@@ -185,12 +187,12 @@ class FoldRun:
     def _training_rows(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Visible and target deltas [n, G] of training rows, and their perturbation (context where there is one)."""
         generator = np.random.default_rng((*self.key, 13))
-        units, lesson = self.screen.units, self.lesson
+        units, material = self.screen.units, self.material
         group = np.unique([str(units[u].parts) for u in self.fold.train], return_inverse=True)[1]
         if group.max() == 0:
             group = np.array([units[u].context for u in self.fold.train])
-        known = [generator.permutation(lesson.trainable[int(u)]) for u in self.fold.train]
-        halves = [group_moments(lesson.values, [c[start::2] for c in known])[0] for start in (0, 1)]
+        known = [generator.permutation(material.trainable[int(u)]) for u in self.fold.train]
+        halves = [group_moments(material.values, [c[start::2] for c in known])[0] for start in (0, 1)]
         seen, truth = np.concatenate(halves), np.concatenate(halves[::-1])
         rows = np.tile(np.arange(len(known)), 2)
         inputs = self.profiles.inputs[self.fold.train][rows]
@@ -199,9 +201,9 @@ class FoldRun:
     @cached_property
     def _covariance(self) -> np.ndarray:
         """Covariance of genes over input controls within strata [G, G]."""
-        cells = np.flatnonzero(self.lesson.halving.inputs)
+        cells = np.flatnonzero(self.material.cell_halves.inputs)
         strata = self.screen.stratum[cells]
-        centred = _centred(self.lesson.values[cells].toarray(), strata)
+        centred = _centred(self.material.values[cells].toarray(), strata)
         return centred.T @ centred / max(1, len(cells) - len(np.unique(strata)))
 
     def _score(self, name: str, predicted: list[np.ndarray]) -> Iterator[Score]:

@@ -27,7 +27,7 @@ class Fold:
 
 
 @dataclass(frozen=True)
-class Halving:
+class CellHalves:
     """Rows of the screen on either side."""
 
     inputs: np.ndarray  # bool [C], control cells that predictors see
@@ -138,7 +138,7 @@ def training_share(
     return fold.train, cells
 
 
-def halve(screen: Screen, generator: np.random.Generator) -> Halving:
+def halve(screen: Screen, generator: np.random.Generator) -> CellHalves:
     """Split controls within each stratum and treated cells within each unit and stratum."""
     inputs = np.zeros(len(screen.control), bool)
     for s in np.unique(screen.stratum[screen.control]):
@@ -150,21 +150,23 @@ def halve(screen: Screen, generator: np.random.Generator) -> Halving:
         mixed = mixed[np.argsort(screen.stratum[mixed], kind="stable")]  # alternating within a stratum halves each
         first.append(np.sort(mixed[::2]))
         second.append(np.sort(mixed[1::2]))
-    return Halving(inputs, screen.control & ~inputs, tuple(first), tuple(second))
+    return CellHalves(inputs, screen.control & ~inputs, tuple(first), tuple(second))
 
 
-def profiles(screen: Screen, values: sp.csr_array, halving: Halving, trainable: dict[int, np.ndarray]) -> Profiles:
+def profiles(
+    screen: Screen, values: sp.csr_array, cell_halves: CellHalves, trainable: dict[int, np.ndarray]
+) -> Profiles:
     """Profiles of all units from values [C, G].
 
     trainable: treated cells by training unit; the row of any other unit is NaN in `treated`, so that a leak shows.
     """
     strata = composition(screen)  # [U, S]
-    inputs, _, _ = group_moments(values, _by_stratum(screen, halving.inputs, strata.shape[1]))
-    reference, variance, number = group_moments(values, _by_stratum(screen, halving.reference, strata.shape[1]))
+    inputs, _, _ = group_moments(values, _by_stratum(screen, cell_halves.inputs, strata.shape[1]))
+    reference, variance, number = group_moments(values, _by_stratum(screen, cell_halves.reference, strata.shape[1]))
     treated = np.full((len(screen.units), len(screen.genes)), np.nan)
     known = sorted(trainable)
     treated[known] = group_moments(values, [trainable[u] for u in known])[0]
-    first, second = group_moments(values, halving.first), group_moments(values, halving.second)
+    first, second = group_moments(values, cell_halves.first), group_moments(values, cell_halves.second)
     return Profiles(
         inputs=strata @ inputs,
         reference=strata @ reference,

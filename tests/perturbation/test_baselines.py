@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from sckit.errors import DataError
-from sckit.perturbation.baselines import RESPONSE, Fold, additive, mean_of_training, response_baselines
+from sckit.perturbation.baselines import RESPONSE, FoldView, additive, mean_of_training, response_baselines
 
 GENES = 120
 
@@ -22,7 +22,7 @@ def make_fold(delta, parts, context, test, **given):
         "target_genes": np.full(perturbations, -1),
         "components": np.eye(hidden.shape[1])[:, :3],
     } | given
-    return Fold(train, test, hidden, parts=tuple(parts), context=np.asarray(context), **given)
+    return FoldView(train, test, hidden, parts=tuple(parts), context=np.asarray(context), **given)
 
 
 def singles(count):

@@ -5,7 +5,16 @@ import pytest
 
 from sckit.perturbation import baselines_partial as perturb_partial
 from sckit.perturbation.baselines_partial import PARTIAL, Revealed, partial_baselines
-from sckit.perturbation.ridge import PENALTIES, Ridge, balance, deal, first_best, leading, members, neighbour_means
+from sckit.perturbation.ridge import (
+    PENALTIES,
+    Ridge,
+    assign_folds,
+    first_best,
+    fold_rows,
+    group_weights,
+    neighbour_means,
+    truncated_svd,
+)
 
 FITTED = PARTIAL[3:]
 R, S = 30, 12
@@ -58,7 +67,7 @@ SHAPES = pytest.mark.parametrize(
 def regression(rng, n, groups):
     x, y = rng.normal(size=(n, R)), rng.normal(size=(n, S))
     group = np.concatenate([np.arange(groups), rng.integers(0, groups, n - groups)])
-    return x, y, group, balance(group)
+    return x, y, group, group_weights(group)
 
 
 @SHAPES
@@ -76,7 +85,7 @@ def test_left_out_errors_are_those_of_refits(rng, n, groups):
     x, y, group, weight = regression(rng, n, groups)
     ridge = Ridge.fit(x, y, weight)
     expected = np.zeros(len(PENALTIES))
-    for left in members(group):
+    for left in fold_rows(group):
         kept = np.delete(np.arange(n), left)
         for i, penalty in enumerate(PENALTIES):
             scaled = penalty * ridge.power[0] if np.isfinite(penalty) else 1e14
@@ -96,7 +105,7 @@ def test_left_out_errors_of_factors_are_those_of_refits(rng, n, groups):
         kept = np.delete(np.arange(n), left)
         share = rows.weight[kept] / rows.weight[kept].sum()
         mean = share @ rows.all[kept]
-        axes, power = leading(np.sqrt(rows.weight[kept])[:, None] * (rows.all[kept] - mean), 3)
+        axes, power = truncated_svd(np.sqrt(rows.weight[kept])[:, None] * (rows.all[kept] - mean), 3)
         apart = rows.all[left] - mean
         for i, rank in enumerate(ranks):
             v, held = axes[:, :rank], np.diag(1 / power[:rank])
@@ -278,11 +287,11 @@ def test_neighbours_as_near_as_the_last_one_are_all_taken():
 
 def test_groups_are_dealt_into_few_folds_and_never_split(rng):
     group = rng.integers(0, 130, 400)
-    fold = deal(group, 50)
+    fold = assign_folds(group, 50)
     assert fold.max() == 49
     assert all(len(np.unique(fold[group == number])) == 1 for number in np.unique(group))
-    np.testing.assert_array_equal(deal(np.array([7, 3, 7, 9]), 50), [1, 0, 1, 2])
-    np.testing.assert_allclose(np.bincount(group, balance(group))[np.unique(group)], 1)
+    np.testing.assert_array_equal(assign_folds(np.array([7, 3, 7, 9]), 50), [1, 0, 1, 2])
+    np.testing.assert_allclose(np.bincount(group, group_weights(group))[np.unique(group)], 1)
 
 
 def test_a_tie_goes_to_the_first():

@@ -46,16 +46,16 @@ def garbage(screen, cells, genes=slice(None)):
     return with_counts(screen, counts)
 
 
-def lesson_seen(fold):
+def material_seen(fold):
     """All that training and baselines of a job rest on, by name."""
-    lesson, generator = fold.lesson, np.random.default_rng(1)
-    found = {name: getattr(lesson, name) for name in ("mean", "scale", "detected_mean", "guess", "cell_rms")}
+    material, generator = fold.material, np.random.default_rng(1)
+    found = {name: getattr(material, name) for name in ("mean", "scale", "detected_mean", "expected", "cell_rms")}
     for i in range(12):
-        example = lesson.draw(generator)
+        example = material.draw(generator)
         found |= {f"example {i} {name}": value for name, value in vars(example).items()}
     for i, u in enumerate(fold.fold.test):
-        found[f"queries {i}"] = lesson.control_cell(
-            int(lesson.control_cells(u, 1, generator)[0]), u, np.arange(3)
+        found[f"queries {i}"] = material.control_cell(
+            int(material.control_cells(u, 1, generator)[0]), u, np.arange(3)
         ).values
     return found | {"delta": fold.fold.delta, "control": fold.fold.control, "components": fold.fold.components}
 
@@ -80,9 +80,9 @@ def cells_of(fold, units):
 @pytest.mark.parametrize("split", ["perturbation", "context", "combination"])
 def test_response_predictors_know_nothing_of_test_units_nor_of_reference_controls(run, screen, split):
     fold = fold_run(screen, run, split=split, **TAUGHT)
-    hidden = np.concatenate([cells_of(fold, fold.fold.test), np.flatnonzero(fold.lesson.halving.reference)])
+    hidden = np.concatenate([cells_of(fold, fold.fold.test), np.flatnonzero(fold.material.cell_halves.reference)])
     other = fold_run(garbage(screen, hidden), run, split=split, **TAUGHT)
-    before, after = lesson_seen(fold), lesson_seen(other)
+    before, after = material_seen(fold), material_seen(other)
     for name, value in before.items():
         np.testing.assert_array_equal(value, after[name], err_msg=name)
     assert set(same(predictions(fold), predictions(other)).values()) == {True}
@@ -94,7 +94,7 @@ def test_response_predictors_know_nothing_of_test_units_nor_of_reference_control
 @pytest.mark.parametrize("known", ["treated cells of training units", "input controls"])
 def test_response_predictors_learn_from_training_units_and_input_controls(run, screen, known):
     fold = fold_run(screen, run, **TAUGHT)
-    inputs = np.flatnonzero(fold.lesson.halving.inputs)
+    inputs = np.flatnonzero(fold.material.cell_halves.inputs)
     cells = inputs if known == "input controls" else cells_of(fold, fold.fold.train)
     other = fold_run(garbage(screen, cells), run, **TAUGHT)
     expected = dict.fromkeys((*RESPONSE, ARM), False) | {"no change": True}
@@ -121,14 +121,14 @@ def partial(screen, run, **options):
 
 
 def half_cells(fold, half):
-    halves = (fold.lesson.halving.first, fold.lesson.halving.second)[half]
+    halves = (fold.material.cell_halves.first, fold.material.cell_halves.second)[half]
     return np.concatenate([halves[u] for u in fold.fold.test])
 
 
 @pytest.mark.parametrize("target", [0, 1], ids=["first half as target", "second half as target"])
 def test_partial_predictors_know_nothing_of_the_target_half(run, screen, target):
     fold = partial(screen, run)
-    hidden = np.concatenate([half_cells(fold, target), np.flatnonzero(fold.lesson.halving.reference)])
+    hidden = np.concatenate([half_cells(fold, target), np.flatnonzero(fold.material.cell_halves.reference)])
     other = partial(garbage(screen, hidden), run)
     before, after = predictions(fold), predictions(other)
     for name in before:
@@ -175,17 +175,17 @@ def test_a_fixed_panel_is_all_that_predictors_see(run, screen, tmp_path):
 
 def test_the_truth_is_the_target_half_against_the_reference_and_against_the_mean(screen):
     fold = fold_run(screen)
-    dense, halving = dense_values(screen), fold.lesson.halving
+    dense, cell_halves = dense_values(screen), fold.material.cell_halves
     assert [question.revealed for question in fold.questions] == [None, None]
     reference_deltas = []
     for u in fold.fold.train:
-        context = halving.reference & (screen.stratum == screen.units[u].context)
+        context = cell_halves.reference & (screen.stratum == screen.units[u].context)
         reference_deltas.append(dense[screen.units[u].cells].mean(0) - dense[context].mean(0))
     for target, question in enumerate(fold.questions):
         for row, u in enumerate(fold.fold.test):
             context = screen.stratum == screen.units[u].context
-            inputs, reference = (dense[side & context] for side in (halving.inputs, halving.reference))
-            halves = [dense[half[u]] for half in (halving.first, halving.second)]
+            inputs, reference = (dense[side & context] for side in (cell_halves.inputs, cell_halves.reference))
+            halves = [dense[half[u]] for half in (cell_halves.first, cell_halves.second)]
             profile, visible = halves[target].mean(0), halves[1 - target].mean(0)
             truth = question.truth
             np.testing.assert_allclose(truth.control[row], profile - reference.mean(0), atol=1e-12)
@@ -216,11 +216,11 @@ def test_every_predictor_has_a_score_of_every_test_unit(run, screen, options, ro
 
 def test_one_unit_and_its_truth_score_the_best(screen):
     fold = fold_run(screen)
-    truths = [question.truth.perturbed + fold.lesson.mean for question in fold.questions]
+    truths = [question.truth.perturbed + fold.material.mean for question in fold.questions]
     for score in fold._score("truth", truths):
         assert score.metrics["delta_r_perturbed"] == pytest.approx(1)
         assert score.metrics["delta_r"] < 1 - 1e-6  # the controls are others
-    for score in fold._score("mean", [np.tile(fold.lesson.mean, (len(fold.fold.test), 1))] * 2):
+    for score in fold._score("mean", [np.tile(fold.material.mean, (len(fold.fold.test), 1))] * 2):
         assert score.metrics["delta_r_perturbed"] == 0
 
 

@@ -73,9 +73,9 @@ def test_no_prediction_depends_on_the_cells_it_is_scored_against(world, rng, tas
     """
     screen, config = read_planted(world, **QUICK | {"task": task})
     clean = fold_run(screen, config, run=world / "runs" / "run")
-    halving, test = clean.lesson.halving, clean.fold.test
-    hidden = [halving.second[u] for u in test] + [halving.first[u] for u in test if task == "response"]
-    spoiled = junk_at(screen, np.concatenate([np.flatnonzero(halving.reference), *hidden]), rng)
+    cell_halves, test = clean.material.cell_halves, clean.fold.test
+    hidden = [cell_halves.second[u] for u in test] + [cell_halves.first[u] for u in test if task == "response"]
+    spoiled = junk_at(screen, np.concatenate([np.flatnonzero(cell_halves.reference), *hidden]), rng)
     check_only_the_truth_differs(clean, fold_run(spoiled, config, run=world / "runs" / "run"), 1)
 
 

@@ -171,39 +171,39 @@ def test_shares_of_the_training_data_are_nested_and_never_below_two(rng, conditi
 
 def test_halves_are_disjoint_whole_and_even_within_strata(rng):
     screen = small_screen(rng, contexts=2, replicates=3, cells=7, controls=9)
-    halving = halve(screen, np.random.default_rng(4))
-    assert not (halving.inputs & halving.reference).any()
-    np.testing.assert_array_equal(halving.inputs | halving.reference, screen.control)
+    cell_halves = halve(screen, np.random.default_rng(4))
+    assert not (cell_halves.inputs & cell_halves.reference).any()
+    np.testing.assert_array_equal(cell_halves.inputs | cell_halves.reference, screen.control)
     for s in np.unique(screen.stratum):
-        assert [(side & (screen.stratum == s)).sum() for side in (halving.inputs, halving.reference)] == [4, 5]
-    for unit, first, second in zip(screen.units, halving.first, halving.second, strict=True):
+        assert [(side & (screen.stratum == s)).sum() for side in (cell_halves.inputs, cell_halves.reference)] == [4, 5]
+    for unit, first, second in zip(screen.units, cell_halves.first, cell_halves.second, strict=True):
         np.testing.assert_array_equal(np.sort(np.concatenate([first, second])), unit.cells)
         counts = [np.bincount(screen.stratum[half], minlength=6) for half in (first, second)]
         assert np.abs(counts[0] - counts[1]).max() <= 1
         assert abs(len(first) - len(second)) <= 1
     other = halve(screen, np.random.default_rng(5))
-    assert any((a.shape != b.shape) or (a != b).any() for a, b in zip(halving.first, other.first, strict=True))
+    assert any((a.shape != b.shape) or (a != b).any() for a, b in zip(cell_halves.first, other.first, strict=True))
 
 
 def test_profiles_are_plain_means_of_the_cells_with_controls_of_the_same_strata(rng):
     screen = small_screen(rng, contexts=2, replicates=2, cells=6, controls=8, genes=10)
     uneven = replace(screen, units=tuple(replace(u, cells=np.delete(u.cells, [0, 1, 4])) for u in screen.units))
-    halving = halve(uneven, np.random.default_rng(0))
+    cell_halves = halve(uneven, np.random.default_rng(0))
     trainable = {0: uneven.units[0].cells, 3: uneven.units[3].cells[:4]}
     values = uneven.values
-    got = profiles(uneven, values, halving, trainable)
+    got = profiles(uneven, values, cell_halves, trainable)
     dense = dense_values(screen)
     for u, unit in enumerate(uneven.units):
         weight = np.bincount(uneven.stratum[unit.cells], minlength=4) / len(unit.cells)
-        for side, mean in ((halving.inputs, got.inputs), (halving.reference, got.reference)):
+        for side, mean in ((cell_halves.inputs, got.inputs), (cell_halves.reference, got.reference)):
             expected = sum(w * dense[side & (uneven.stratum == s)].mean(0) for s, w in enumerate(weight) if w > 0)
             np.testing.assert_allclose(mean[u], expected, atol=1e-12)
-        for i, half in enumerate((halving.first[u], halving.second[u])):
+        for i, half in enumerate((cell_halves.first[u], cell_halves.second[u])):
             np.testing.assert_allclose(got.halves[i][u], dense[half].mean(0), atol=1e-12)
             np.testing.assert_allclose(got.variances[i][u], dense[half].var(0, ddof=1), atol=1e-12)
             assert got.sizes[i][u] == len(half)
         error = sum(
-            w**2 * (own := dense[halving.reference & (uneven.stratum == s)]).var(0, ddof=1) / len(own)
+            w**2 * (own := dense[cell_halves.reference & (uneven.stratum == s)]).var(0, ddof=1) / len(own)
             for s, w in enumerate(weight) if w > 0
         )  # fmt: skip
         np.testing.assert_allclose(got.reference_error[u], error, atol=1e-12)
