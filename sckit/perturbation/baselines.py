@@ -2,12 +2,12 @@
 
     no change               0
     mean                    mean over the training perturbations
-    additive                effects of the parts of a combination added up, plus an effect of the context
-    ridge on components     linear in an embedding of the target genes and of the context
+    additive                effects of the parts of a combination added up, plus an effect of the covariate group
+    ridge on components     linear in an embedding of the target genes and of the covariate group
     nearest neighbours      mean of the training units nearest in that embedding
 
 Nothing here is random. Whatever has to be chosen is chosen on training units alone, by leaving out what is new in the
-test units: perturbations, or contexts where every test perturbation is also a training one.
+test units: perturbations, or covariate groups where every test perturbation is also a training one.
 """
 
 from dataclasses import dataclass, replace
@@ -47,9 +47,9 @@ class FoldView:
     train: np.ndarray  # int [n], units
     test: np.ndarray  # int [m]
     delta: np.ndarray  # [U, G], rows of test units are NaN (a leak would show)
-    control: np.ndarray  # [U, G], control(input) profile of each unit's context
+    control: np.ndarray  # [U, G], profile of the input controls of each unit's strata
     parts: tuple[tuple[int, ...], ...]  # [U], numbers of the perturbations combined in each unit
-    context: np.ndarray  # int [U]
+    covariates: np.ndarray  # int [U], covariate group
     target_genes: np.ndarray  # int [P], column of each perturbation's target gene, -1 unknown
     components: np.ndarray  # [G, k], loadings of the principal components of the control cells (input half)
 
@@ -73,7 +73,7 @@ def response_baselines(fold: FoldView) -> dict[str, np.ndarray]:
 
 
 def mean_of_training(fold: FoldView) -> np.ndarray:
-    """Mean delta [m, G] of the training perturbations, each counted once however many contexts it was measured in."""
+    """Mean delta [m, G] of the training perturbations, each counted once, however many units it has."""
     return np.tile(_mean(fold), (len(fold.test), 1))
 
 
@@ -82,22 +82,22 @@ def _mean(fold: FoldView) -> np.ndarray:
 
 
 def additive(fold: FoldView) -> np.ndarray:
-    """Deltas [m, G] as sums over the parts p of a unit in context c of mu + alpha[p] + beta[c], by least squares.
+    """Deltas [m, G] as sums over the parts p of a unit, in group c, of mu + alpha[p] + beta[c], by least squares.
 
-    A part or context without a training unit has an effect of 0, so an unseen perturbation is predicted by mu +
+    A part or group without a training unit has an effect of 0, so an unseen perturbation is predicted by mu +
     beta[c]. What the data leave open is decided by the smallest alpha and beta. Where the training units are single
-    perturbations in one context, a combination is the sum of its parts' deltas.
+    perturbations in one group, a combination is the sum of its parts' deltas.
     """
-    parts, contexts = max(max(parts) for parts in fold.parts) + 1, int(fold.context.max()) + 1
+    parts, groups = max(max(parts) for parts in fold.parts) + 1, int(fold.covariates.max()) + 1
     rows = np.repeat(np.arange(len(fold.parts)), [len(p) for p in fold.parts])
     columns = np.concatenate([np.array(p) for p in fold.parts])
     ones = np.ones(len(rows))
     alpha = sp.csr_array((ones, (rows, columns)), (len(fold.parts), parts))
-    beta = sp.csr_array((ones, (rows, fold.context[rows])), (len(fold.parts), contexts))
+    beta = sp.csr_array((ones, (rows, fold.covariates[rows])), (len(fold.parts), groups))
     mu = sp.csr_array(np.bincount(rows)[:, None].astype(float))
     design = sp.csr_array(sp.hstack([mu, alpha, beta]))
     seen = design[fold.train]
-    penalty = np.array([0.0] + [_TINY] * (parts + contexts))
+    penalty = np.array([0.0] + [_TINY] * (parts + groups))
     gram = sp.csc_array(seen.T @ seen + sp.diags_array(penalty))
     # The many parts hardly touch each other; this order of elimination keeps it so.
     factor = splu(gram, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
@@ -110,9 +110,9 @@ def _from_features(fold: FoldView) -> tuple[np.ndarray, np.ndarray]:
     Every candidate is judged on left-out groups with the embedding itself fitted anew without them, because the
     embedding is read off the training deltas. With one group nothing can be judged and both are the mean.
     """
-    perturbation, context = fold.perturbation[fold.train], fold.context[fold.train]
+    perturbation, covariates = fold.perturbation[fold.train], fold.covariates[fold.train]
     known = np.isin(fold.perturbation[fold.test], perturbation).all()
-    group = context if known and len(np.unique(context)) > 1 else perturbation
+    group = covariates if known and len(np.unique(covariates)) > 1 else perturbation
     folds = fold_rows(assign_folds(group, _MOST_FOLDS))
     if len(folds) < 2:
         return mean_of_training(fold), mean_of_training(fold)
@@ -132,7 +132,7 @@ def _from_features(fold: FoldView) -> tuple[np.ndarray, np.ndarray]:
 
 
 class _Embedding:
-    """Features of units: rows of gene loadings at their target genes, added up over parts, and of their context.
+    """Features of units: rows of gene loadings at their target genes, added up over parts, and of their controls.
 
     Source: Ahlmann-Eltze, Huber, Anders (2025), the linear model; its gene embedding is the first block.
     """
@@ -149,7 +149,7 @@ class _Embedding:
         self.axes, _ = truncated_svd(weighted, min(_COMPONENTS, len(fold.train) - 1))  # [G, K]
         self.scores = deviation @ self.axes  # [n, K]
         perturbed = [self._of_parts(self.axes), self._of_parts(fold.components), self._number_of_parts()]
-        self.features = np.column_stack([*perturbed, self._of_context()])  # [U, F]
+        self.features = np.column_stack([*perturbed, self._of_controls()])  # [U, F]
         self.perturbed = sum(block.shape[1] for block in perturbed)
         self.known = np.array([(fold.target_genes[list(parts)] >= 0).any() for parts in fold.parts])  # [U]
 
@@ -166,9 +166,9 @@ class _Embedding:
         count = np.array([[float(len(parts))] for parts in self.fold.parts])
         return self._scaled(count - count[self.fold.train].mean())
 
-    def _of_context(self) -> np.ndarray:
+    def _of_controls(self) -> np.ndarray:
         fold = self.fold
-        first = fold.train[np.unique(fold.context[fold.train], return_index=True)[1]]
+        first = fold.train[np.unique(fold.covariates[fold.train], return_index=True)[1]]
         return self._scaled((fold.control - fold.control[first].mean(0)) @ fold.components)
 
     def _scaled(self, block: np.ndarray) -> np.ndarray:
@@ -186,7 +186,7 @@ class _Embedding:
     def neighbours(self) -> list[np.ndarray]:
         """Predictions [m, G] by all training units and by each of NEIGHBOURS of which there are enough.
 
-        A unit of unknown targets is near to those in like contexts.
+        A unit with unknown targets is near to those with similar controls.
         """
         fold = self.fold
         train, test = self.features[fold.train], self.features[fold.test]

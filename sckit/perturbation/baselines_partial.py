@@ -62,7 +62,7 @@ class Revealed:
     prior_train: np.ndarray  # [n, R + S], what the mean of the training perturbations says of the row
     seen_test: np.ndarray  # [m, R]
     prior_test: np.ndarray  # [m, R + S]
-    group: np.ndarray  # int [n], what is left out together: the perturbation, or the context when there is only one
+    group: np.ndarray  # int [n], what is left out together: the perturbation, or the covariate group if there is one
     cross: np.ndarray  # [S, R], covariance of scored and revealed genes in untreated cells (input half)
     own: np.ndarray  # [R, R], of the revealed genes
     additive: np.ndarray | None = None  # [m, S], predicted deltas

@@ -138,7 +138,7 @@ class FoldExamples:
         )
 
     def shown_profile(self, profile: np.ndarray, u: int, panel: Panel, target: np.ndarray | None = None) -> Example:
-        """Some genes of a pseudobulk profile [G] of unit u's context.
+        """Some genes of a pseudobulk profile [G] of unit u.
 
         The perturbation is not named: the network would learn the training ones by heart instead of using the values.
         A profile's deviations are small next to a cell's, and are given in the size that a cell's have.

@@ -132,7 +132,7 @@ def _spare(material: FoldExamples, generator: np.random.Generator) -> tuple[list
     units = material.screen.units
     groups = {u: units[u].parts for u in material.trainable}
     if len(set(groups.values())) == 1:
-        groups = {u: (units[u].context,) for u in material.trainable}
+        groups = {u: (units[u].covariates,) for u in material.trainable}
     names = sorted(set(groups.values()))
     if len(names) < _ENOUGH:
         return list(material.trainable), []

@@ -77,7 +77,7 @@ class FoldRun:
             self.profiles.treated - self.profiles.inputs,
             self.profiles.inputs,
             tuple(unit.parts for unit in screen.units),
-            np.array([unit.context for unit in screen.units]),
+            np.array([unit.covariates for unit in screen.units]),
             np.where(rows < arms.table.n_genes, rows, -1),
             _components(values[np.flatnonzero(cell_halves.inputs)]),
         )
@@ -151,8 +151,8 @@ class FoldRun:
         error = np.sqrt(means.variances[half][units] / number[:, None] + means.reference_error[units])
         mean = np.tile(self.material.mean, (len(units), 1))
         against_control = target - means.reference[units]
-        # By the reference half on both sides: in several contexts the input half would be a part of it, and of what
-        # predictors know.
+        # By the reference half on both sides: with several covariate groups the input half would be a part of it, and
+        # of what predictors know.
         return Truth(against_control, against_control - self._reference_mean, mean, error, everyone, units)
 
     @cached_property
@@ -185,12 +185,12 @@ class FoldRun:
 
     @cached_property
     def _training_rows(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Visible and target deltas [n, G] of training rows, and their perturbation (context where there is one)."""
+        """Visible and target deltas [n, G] of training rows, and their perturbation (or covariate group)."""
         generator = np.random.default_rng((*self.key, 13))
         units, material = self.screen.units, self.material
         group = np.unique([str(units[u].parts) for u in self.fold.train], return_inverse=True)[1]
         if group.max() == 0:
-            group = np.array([units[u].context for u in self.fold.train])
+            group = np.array([units[u].covariates for u in self.fold.train])
         known = [generator.permutation(material.trainable[int(u)]) for u in self.fold.train]
         halves = [group_moments(material.values, [c[start::2] for c in known])[0] for start in (0, 1)]
         seen, truth = np.concatenate(halves), np.concatenate(halves[::-1])

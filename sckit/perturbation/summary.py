@@ -109,7 +109,7 @@ class _Tables:
         self.largest = max(config.train_shares)
         # What is resampled is what is held out: of two donors with five cell types each there are two, not ten.
         by_context = split == "context"
-        labels = [screen.unseen_of_context[u.context] if by_context else str(u.parts) for u in screen.units]
+        labels = [screen.unseen_of_covariates[u.covariates] if by_context else str(u.parts) for u in screen.units]
         number = {label: i for i, label in enumerate(sorted(set(labels)))}
         self.cluster = np.array([number[label] for label in labels])
         found: dict[tuple[str, Where], list[Score]] = {}
@@ -223,7 +223,7 @@ def _cells(screen: Screen, repeat_r: np.ndarray, repeats: np.ndarray) -> list[di
     ]  # fmt: skip
     for unit, r, known in zip(screen.units, repeat_r, repeats, strict=True):
         rows.append(
-            {"condition": unit.name, "context": screen.contexts[unit.context], "cells": len(unit.cells)}
+            {"condition": unit.name, "context": screen.covariates[unit.covariates], "cells": len(unit.cells)}
             | {"repeats": bool(known), "repeat_r": float(r)}
         )
     return rows

@@ -22,7 +22,7 @@ def make_fold(delta, parts, context, test, **given):
         "target_genes": np.full(perturbations, -1),
         "components": np.eye(hidden.shape[1])[:, :3],
     } | given
-    return FoldView(train, test, hidden, parts=tuple(parts), context=np.asarray(context), **given)
+    return FoldView(train, test, hidden, parts=tuple(parts), covariates=np.asarray(context), **given)
 
 
 def singles(count):

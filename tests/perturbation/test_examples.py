@@ -18,7 +18,7 @@ def material_of(screen, **options):
 def expected_delta(screen, material, u):
     """Mean of the treated cells less the input controls of the unit's context, one stratum a context."""
     dense = dense_values(screen)
-    controls = material.cell_halves.inputs & (screen.stratum == screen.units[u].context)
+    controls = material.cell_halves.inputs & (screen.stratum == screen.units[u].covariates)
     return dense[material.trainable[u]].mean(0) - dense[controls].mean(0)
 
 
@@ -54,7 +54,7 @@ def test_a_fixed_panel_leaves_its_own_genes_unpredicted(rng):
 
 def test_every_perturbation_is_drawn_as_often_as_every_other(rng):
     screen = small_screen(rng, conditions=("A", "B", "C", "D"), contexts=3, cells=4, controls=6, genes=5)
-    uneven = replace(screen, units=tuple(u for u in screen.units if u.context == 0 or u.name == "A"))
+    uneven = replace(screen, units=tuple(u for u in screen.units if u.covariates == 0 or u.name == "A"))
     material = material_of(uneven, folds=4)
     rows = Counter(material.draw(rng).perturbations for _ in range(900))
     trained = {uneven.units[u].parts for u in material.trainable}
@@ -94,7 +94,7 @@ def test_a_response_example_is_an_input_control_and_the_effect_of_the_perturbati
         context = screen.stratum[cell]
         (u,) = [
             u for u in material.trainable
-            if screen.units[u].context == context and material.control_cell(cell, u, np.arange(1)).perturbations
+            if screen.units[u].covariates == context and material.control_cell(cell, u, np.arange(1)).perturbations
             == example.perturbations
         ]  # fmt: skip
         perturbed.add(u)

@@ -179,11 +179,11 @@ def test_the_truth_is_the_target_half_against_the_reference_and_against_the_mean
     assert [question.revealed for question in fold.questions] == [None, None]
     reference_deltas = []
     for u in fold.fold.train:
-        context = cell_halves.reference & (screen.stratum == screen.units[u].context)
+        context = cell_halves.reference & (screen.stratum == screen.units[u].covariates)
         reference_deltas.append(dense[screen.units[u].cells].mean(0) - dense[context].mean(0))
     for target, question in enumerate(fold.questions):
         for row, u in enumerate(fold.fold.test):
-            context = screen.stratum == screen.units[u].context
+            context = screen.stratum == screen.units[u].covariates
             inputs, reference = (dense[side & context] for side in (cell_halves.inputs, cell_halves.reference))
             halves = [dense[half[u]] for half in (cell_halves.first, cell_halves.second)]
             profile, visible = halves[target].mean(0), halves[1 - target].mean(0)

@@ -63,13 +63,13 @@ def test_an_unseen_perturbation_is_not_seen_in_combinations_either(rng):
 def test_an_unseen_context_holds_out_all_its_units_or_those_of_its_donor(rng):
     screen = small_screen(rng, contexts=4, cells=4, controls=4, genes=4)
     for fold in folds(screen, "context", 4):
-        held_out = {screen.units[u].context for u in fold.test}
+        held_out = {screen.units[u].covariates for u in fold.test}
         assert len(held_out) == 1
-        assert not held_out & {screen.units[u].context for u in fold.train}
-    donors = replace(screen, unseen_of_context=("d1", "d2", "d1", "d2"))
+        assert not held_out & {screen.units[u].covariates for u in fold.train}
+    donors = replace(screen, unseen_of_covariates=("d1", "d2", "d1", "d2"))
     assert split_name(donors, replace(CONFIG, split="context")) == "context"
     for fold in folds(donors, "context", 2):
-        assert {screen.units[u].context for u in fold.test} in ({0, 2}, {1, 3})
+        assert {screen.units[u].covariates for u in fold.test} in ({0, 2}, {1, 3})
         assert len(fold.test) == 12
 
 
@@ -89,13 +89,13 @@ def test_an_unseen_combination_has_parts_and_context_that_are_seen(rng):
 
 def test_without_combined_perturbations_a_combination_is_a_perturbation_in_a_context(rng):
     screen = small_screen(rng, conditions=("A", "B", "C"), contexts=3, cells=4, controls=4, genes=4)
-    rare = replace(screen, units=tuple(u for u in screen.units if u.name != "C" or u.context == 0))
+    rare = replace(screen, units=tuple(u for u in screen.units if u.name != "C" or u.covariates == 0))
     for fold in folds(rare, "combination", 3):
         trained = [rare.units[u] for u in fold.train]
         for u in fold.test:
             assert rare.units[u].parts in {unit.parts for unit in trained}
-            assert rare.units[u].context in {unit.context for unit in trained}
-            assert (rare.units[u].parts, rare.units[u].context) not in {(t.parts, t.context) for t in trained}
+            assert rare.units[u].covariates in {unit.covariates for unit in trained}
+            assert (rare.units[u].parts, rare.units[u].covariates) not in {(t.parts, t.covariates) for t in trained}
     tested = [u for fold in folds(rare, "combination", 5) for u in fold.test]
     assert "C" not in {rare.units[u].name for u in tested}
     assert len(tested) == len(set(tested))
@@ -104,9 +104,9 @@ def test_without_combined_perturbations_a_combination_is_a_perturbation_in_a_con
 def test_doses_of_a_perturbation_are_held_out_together(rng):
     screen = small_screen(rng, conditions=("A @ 1", "A @ 2", "B @ 1"), contexts=2, cells=4, controls=4, genes=4)
     for fold in folds(screen, "combination", 4):
-        seen = {(screen.units[u].parts, screen.units[u].context) for u in fold.train}
-        assert not seen & {(screen.units[u].parts, screen.units[u].context) for u in fold.test}
-    lonely = replace(screen, units=tuple(u for u in screen.units if (u.name, u.context) != ("B @ 1", 1)))
+        seen = {(screen.units[u].parts, screen.units[u].covariates) for u in fold.train}
+        assert not seen & {(screen.units[u].parts, screen.units[u].covariates) for u in fold.test}
+    lonely = replace(screen, units=tuple(u for u in screen.units if (u.name, u.covariates) != ("B @ 1", 1)))
     tested = [fold.test for fold in folds(lonely, "combination", 2)]
     assert [names(lonely, units) for units in tested] == [["A @ 1", "A @ 2"]] * 2  # B is in one context alone
 
@@ -129,8 +129,8 @@ def test_auto_takes_the_first_split_that_the_data_can_bear(rng, conditions, cont
 @pytest.mark.parametrize(
     ("split", "words"),
     [
-        ("perturbation", "needs two perturbations to hold one out; the data have 1 perturbation"),
-        ("context", "1 contexts, .*name a --context-column"),
+        ("perturbation", "needs at least two perturbations, to hold one out; the data have 1 perturbation"),
+        ("context", "1 contexts, .*name columns with --covariates"),
         ("combination", "choose another --split"),
     ],
 )
