@@ -1,4 +1,4 @@
-"""What a network may learn from in one fold, as examples; and the examples that its predictions are made from."""
+"""Build the training examples and the prediction inputs of one fold."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,11 +12,11 @@ from sckit.errors import ConfigError, DataError
 from sckit.perturbation.responder import Example, TokenTable
 from sckit.perturbation.ridge import balanced_mean
 from sckit.perturbation.screen import Screen
-from sckit.perturbation.splits import CellHalves, Profiles, composition
+from sckit.perturbation.splits import CellHalves, composition
 from sckit.training.run import gene_numbers
 
 _QUERIES = 96  # genes asked for in a training example
-_MOST_REVEALED = 0.9
+_MOST_REVEALED = 0.9  # share of the genes, in a training example
 
 
 @dataclass(frozen=True)
@@ -29,17 +29,18 @@ class Panel:
 
 @dataclass(frozen=True)
 class FoldExamples:
-    """What the arms of one fold learn from; `values` [C, G] are log1p of counts per 10,000."""
+    """What the arms of one fold learn from: C cells, U units, G genes."""
 
     screen: Screen
     config: FinetuneConfig
-    values: sp.csr_array
+    values: sp.csr_array  # [C, G], log1p of counts per 10,000
     cell_halves: CellHalves
-    profiles: Profiles
     table: TokenTable
     trainable: dict[int, np.ndarray]  # treated cells of each training unit
-    mean: np.ndarray  # [G], delta by the mean of the training perturbations
-    panel: np.ndarray | None  # int64, the fixed panel
+    delta: np.ndarray  # [U, G], as in `FoldView`
+    control: np.ndarray  # [U, G], as in `FoldView`
+    mean: np.ndarray  # [G], mean delta of the training perturbations
+    panel: np.ndarray | None  # int64, genes of the panel file
 
     @cached_property
     def detected_mean(self) -> np.ndarray:
@@ -65,10 +66,9 @@ class FoldExamples:
 
     @cached_property
     def scale(self) -> float:
-        """RMS of what there is to predict over the training units: the unit of the network's output."""
+        """RMS over the training units of what there is to predict: the unit of the network's output."""
         units = sorted(self.trainable)
-        rest = self.profiles.treated[units] - self.profiles.inputs[units] - self.mean
-        return max(float(np.sqrt(np.mean(rest**2))), 1e-6)
+        return max(float(np.sqrt(np.mean((self.delta[units] - self.mean) ** 2))), 1e-6)
 
     @cached_property
     def strata(self) -> np.ndarray:
@@ -81,25 +81,24 @@ class FoldExamples:
         return [[u for u in self.trainable if self.screen.units[u].parts == name] for name in names]
 
     def only(self, units: list[int]) -> "FoldExamples":
-        """The material of some of the training units: what is spared has no part in the mean or the scale either."""
-        deltas = self.profiles.treated[units] - self.profiles.inputs[units]
-        mean = balanced_mean(deltas, np.array([str(self.screen.units[u].parts) for u in units]))
+        """Return the same for some of the training units; the others have no part in the mean and the scale either."""
+        mean = balanced_mean(self.delta[units], np.array([str(self.screen.units[u].parts) for u in units]))
         return replace(self, trainable={u: self.trainable[u] for u in units}, mean=mean)
 
     def draw(self, generator: np.random.Generator) -> Example:
-        """A random training example; every perturbation is as likely as every other."""
+        """Return a random training example; all perturbations are equally likely."""
         group = self._by_perturbation[generator.integers(len(self._by_perturbation))]
         u = group[generator.integers(len(group))]
         return self.example(u, self.trainable[u], generator)
 
     def example(self, u: int, cells: np.ndarray, generator: np.random.Generator) -> Example:
-        """A random example of unit u and its treated cells."""
+        """Return a random example of unit u and its treated cells."""
         if self.config.task == "response":
             return self._response(u, generator)
         panel = self._random_panel(generator)
         mixed = generator.permutation(cells)
         visible, rest = (self.values[half].mean(0) for half in (mixed[::2], mixed[1::2]))
-        target = (rest - self.profiles.inputs[u] - self.mean) / self.scale
+        target = (rest - self.control[u] - self.mean) / self.scale
         return self.shown_profile(visible, u, panel, target)
 
     def _random_panel(self, generator: np.random.Generator) -> Panel:
@@ -113,17 +112,16 @@ class FoldExamples:
     def _response(self, u: int, generator: np.random.Generator) -> Example:
         cell = int(self.control_cells(u, 1, generator)[0])
         queries = np.sort(generator.permutation(self.table.n_genes)[:_QUERIES])
-        target = self.profiles.treated[u] - self.profiles.inputs[u] - self.mean
-        return self.control_cell(cell, u, queries, target / self.scale)
+        return self.control_cell(cell, u, queries, (self.delta[u] - self.mean) / self.scale)
 
     def control_cells(self, u: int, count: int, generator: np.random.Generator) -> np.ndarray:
-        """Input controls [count] of the unit's strata, as often as the unit's own cells are in them."""
+        """Return random input controls [count], of each stratum in proportion to the unit's own cells there."""
         strata = generator.choice(self.strata.shape[1], count, p=self.strata[u])
         inputs = self.cell_halves.inputs
         return np.array([generator.choice(np.flatnonzero(inputs & (self.screen.stratum == s))) for s in strata])
 
     def control_cell(self, cell: int, u: int, queries: np.ndarray, target: np.ndarray | None = None) -> Example:
-        """A control cell and the perturbation of unit u; target: [G] or None."""
+        """Return the example of a control cell and the perturbation of unit u; target: [G] or None."""
         unit = self.screen.units[u]
         span = slice(self.values.indptr[cell], self.values.indptr[cell + 1])
         genes, values = self.values.indices[span].astype(np.int64), self.values.data[span]
@@ -138,22 +136,23 @@ class FoldExamples:
         )
 
     def shown_profile(self, profile: np.ndarray, u: int, panel: Panel, target: np.ndarray | None = None) -> Example:
-        """Some genes of a pseudobulk profile [G] of unit u.
+        """Return the example of some genes of a profile [G] of unit u; target: [G] or None.
 
         The perturbation is not named: the network would learn the training ones by heart instead of using the values.
-        A profile's deviations are small next to a cell's, and are given in the size that a cell's have.
+        The deviations of a profile are small compared with those of a cell, and are scaled to the size of the latter.
         """
         genes = panel.revealed
-        rest = (profile - self.profiles.inputs[u] - self.mean)[genes] / self.scale * self.cell_rms
+        rest = (profile - self.control[u] - self.mean)[genes] / self.scale * self.cell_rms
         return Example(
             genes, profile[genes], rest, (), 0.0, panel.scored, None if target is None else target[panel.scored]
         )
 
 
 def panels(n_genes: int, share: float, fixed: np.ndarray | None, generator: np.random.Generator) -> list[Panel]:
-    """Panels that together predict each gene once, from revealed genes that are not among the predicted.
+    """Return panels that together predict each gene once, each from revealed genes that it does not predict.
 
-    A random share is nested in larger ones for one generator state. A fixed panel leaves its own genes unpredicted.
+    The panels of a share are nested in those of larger shares for one generator state. A fixed panel (int64 [R]) is the
+    only one, and its own genes are not predicted.
     """
     if fixed is not None:
         return [Panel(fixed, np.setdiff1d(np.arange(n_genes), fixed))]
@@ -166,7 +165,7 @@ def panels(n_genes: int, share: float, fixed: np.ndarray | None, generator: np.r
 
 
 def fixed_panel(screen: Screen, config: FinetuneConfig) -> np.ndarray | None:
-    """Numbers of the genes of the panel file, int64; None without one. Raises ConfigError, DataError."""
+    """Return the numbers of the genes of the panel file, int64, or None without one. Raises ConfigError, DataError."""
     if config.panel is None or config.task != "partial":
         return None
     try:

@@ -12,12 +12,12 @@ from sckit.metrics.effects import HEADLINE, METRICS
 from sckit.metrics.intervals import Estimate, Sample, gap_closed, interval, paired, verdict
 from sckit.perturbation.baselines import RESPONSE
 from sckit.perturbation.baselines_partial import PARTIAL
-from sckit.perturbation.fold import CEILING, Score
+from sckit.perturbation.questions import CEILING, Score
 from sckit.perturbation.repeats import chance_level, repeat_correlation, replicate_scores
 from sckit.perturbation.screen import Screen
 
 TRIVIAL = ("no change", "mean", "additive")
-_ORDER = {name: i for i, name in enumerate((*dict.fromkeys(RESPONSE + PARTIAL), *ARMS, CEILING))}
+_ORDER = {name: i for i, name in enumerate((*dict.fromkeys((*RESPONSE, *PARTIAL)), *ARMS, CEILING))}
 
 Where = tuple[float | None, float]
 """Revealed share and training share."""

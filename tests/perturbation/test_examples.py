@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from sckit.perturbation.examples import Panel, panels
 
-from .small_screens import dense_values, fold_run, small_screen
+from .small_screens import dense_values, fold_of, small_screen
 
 
 def material_of(screen, **options):
-    return fold_run(screen, **options).material
+    return fold_of(screen, **options).examples
 
 
 def expected_delta(screen, material, u):
@@ -68,7 +68,7 @@ def test_a_lesson_of_some_units_knows_the_mean_and_the_scale_of_those_alone(rng)
     kept = sorted(material.trainable)[:2]
     own = material.only(kept)
     assert sorted(own.trainable) == kept
-    deltas = material.profiles.treated[kept] - material.profiles.inputs[kept]
+    deltas = material.delta[kept]
     np.testing.assert_allclose(own.mean, deltas.mean(0), atol=1e-12)
     assert own.scale == pytest.approx(np.sqrt(np.mean((deltas - deltas.mean(0)) ** 2)))
     assert own.scale != material.scale
@@ -162,7 +162,7 @@ def test_a_profile_example_shows_one_half_and_asks_for_the_other(rng):
             (visible, target)
             for visible, target, u in pairs
             if np.allclose(
-                ((dense[target] - material.profiles.inputs[u] - material.mean) / material.scale)[example.queries],
+                ((dense[target] - material.control[u] - material.mean) / material.scale)[example.queries],
                 example.truth,
             )
         ]
@@ -177,7 +177,7 @@ def test_deviations_of_a_profile_are_given_in_the_size_of_those_of_cells(rng):
     panel = Panel(np.array([2, 5, 7]), np.array([0, 1]))
     profile = rng.normal(size=12)
     example = material.shown_profile(profile, 3, panel, np.arange(12.0))
-    units = (profile - material.profiles.inputs[3] - material.mean) / material.scale
+    units = (profile - material.control[3] - material.mean) / material.scale
     np.testing.assert_allclose(example.residual, units[[2, 5, 7]] * material.cell_rms)
     np.testing.assert_array_equal(example.values, profile[[2, 5, 7]])
     np.testing.assert_array_equal(example.truth, [0, 1])
