@@ -101,7 +101,7 @@ class ClosedForms:
         return np.where(known[cell], entry_dot(self.total, genes, full, cell), entry_dot(self.ridge, genes, x, cell))
 
     def factors(self, batch: Batch, x: np.ndarray, t: np.ndarray) -> np.ndarray:
-        """Return the posterior means [C, J] of the value factors given the visible values; zero where none is visible."""
+        """Return the posterior means [C, J] of the value factors given the visible values; zero without any."""
         seen = np.flatnonzero(~batch.hidden)
         genes, cell = batch.genes[seen], batch.cell_of_token[seen]
         residual = batch.values[seen] - self.blend(x, t, genes, cell)

@@ -1,155 +1,143 @@
-"""Closed-form predictors of the effect of a perturbation that was not measured: what a network has to beat.
+"""Linear baselines of the response task: the effect of a perturbation that was not measured.
 
     no change               0
     mean                    mean over the training perturbations
-    additive                effects of the parts of a combination added up, plus an effect of the context
-    ridge on components     linear in an embedding of the target genes and of the context
+    additive                effects of the parts of a combination added up, plus an effect of the covariate group
+    ridge on components     linear in an embedding of the target genes and of the covariate group
     nearest neighbours      mean of the training units nearest in that embedding
 
-Nothing here is random. Whatever has to be chosen is chosen on training units alone, by leaving out what is new in the
-test units: perturbations, or contexts where every test perturbation is also a training one.
+Nothing here is random. Settings are chosen on training units alone, by leaving out what is new in the test units:
+perturbations, or covariate groups where every test perturbation is also a training one.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import scipy.sparse as sp
 from scipy.sparse.linalg import splu
 
-from sckit.errors import DataError
+from sckit.perturbation.fold import FoldView
+from sckit.perturbation.questions import Predictor, blind
 from sckit.perturbation.ridge import (
     PENALTIES,
     Ridge,
-    balance,
-    balanced_mean,
-    deal,
+    assign_folds,
     first_best,
-    leading,
-    members,
+    fold_rows,
+    group_weights,
     neighbour_means,
     squared_distances,
+    truncated_svd,
 )
 
-RESPONSE = ("no change", "mean", "additive", "ridge on components", "nearest neighbours")
-
 NEIGHBOURS = (1, 3, 5, 10)
-"""Numbers of neighbours tried; the fifth choice is all, which is the mean."""
+"""Numbers of neighbours tried, after all training units, which is the mean."""
 
 _COMPONENTS = 10  # of the training effects, as in the source of the ridge
 _MOST_FOLDS = 20
-_TINY = 1e-6  # in units: fixes what the additive fit leaves open, and changes the rest by a millionth
+_TINY = 1e-6  # penalty that settles what the additive fit leaves open; it changes the rest by about a millionth
 
 
-@dataclass(frozen=True)
-class Fold:
-    """What every predictor of a fold may see of U units and G genes; profiles are means of log1p(CP10k)."""
-
-    train: np.ndarray  # int [n], units
-    test: np.ndarray  # int [m]
-    delta: np.ndarray  # [U, G], rows of test units are NaN (a leak would show)
-    control: np.ndarray  # [U, G], control(input) profile of each unit's context
-    parts: tuple[tuple[int, ...], ...]  # [U], numbers of the perturbations combined in each unit
-    context: np.ndarray  # int [U]
-    target_genes: np.ndarray  # int [P], column of each perturbation's target gene, -1 unknown
-    components: np.ndarray  # [G, k], loadings of the principal components of the control cells (input half)
-
-    def __post_init__(self) -> None:
-        if not len(self.train):
-            message = "a fold has no training unit, so nothing can be predicted; ask for fewer folds or a larger share."
-            raise DataError(message)
-
-    @property
-    def perturbation(self) -> np.ndarray:
-        """Number of each unit's perturbation, int [U]: the same for equal sets of parts."""
-        number: dict[tuple[int, ...], int] = {}
-        return np.array([number.setdefault(tuple(sorted(parts)), len(number)) for parts in self.parts])
+def response_baselines() -> dict[str, Predictor]:
+    """Return the predictors of RESPONSE by name."""
+    return {name: blind(lambda fold, predict=predict: predict(fold.view)) for name, predict in RESPONSE.items()}
 
 
-def response_baselines(fold: Fold) -> dict[str, np.ndarray]:
-    """Predicted deltas [m, G] of the test units, by every name of RESPONSE."""
-    mean = mean_of_training(fold)
-    ridge, neighbours = _from_features(fold)
-    return dict(zip(RESPONSE, (np.zeros_like(mean), mean, additive(fold), ridge, neighbours), strict=True))
+def no_change(fold: FoldView) -> np.ndarray:
+    """Return deltas [m, G] of zero."""
+    return np.zeros((len(fold.test), fold.delta.shape[1]))
 
 
-def mean_of_training(fold: Fold) -> np.ndarray:
-    """Mean delta [m, G] of the training perturbations, each counted once however many contexts it was measured in."""
-    return np.tile(_mean(fold), (len(fold.test), 1))
+def mean_of_training(fold: FoldView) -> np.ndarray:
+    """Return the mean delta of the training perturbations for each test unit [m, G]."""
+    return np.tile(fold.mean, (len(fold.test), 1))
 
 
-def _mean(fold: Fold) -> np.ndarray:
-    return balanced_mean(fold.delta[fold.train], fold.perturbation[fold.train])
+def additive(fold: FoldView) -> np.ndarray:
+    """Predict deltas [m, G] as sums over the parts p of a unit, in group c, of mu + alpha[p] + beta[c].
 
-
-def additive(fold: Fold) -> np.ndarray:
-    """Deltas [m, G] as sums over the parts p of a unit in context c of mu + alpha[p] + beta[c], by least squares.
-
-    A part or context without a training unit has an effect of 0, so an unseen perturbation is predicted by mu +
-    beta[c]. What the data leave open is decided by the smallest alpha and beta. Where the training units are single
-    perturbations in one context, a combination is the sum of its parts' deltas.
+    Fitted by least squares; what the data leave open is settled by the smallest alpha and beta. A part or group without
+    a training unit has an effect of 0, so an unseen perturbation is predicted by mu + beta[c]. Where the training units
+    are single perturbations in one group, a combination is the sum of its parts' deltas.
     """
-    parts, contexts = max(max(parts) for parts in fold.parts) + 1, int(fold.context.max()) + 1
+    parts, groups = max(max(parts) for parts in fold.parts) + 1, int(fold.covariates.max()) + 1
     rows = np.repeat(np.arange(len(fold.parts)), [len(p) for p in fold.parts])
     columns = np.concatenate([np.array(p) for p in fold.parts])
     ones = np.ones(len(rows))
     alpha = sp.csr_array((ones, (rows, columns)), (len(fold.parts), parts))
-    beta = sp.csr_array((ones, (rows, fold.context[rows])), (len(fold.parts), contexts))
+    beta = sp.csr_array((ones, (rows, fold.covariates[rows])), (len(fold.parts), groups))
     mu = sp.csr_array(np.bincount(rows)[:, None].astype(float))
     design = sp.csr_array(sp.hstack([mu, alpha, beta]))
     seen = design[fold.train]
-    penalty = np.array([0.0] + [_TINY] * (parts + contexts))
+    penalty = np.array([0.0] + [_TINY] * (parts + groups))
     gram = sp.csc_array(seen.T @ seen + sp.diags_array(penalty))
-    # The many parts hardly touch each other; this order of elimination keeps it so.
+    # Few parts occur together, so that the factor is sparse in this order of elimination.
     factor = splu(gram, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
     return design[fold.test] @ factor.solve(seen.T @ fold.delta[fold.train])
 
 
-def _from_features(fold: Fold) -> tuple[np.ndarray, np.ndarray]:
-    """Ridge on components and nearest neighbours [m, G] each, their settings chosen on the training units.
+def ridge_on_components(fold: FoldView) -> np.ndarray:
+    """Predict deltas [m, G] linearly from the embedding of the units."""
+    return _best(fold, _Embedding.ridge)
 
-    Every candidate is judged on left-out groups with the embedding itself fitted anew without them, because the
-    embedding is read off the training deltas. With one group nothing can be judged and both are the mean.
+
+def nearest_neighbours(fold: FoldView) -> np.ndarray:
+    """Predict deltas [m, G] by the mean of the training units that are nearest in the embedding."""
+    return _best(fold, _Embedding.neighbours)
+
+
+RESPONSE: dict[str, Callable[[FoldView], np.ndarray]] = {
+    "no change": no_change,
+    "mean": mean_of_training,
+    "additive": additive,
+    "ridge on components": ridge_on_components,
+    "nearest neighbours": nearest_neighbours,
+}
+
+
+def _best(fold: FoldView, predict: Callable[["_Embedding"], list[np.ndarray]]) -> np.ndarray:
+    """Return the candidate prediction [m, G] whose setting has the least error on left-out training groups.
+
+    The embedding is read off the training deltas, so it is fitted again without each group. With a single group no
+    setting can be judged, and the mean is returned.
     """
-    perturbation, context = fold.perturbation[fold.train], fold.context[fold.train]
+    perturbation, covariates = fold.perturbation[fold.train], fold.covariates[fold.train]
     known = np.isin(fold.perturbation[fold.test], perturbation).all()
-    group = context if known and len(np.unique(context)) > 1 else perturbation
-    folds = members(deal(group, _MOST_FOLDS))
+    group = covariates if known and len(np.unique(covariates)) > 1 else perturbation
+    folds = fold_rows(assign_folds(group, _MOST_FOLDS))
     if len(folds) < 2:
-        return mean_of_training(fold), mean_of_training(fold)
-    by_ridge, by_count = np.zeros(len(PENALTIES)), np.zeros(len(NEIGHBOURS) + 1)
-    weight = balance(perturbation)
+        return mean_of_training(fold)
+    candidates = predict(_Embedding(fold))
+    errors, weight = np.zeros(len(candidates)), group_weights(perturbation)
     for left in folds:
         inner = replace(fold, train=np.delete(fold.train, left), test=fold.train[left])
-        embedding = _Embedding(inner)
-        truth = fold.delta[inner.test]
-        for errors, candidates in ((by_ridge, embedding.ridge()), (by_count, embedding.neighbours())):
-            # Too many neighbours for the units there are: as good as none of the candidates.
-            errors[len(candidates) :] = np.inf
-            for i, candidate in enumerate(candidates):
-                errors[i] += weight[left] @ ((truth - candidate) ** 2).sum(1)
-    embedding = _Embedding(fold)
-    return embedding.ridge()[first_best(by_ridge)], embedding.neighbours()[first_best(by_count)]
+        judged, truth = predict(_Embedding(inner)), fold.delta[inner.test]
+        errors[len(judged) :] = np.inf  # there are fewer candidates when units are too few for the most neighbours
+        for i, candidate in enumerate(judged):
+            errors[i] += weight[left] @ ((truth - candidate) ** 2).sum(1)
+    return candidates[first_best(errors)]
 
 
 class _Embedding:
-    """Features of units: rows of gene loadings at their target genes, added up over parts, and of their context.
+    """Features of units: gene loadings of their targets, added up over parts, and projections of their controls.
 
     Source: Ahlmann-Eltze, Huber, Anders (2025), the linear model; its gene embedding is the first block.
     """
 
-    def __init__(self, fold: Fold) -> None:
-        self.fold, self.mean = fold, _mean(fold)
-        self.weight = balance(fold.perturbation[fold.train])
+    def __init__(self, fold: FoldView) -> None:
+        self.fold, self.mean = fold, fold.mean
+        self.weight = group_weights(fold.perturbation[fold.train])
         deviation = fold.delta[fold.train] - self.mean
         for row, unit in enumerate(fold.train):
-            # A knocked-down gene is low in its own unit; kept, it would mark the embeddings of training units only.
+            # A knocked-down gene is low in its own unit, which would distinguish the embeddings of training units.
             targets = fold.target_genes[list(fold.parts[unit])]
             deviation[row, targets[targets >= 0]] = 0.0
         weighted = np.sqrt(self.weight)[:, None] * deviation
-        self.axes, _ = leading(weighted, min(_COMPONENTS, len(fold.train) - 1))  # [G, K]
+        self.axes, _ = truncated_svd(weighted, min(_COMPONENTS, len(fold.train) - 1))  # [G, K]
         self.scores = deviation @ self.axes  # [n, K]
         perturbed = [self._of_parts(self.axes), self._of_parts(fold.components), self._number_of_parts()]
-        self.features = np.column_stack([*perturbed, self._of_context()])  # [U, F]
+        self.features = np.column_stack([*perturbed, self._of_controls()])  # [U, F]
         self.perturbed = sum(block.shape[1] for block in perturbed)
         self.known = np.array([(fold.target_genes[list(parts)] >= 0).any() for parts in fold.parts])  # [U]
 
@@ -166,27 +154,27 @@ class _Embedding:
         count = np.array([[float(len(parts))] for parts in self.fold.parts])
         return self._scaled(count - count[self.fold.train].mean())
 
-    def _of_context(self) -> np.ndarray:
+    def _of_controls(self) -> np.ndarray:
         fold = self.fold
-        first = fold.train[np.unique(fold.context[fold.train], return_index=True)[1]]
+        first = fold.train[np.unique(fold.covariates[fold.train], return_index=True)[1]]
         return self._scaled((fold.control - fold.control[first].mean(0)) @ fold.components)
 
     def _scaled(self, block: np.ndarray) -> np.ndarray:
-        """A block [U, f] with a total variance of one over the training units; zero if it does not vary there."""
+        """Scale a block [U, f] to a total variance of one over the training units; zero if it does not vary there."""
         rows = block[self.fold.train]
         variance = rows.var(0).sum()
         return block / np.sqrt(variance) if variance > 1e-12 * (rows**2).sum() else np.zeros_like(block)
 
     def ridge(self) -> list[np.ndarray]:
-        """Predictions [m, G] at each of PENALTIES."""
+        """Return predictions [m, G] at each of PENALTIES."""
         train, test = self.features[self.fold.train], self.features[self.fold.test]
         ridge = Ridge.fit(train, self.scores, self.weight)
         return [self.mean + (test - ridge.centre[0]) @ ridge.coefficients(p) @ self.axes.T for p in PENALTIES]
 
     def neighbours(self) -> list[np.ndarray]:
-        """Predictions [m, G] by all training units and by each of NEIGHBOURS of which there are enough.
+        """Return predictions [m, G] by all training units and by each number of NEIGHBOURS that is less than all.
 
-        A unit of unknown targets is near to those in like contexts.
+        A unit with unknown targets is near to those with similar controls.
         """
         fold = self.fold
         train, test = self.features[fold.train], self.features[fold.test]

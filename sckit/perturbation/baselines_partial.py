@@ -1,44 +1,39 @@
-"""Closed-form predictors of hidden genes of a perturbed profile from revealed ones: what a network has to beat.
+"""Linear baselines of the partial task: hidden genes of a perturbed profile from revealed ones.
 
 Each models deviations from a prior, the mean of the training perturbations:
 
     no change                   0
     mean                        the prior
-    additive                    handed in; sees no revealed gene
+    additive                    as in the response task; sees no revealed gene
     ridge revealed to hidden    deviations at scored genes, linear in those at revealed genes
-    low-rank                    factors of the training deviations, their values read off the revealed genes
+    low-rank                    factors of the training deviations, estimated from the revealed genes
     nearest neighbours          mean of the training rows with the nearest revealed deviations
     Gaussian conditional        what the covariance of untreated cells says of hidden given revealed genes
 
 Nothing here is random. Penalties, ranks and numbers of neighbours are those with the least squared error when training
-perturbations are left out; each perturbation counts the same however many rows it has.
+perturbations are left out; each perturbation counts the same, however many rows it has.
 """
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
+from sckit.perturbation.baselines import response_baselines
+from sckit.perturbation.fold import FoldData
+from sckit.perturbation.questions import Predictor, Question
 from sckit.perturbation.ridge import (
     PENALTIES,
     Ridge,
-    balance,
-    deal,
+    assign_folds,
     first_best,
-    leading,
-    members,
+    fold_rows,
+    group_weights,
     neighbour_means,
     squared_distances,
-)
-
-PARTIAL = (
-    "no change",
-    "mean",
-    "additive",
-    "ridge revealed to hidden",
-    "low-rank",
-    "nearest neighbours",
-    "Gaussian conditional",
+    truncated_svd,
 )
 
 NEIGHBOURS = (1, 3, 5, 10, 30, 100)
@@ -52,38 +47,57 @@ _SPAN = 64  # directions of the rows that the low-rank model may use; more than 
 
 @dataclass(frozen=True)
 class Revealed:
-    """What the predictors of one block of genes may see: R revealed and S scored genes, n training and m test rows.
+    """What the predictors of one panel may see: R revealed and S scored genes, n training rows and m test units.
 
-    A row is a unit or a single cell; every value is a delta. A prior has the revealed genes first, then the scored.
+    A training row is half of a unit; every value is a delta. A prior has the revealed genes first, then the scored.
     """
 
     seen_train: np.ndarray  # [n, R], visible deltas
     truth_train: np.ndarray  # [n, S], target deltas
-    prior_train: np.ndarray  # [n, R + S], what the mean of the training perturbations says of the row
+    prior_train: np.ndarray  # [n, R + S], mean of the training perturbations
     seen_test: np.ndarray  # [m, R]
     prior_test: np.ndarray  # [m, R + S]
-    group: np.ndarray  # int [n], what is left out together: the perturbation, or the context when there is only one
+    group: np.ndarray  # int [n], rows of one number are left out together
     cross: np.ndarray  # [S, R], covariance of scored and revealed genes in untreated cells (input half)
     own: np.ndarray  # [R, R], of the revealed genes
-    additive: np.ndarray | None = None  # [m, S], predicted deltas
 
 
-def partial_baselines(data: Revealed) -> dict[str, np.ndarray]:
-    """Predicted deltas [m, S] of the test rows at the scored genes, by name of PARTIAL ("additive" if handed in).
+def partial_baselines() -> dict[str, Predictor]:
+    """Return the predictors of PARTIAL by name."""
+    blind = {name: predict for name, predict in response_baselines().items() if name in PARTIAL[:3]}
+    return blind | {name: functools.partial(_by_panel, name) for name in FITTED}
 
-    With no revealed gene, or a single group of training rows, so that no choice can be judged, all but the first and
-    "additive" are the mean.
+
+def _by_panel(name: str, fold: FoldData, question: Question) -> np.ndarray:
+    """Predict deltas [m, G] by one of FITTED; NaN for genes that no panel predicts."""
+    visible = question.visible - fold.view.control[question.units]
+    seen, target, group = fold.training_rows
+    found = np.full(visible.shape, np.nan)
+    for panel in question.panels:
+        r, s = panel.revealed, panel.scored
+        prior = fold.view.mean[np.concatenate([r, s])]
+        data = Revealed(
+            seen[:, r],
+            target[:, s],
+            np.tile(prior, (len(seen), 1)),
+            visible[:, r],
+            np.tile(prior, (len(visible), 1)),
+            group,
+            fold.control_covariance[np.ix_(s, r)],
+            fold.control_covariance[np.ix_(r, r)],
+        )
+        found[:, s] = predict_scored(name, data)
+    return found
+
+
+def predict_scored(name: str, data: Revealed) -> np.ndarray:
+    """Predict deltas [m, S] of the test units at the scored genes by one of FITTED.
+
+    With no revealed gene, or a single group of training rows, no setting can be judged, and the mean is returned.
     """
     revealed = data.seen_train.shape[1]
-    prior = data.prior_test[:, revealed:]
-    predicted = {"no change": np.zeros_like(prior), "mean": prior.copy()}
-    if data.additive is not None:
-        predicted["additive"] = data.additive
-    rows = _Rows(data)
-    for name, predict in zip(PARTIAL[3:], (_ridge, _low_rank, _neighbours, _conditional), strict=True):
-        blind = not revealed or len(rows.folds) < 2
-        predicted[name] = prior if blind else prior + predict(rows, data)
-    return predicted
+    prior, rows = data.prior_test[:, revealed:], _Rows(data)
+    return prior + FITTED[name](rows, data) if revealed and len(rows.folds) > 1 else prior
 
 
 class _Rows:
@@ -91,9 +105,9 @@ class _Rows:
 
     def __init__(self, data: Revealed) -> None:
         revealed = data.seen_train.shape[1]
-        self.revealed, self.weight = revealed, balance(data.group)
-        self.fold = deal(data.group, _MOST_FOLDS)
-        self.folds = members(self.fold)
+        self.revealed, self.weight = revealed, group_weights(data.group)
+        self.fold = assign_folds(data.group, _MOST_FOLDS)
+        self.folds = fold_rows(self.fold)
         self.all = np.hstack([data.seen_train, data.truth_train]) - data.prior_train  # [n, R + S]
         self.seen, self.truth = self.all[:, :revealed], self.all[:, revealed:]
         self.test = data.seen_test - data.prior_test[:, :revealed]  # [m, R]
@@ -102,9 +116,9 @@ class _Rows:
         """Weighted squared error of the mean."""
 
     def _about_the_others(self) -> np.ndarray:
-        """Deviations [n, R + S] from the mean of the other folds.
+        """Return deviations [n, R + S] from the mean of the other folds.
 
-        The prior of a training row was averaged over the row itself; judged about that, its own value would be known.
+        The prior of a training row is an average that contains the row, so a deviation from it tells the row's value.
         """
         sums = np.array([self.weight[rows] @ self.all[rows] for rows in self.folds])
         weights = np.array([self.weight[rows].sum() for rows in self.folds])
@@ -113,7 +127,7 @@ class _Rows:
 
 
 def _ridge(rows: _Rows, _: Revealed) -> np.ndarray:
-    """Slopes are fitted about the training rows' mean but applied to deviations from the prior, as all the others."""
+    """Fit slopes about the mean of the training rows, but apply them to deviations from the prior like the others."""
     ridge = Ridge.fit(rows.seen, rows.truth, rows.weight)
     best = PENALTIES[first_best(ridge.left_out_errors(rows.fold))]
     return rows.test @ ridge.coefficients(best)  # [m, S]
@@ -136,9 +150,9 @@ def _neighbours(rows: _Rows, _: Revealed) -> np.ndarray:
 
 
 def _conditional(rows: _Rows, data: Revealed) -> np.ndarray:
-    """Revealed deviations times (own + shrinkage diag(own))^-1 cross', over the genes that vary in untreated cells.
+    """Return revealed deviations times (own + shrinkage diag(own))^-1 cross', over genes that vary in untreated cells.
 
-    A covariance estimated from count-split halves need not be positive; a shrinkage that leaves it so is passed over.
+    The largest shrinkages are tried first; those that leave the matrix without a Cholesky factor are passed over.
     """
     variance = data.own.diagonal()
     varies = variance > 1e-9 * max(variance.max(), 0.0)
@@ -160,7 +174,7 @@ def _conditional(rows: _Rows, data: Revealed) -> np.ndarray:
 
 
 def _low_rank(rows: _Rows, _: Revealed) -> np.ndarray:
-    """Factors of the deviations at all genes, held back by a penalty over their variance: at full rank, the ridge.
+    """Predict from factors of the deviations, shrunk by a penalty over their variance; at full rank this is the ridge.
 
     This is the posterior mean of the factors of a probabilistic principal component analysis (Tipping and Bishop 1999)
     given the revealed genes alone. Left-out groups are predicted by factors fitted without them.
@@ -174,17 +188,28 @@ def _low_rank(rows: _Rows, _: Revealed) -> np.ndarray:
     return rows.test @ seen @ np.linalg.solve(seen.T @ seen + penalty * np.eye(rank), scored.T)
 
 
+FITTED: dict[str, Callable[[_Rows, Revealed], np.ndarray]] = {
+    "ridge revealed to hidden": _ridge,
+    "low-rank": _low_rank,
+    "nearest neighbours": _neighbours,
+    "Gaussian conditional": _conditional,
+}
+"""Deviations [m, S] of the test units at the scored genes."""
+
+PARTIAL = ("no change", "mean", "additive", *FITTED)
+
+
 class _Factors:
-    """Principal axes of the rows' weighted deviations, and the same for every left-out fold within their span."""
+    """Principal axes of the weighted deviations of the rows, and those without each fold, within the same span."""
 
     def __init__(self, rows: _Rows) -> None:
         self.root = np.sqrt(rows.weight)[:, None]
         self.centred = self.root * (rows.all - rows.weight @ rows.all / rows.weight.sum())
-        self.axes, self.power = leading(self.centred, _SPAN)  # [R + S, q], [q]
+        self.axes, self.power = truncated_svd(self.centred, _SPAN)  # [R + S, q], [q]
         self.top = float(self.power[0]) if len(self.power) else 0.0
 
     def choose(self, rows: _Rows) -> tuple[int, float]:
-        """The rank and the absolute penalty with the least left-out error; rank 0 is the mean."""
+        """Return the rank and the absolute penalty with the least left-out error; rank 0 is the mean."""
         penalties = self.top * np.array(PENALTIES[1:])
         ranks = [rank for rank in RANKS if rank <= len(self.power)]
         errors = self.left_out_errors(rows, ranks, penalties)
@@ -195,9 +220,9 @@ class _Factors:
         return ranks[rank], float(penalties[penalty])
 
     def left_out_errors(self, rows: _Rows, ranks: list[int], penalties: np.ndarray) -> np.ndarray:
-        """Weighted squared errors [ranks, penalties] of folds predicted by factors of the other folds.
+        """Return weighted squared errors [ranks, penalties] of folds predicted by factors of the other folds.
 
-        All of it happens in the q coordinates of the span, which is every direction there is for up to 64 rows.
+        All is computed in the q coordinates of the span, which loses nothing for up to 64 rows.
         """
         split = self.axes[: rows.revealed], self.axes[rows.revealed :]
         judged = self.root * rows.judged

@@ -1,4 +1,4 @@
-"""What a network may learn from in one fold, as examples; and the examples that its predictions are made from."""
+"""Build the training examples and the prediction inputs of one fold."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,11 +13,10 @@ from sckit.kernels.counts_reference import TARGET_SUM
 from sckit.perturbation.responder import Example, TokenTable
 from sckit.perturbation.ridge import balanced_mean
 from sckit.perturbation.screen import Screen
-from sckit.perturbation.splits import Halving, Profiles, composition
+from sckit.perturbation.splits import CellHalves, composition
 
 _QUERIES = 96  # genes asked for in a training example
-_MOST_REVEALED = 0.9
-_SAMPLE = 512  # cells that a scale is estimated from
+_MOST_REVEALED = 0.9  # share of the genes, in a training example
 
 
 @dataclass(frozen=True)
@@ -29,33 +28,31 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """One fold's material: `values` [C, G] may be shown, `truth` [C, G] is predicted (at level cell: count halves)."""
+class FoldExamples:
+    """What the arms of one fold learn from: C cells, U units, G genes."""
 
     screen: Screen
     config: FinetuneConfig
-    values: sp.csr_array
-    truth: sp.csr_array
-    halving: Halving
-    profiles: Profiles
+    values: sp.csr_array  # [C, G], log1p of counts per 10,000
+    cell_halves: CellHalves
     table: TokenTable
     trainable: dict[int, np.ndarray]  # treated cells of each training unit
-    mean: np.ndarray  # [G], delta by the mean of the training perturbations
-    panel: np.ndarray | None  # int64, the fixed panel
+    delta: np.ndarray  # [U, G], as in `FoldView`
+    control: np.ndarray  # [U, G], as in `FoldView`
+    mean: np.ndarray  # [G], mean delta of the training perturbations
+    panel: np.ndarray | None  # int64, genes of the panel file
 
     @cached_property
     def detected_mean(self) -> np.ndarray:
         """Mean value of each gene where an input control detects it [G], 0 where none does."""
-        controls = self.values[np.flatnonzero(self.halving.inputs)]
+        controls = self.values[np.flatnonzero(self.cell_halves.inputs)]
         seen = np.bincount(controls.indices, minlength=controls.shape[1])
         return controls.sum(0) / np.maximum(seen, 1)
 
     @cached_property
-    def guess(self) -> np.ndarray:
+    def expected(self) -> np.ndarray:
         """Expected value above that of a single count, of each row of the token table."""
-        total = float(np.median(self.screen.totals[self.halving.inputs]))
-        if self.config.level == "cell":
-            total /= 2  # values are of half the molecules
+        total = float(np.median(self.screen.totals[self.cell_halves.inputs]))
         floor = np.log1p(TARGET_SUM / max(total, 1.0))
         rows = np.zeros(len(self.table.run_genes))
         rows[: self.table.n_genes] = self.detected_mean - floor
@@ -64,20 +61,14 @@ class Lesson:
     @cached_property
     def cell_rms(self) -> float:
         """RMS of a single cell's values about the mean of the cells that detect the gene."""
-        controls = self.values[np.flatnonzero(self.halving.inputs)]
+        controls = self.values[np.flatnonzero(self.cell_halves.inputs)]
         return max(float(np.sqrt(np.mean((controls.data - self.detected_mean[controls.indices]) ** 2))), 1e-6)
 
     @cached_property
     def scale(self) -> float:
-        """RMS of what there is to predict over the training units: the unit of the network's output."""
-        if self.config.level == "cell":
-            cells = np.concatenate(list(self.trainable.values()))[:_SAMPLE]
-            owner = np.concatenate([np.full(len(c), u) for u, c in self.trainable.items()])[:_SAMPLE]
-            rest = self.truth[cells].toarray() - self.profiles.inputs[owner] - self.mean
-        else:
-            units = sorted(self.trainable)
-            rest = self.profiles.treated[units] - self.profiles.inputs[units] - self.mean
-        return max(float(np.sqrt(np.mean(rest**2))), 1e-6)
+        """RMS over the training units of what there is to predict: the unit of the network's output."""
+        units = sorted(self.trainable)
+        return max(float(np.sqrt(np.mean((self.delta[units] - self.mean) ** 2))), 1e-6)
 
     @cached_property
     def strata(self) -> np.ndarray:
@@ -89,30 +80,25 @@ class Lesson:
         names = sorted({self.screen.units[u].parts for u in self.trainable})
         return [[u for u in self.trainable if self.screen.units[u].parts == name] for name in names]
 
-    def only(self, units: list[int]) -> "Lesson":
-        """The lesson of some of the training units: what is spared has no part in the mean or the scale either."""
-        deltas = self.profiles.treated[units] - self.profiles.inputs[units]
-        mean = balanced_mean(deltas, np.array([str(self.screen.units[u].parts) for u in units]))
+    def only(self, units: list[int]) -> "FoldExamples":
+        """Return the same for some of the training units; the others have no part in the mean and the scale either."""
+        mean = balanced_mean(self.delta[units], np.array([str(self.screen.units[u].parts) for u in units]))
         return replace(self, trainable={u: self.trainable[u] for u in units}, mean=mean)
 
     def draw(self, generator: np.random.Generator) -> Example:
-        """A random training example; every perturbation is as likely as every other."""
+        """Return a random training example; all perturbations are equally likely."""
         group = self._by_perturbation[generator.integers(len(self._by_perturbation))]
         u = group[generator.integers(len(group))]
         return self.example(u, self.trainable[u], generator)
 
     def example(self, u: int, cells: np.ndarray, generator: np.random.Generator) -> Example:
-        """A random example of unit u and its treated cells."""
+        """Return a random example of unit u and its treated cells."""
         if self.config.task == "response":
             return self._response(u, generator)
         panel = self._random_panel(generator)
-        if self.config.level == "cell":
-            cell = int(generator.choice(cells))
-            target = (self.truth[[cell]].toarray()[0] - self.profiles.inputs[u] - self.mean) / self.scale
-            return self.shown_cell(cell, panel, target)
         mixed = generator.permutation(cells)
         visible, rest = (self.values[half].mean(0) for half in (mixed[::2], mixed[1::2]))
-        target = (rest - self.profiles.inputs[u] - self.mean) / self.scale
+        target = (rest - self.control[u] - self.mean) / self.scale
         return self.shown_profile(visible, u, panel, target)
 
     def _random_panel(self, generator: np.random.Generator) -> Panel:
@@ -126,19 +112,19 @@ class Lesson:
     def _response(self, u: int, generator: np.random.Generator) -> Example:
         cell = int(self.control_cells(u, 1, generator)[0])
         queries = np.sort(generator.permutation(self.table.n_genes)[:_QUERIES])
-        target = self.profiles.treated[u] - self.profiles.inputs[u] - self.mean
-        return self.control_cell(cell, u, queries, target / self.scale)
+        return self.control_cell(cell, u, queries, (self.delta[u] - self.mean) / self.scale)
 
     def control_cells(self, u: int, count: int, generator: np.random.Generator) -> np.ndarray:
-        """Input controls [count] of the unit's strata, as often as the unit's own cells are in them."""
+        """Return random input controls [count], of each stratum in proportion to the unit's own cells there."""
         strata = generator.choice(self.strata.shape[1], count, p=self.strata[u])
-        inputs = self.halving.inputs
+        inputs = self.cell_halves.inputs
         return np.array([generator.choice(np.flatnonzero(inputs & (self.screen.stratum == s))) for s in strata])
 
     def control_cell(self, cell: int, u: int, queries: np.ndarray, target: np.ndarray | None = None) -> Example:
-        """A control cell and the perturbation of unit u; target: [G] or None."""
+        """Return the example of a control cell and the perturbation of unit u; target: [G] or None."""
         unit = self.screen.units[u]
-        genes, values = self._entries(cell)
+        span = slice(self.values.indptr[cell], self.values.indptr[cell + 1])
+        genes, values = self.values.indices[span].astype(np.int64), self.values.data[span]
         return Example(
             genes,
             values,
@@ -150,34 +136,23 @@ class Lesson:
         )
 
     def shown_profile(self, profile: np.ndarray, u: int, panel: Panel, target: np.ndarray | None = None) -> Example:
-        """Some genes of a pseudobulk profile [G] of unit u's context.
+        """Return the example of some genes of a profile [G] of unit u; target: [G] or None.
 
         The perturbation is not named: the network would learn the training ones by heart instead of using the values.
-        A profile's deviations are small next to a cell's, and are given in the size that a cell's have.
+        The deviations of a profile are small compared with those of a cell, and are scaled to the size of the latter.
         """
         genes = panel.revealed
-        rest = (profile - self.profiles.inputs[u] - self.mean)[genes] / self.scale * self.cell_rms
+        rest = (profile - self.control[u] - self.mean)[genes] / self.scale * self.cell_rms
         return Example(
             genes, profile[genes], rest, (), 0.0, panel.scored, None if target is None else target[panel.scored]
         )
 
-    def shown_cell(self, cell: int, panel: Panel, target: np.ndarray | None = None) -> Example:
-        """The detected ones among some genes of a cell."""
-        genes, values = self._entries(cell)
-        kept = np.isin(genes, panel.revealed)
-        genes, values = genes[kept], values[kept]
-        rest = values - self.detected_mean[genes]
-        return Example(genes, values, rest, (), 0.0, panel.scored, None if target is None else target[panel.scored])
-
-    def _entries(self, cell: int) -> tuple[np.ndarray, np.ndarray]:
-        span = slice(self.values.indptr[cell], self.values.indptr[cell + 1])
-        return self.values.indices[span].astype(np.int64), self.values.data[span]
-
 
 def panels(n_genes: int, share: float, fixed: np.ndarray | None, generator: np.random.Generator) -> list[Panel]:
-    """Panels that together predict each gene once, from revealed genes that are not among the predicted.
+    """Return panels that together predict each gene once, each from revealed genes that it does not predict.
 
-    A random share is nested in larger ones for one generator state. A fixed panel leaves its own genes unpredicted.
+    The panels of a share are nested in those of larger shares for one generator state. A fixed panel (int64 [R]) is the
+    only one, and its own genes are not predicted.
     """
     if fixed is not None:
         return [Panel(fixed, np.setdiff1d(np.arange(n_genes), fixed))]
@@ -190,7 +165,7 @@ def panels(n_genes: int, share: float, fixed: np.ndarray | None, generator: np.r
 
 
 def fixed_panel(screen: Screen, config: FinetuneConfig) -> np.ndarray | None:
-    """Numbers of the genes of the panel file, int64; None without one. Raises ConfigError, DataError."""
+    """Return the numbers of the genes of the panel file, int64, or None without one. Raises ConfigError, DataError."""
     if config.panel is None or config.task != "partial":
         return None
     wanted = read_gene_list(config.panel, "--panel")

@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,8 +16,12 @@ from sckit.config.finetune import FinetuneConfig
 from sckit.device import choose_compute
 from sckit.errors import ConfigError, DataError
 from sckit.perturbation.arms import Arms, make_arms, overlap, seen_in_pretraining
+from sckit.perturbation.baselines import response_baselines
+from sckit.perturbation.baselines_partial import partial_baselines
 from sckit.perturbation.examples import fixed_panel
-from sckit.perturbation.fold import FoldRun, Job, Score
+from sckit.perturbation.fit import arm_predictor, train_arm
+from sckit.perturbation.fold import FoldData
+from sckit.perturbation.questions import CEILING, Score, ask, other_half, scores_of
 from sckit.perturbation.screen import Screen, read_screen
 from sckit.perturbation.splits import make_fold, split_name
 from sckit.perturbation.summary import Finetuned, summarise
@@ -28,6 +33,15 @@ CURVE = ("pretrained", "scratch")
 """Arms that are trained at every share of the training data; the others at the largest only."""
 
 Listener: TypeAlias = Callable[[str, dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A fold, by the number of its seed, at a share of the training data; and the arms to train on it."""
+
+    seed: int
+    share: float
+    arms: tuple[str, ...]
 
 
 def finetune(
@@ -88,7 +102,7 @@ def _run(screen: Screen, config: FinetuneConfig, split: str, arms: Arms, jobs: l
     workers = config.workers or (1 if _on_gpu(config) else os.cpu_count() or 1)
     if workers == 1 or len(jobs) == 1:
         for job in jobs:
-            yield _work(screen, config, split, arms, job)
+            yield score_job(screen, config, split, arms, job)
         return
     context = mp.get_context("spawn")  # torch and Numba have threads, which do not survive a fork
     pool = ProcessPoolExecutor(min(workers, len(jobs)), context, _begin, (screen, config, split, arms))
@@ -121,16 +135,27 @@ def _end_with_parent() -> None:
 
 def _work_here(job: Job) -> Found:
     screen, config, split, arms = _HERE["given"]
-    return _work(screen, config, split, arms, job)
+    return score_job(screen, config, split, arms, job)
 
 
-def _work(screen: Screen, config: FinetuneConfig, split: str, arms: Arms, job: Job) -> Found:
+def score_job(screen: Screen, config: FinetuneConfig, split: str, arms: Arms, job: Job) -> Found:
+    """Train the arms of a job and score every predictor; returns the scores, and how each training went."""
     compute = choose_compute(config.device, config.engine)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # sums would come out otherwise by a bit with more
     try:
-        run = FoldRun(screen, config, split, arms, job)
-        return list(run.scores(compute)), run.trained
+        fold = FoldData(screen, config, split, arms.table, seed=job.seed, share=job.share)
+        trained = {name: train_arm(name, arms, fold, compute) for name in job.arms}
+        predictors = response_baselines() if config.task == "response" else partial_baselines()
+        predictors |= {CEILING: other_half} | {name: arm_predictor(arm, compute) for name, arm in trained.items()}
+        questions = ask(fold)
+        scores = [s for name, predict in predictors.items() for s in scores_of(name, predict, fold, questions)]
+        about = [
+            {"arm": name, "seed": job.seed, "train_share": job.share}
+            | {"best_step": arm.best_step, "validation": arm.validation}
+            for name, arm in trained.items()
+        ]
+        return scores, about
     finally:
         torch.set_num_threads(threads)
 

@@ -1,47 +1,68 @@
-"""Fine-tuning of one arm on one lesson, and its predictions. Every arm gets the same examples in the same order."""
+"""Fine-tune an arm on one fold and predict with it. Every arm is shown the same examples in the same order."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from sckit.device import Compute
-from sckit.perturbation.examples import Lesson, Panel
+from sckit.perturbation.arms import Arms
+from sckit.perturbation.examples import FoldExamples
+from sckit.perturbation.fold import FoldData
+from sckit.perturbation.questions import Predictor, Question, blind
 from sckit.perturbation.responder import Example, Responder, pack_examples
 from sckit.training.optimiser import schedule, take_step
 
 _WARMUP = 0.1
 _CLIP = 1.0
 _WEIGHT_DECAY = 0.01
-_CHECKS = 5  # looks at the validation units over the budget
-_VALIDATION_EXAMPLES = 12  # a validation unit
-_ENOUGH = 5  # training groups, for some of them to be spared for validation
+_CHECKS = 5  # of the validation error after the one before the first step
+_VALIDATION_EXAMPLES = 12  # per validation unit
+_ENOUGH = 5  # training groups from which on some are validation groups
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """A trained arm and how it went."""
+class FittedArm:
+    """A trained arm and how its training went."""
 
     model: Responder
-    lesson: Lesson  # of the units that it learned from, in whose units it speaks
-    best_step: int  # whose weights these are
-    validation: list[float]  # mean squared error on the validation units at each check, 1 is the mean baseline's size
+    examples: FoldExamples  # of the units that it learned from; its outputs are in units of their scale
+    best_step: int  # the step whose weights these are
+    validation: list[float]  # mean squared error at each check; predicting the mean has about 1
 
 
-def fit(model: Responder, lesson: Lesson, compute: Compute, *, frozen: bool, seed: tuple[int, ...]) -> Fitted:
-    """Train for `config.steps` steps; of five training groups some are spared and pick the best of six moments.
+def train_arm(name: str, arms: Arms, fold: FoldData, compute: Compute) -> FittedArm:
+    """Build an arm and train it on a fold."""
+    seed, noise = 1000 * fold.key[0] + fold.key[1], fold.examples.cell_rms**2
+    model = arms.build(name, fold.config, seed=seed, engine=compute.engine, noise=noise)
+    return fit(model, fold.examples, compute, frozen=name == "frozen", seed=fold.key)
 
-    The first of the moments is before any step, where the model is its starting point: the mean baseline. seed: of the
-    examples, the same for all arms. Raises DataError when the gradient is no number.
+
+def arm_predictor(arm: FittedArm, compute: Compute) -> Predictor:
+    """Return the predictor that a trained arm is."""
+    if arm.examples.config.task == "response":
+        return blind(lambda fold: predict_response(arm, fold, compute))
+    return lambda fold, question: predict_profiles(arm, fold, question, compute)
+
+
+def fit(
+    model: Responder, examples: FoldExamples, compute: Compute, *, frozen: bool, seed: tuple[int, ...]
+) -> FittedArm:
+    """Train for `config.steps` steps and keep the weights with the least error on the validation units.
+
+    The error is checked six times, first before any step: an arm that never beats the mean on the validation
+    perturbations keeps predicting the mean. Without validation units the last weights are kept. seed: of the examples,
+    the same for all arms. Raises DataError when the gradient is not finite.
     """
-    config = lesson.config
+    config = examples.config
     model.to(compute.device)
     optimiser = _optimiser(model, config.lr, frozen=frozen)
-    learners, spared = _spare(lesson, np.random.default_rng((*seed, 1)))
+    train, validation = _split_units(examples, np.random.default_rng((*seed, 1)))
     generator, chooser = (np.random.default_rng((*seed, i)) for i in (2, 3))
-    own = lesson.only(learners) if spared else lesson
-    checks = [own.example(u, lesson.trainable[u], chooser) for u in spared for _ in range(_VALIDATION_EXAMPLES)]
+    own = examples.only(train) if validation else examples
+    cells = examples.trainable
+    checks = [own.example(u, cells[u], chooser) for u in validation for _ in range(_VALIDATION_EXAMPLES)]
     best_step, best, kept, errors = 0, np.inf, None, []
     for step in range(config.steps + 1):
         if checks and step % max(1, config.steps // _CHECKS) == 0:
@@ -55,72 +76,60 @@ def fit(model: Responder, lesson: Lesson, compute: Compute, *, frozen: bool, see
         losses = [_loss(model, own, generator, compute)]
         take_step(model, optimiser, losses, step=step, lr=config.lr, scheduled=scheduled, clip=_CLIP)
     if kept is None:
-        return Fitted(model, own, config.steps, errors)
+        return FittedArm(model, own, config.steps, errors)
     model.load_state_dict(kept)
-    return Fitted(model, own, best_step, errors)
+    return FittedArm(model, own, best_step, errors)
 
 
-def predict_response(fitted: Fitted, lesson: Lesson, units: Sequence[int], compute: Compute, seed: tuple) -> np.ndarray:
-    """Predicted deltas [len(units), G]: the mean over `config.context_cells` input controls of each unit's strata."""
-    generator = np.random.default_rng((*seed, 4))
-    queries = np.arange(lesson.table.n_genes)
-    count = lesson.config.context_cells
+def predict_response(arm: FittedArm, fold: FoldData, compute: Compute) -> np.ndarray:
+    """Predict the deltas [m, G] of the test units: means over `config.context_cells` input controls of their strata."""
+    generator = np.random.default_rng((*fold.key, 4))
+    queries, count = np.arange(len(fold.screen.genes)), fold.config.context_cells
     found = []
-    for u in units:
-        cells = lesson.control_cells(u, count, generator)
-        flat = _predict(fitted.model, [lesson.control_cell(c, u, queries) for c in cells], fitted.lesson, compute)
-        found.append(flat.reshape(count, -1).mean(0))
-    return lesson.mean + fitted.lesson.scale * np.array(found)
+    for u in fold.view.test:
+        cells = fold.examples.control_cells(u, count, generator)
+        sequences = [fold.examples.control_cell(c, u, queries) for c in cells]
+        found.append(_predict(arm.model, sequences, arm.examples, compute).reshape(count, -1).mean(0))
+    return fold.view.mean + arm.examples.scale * np.array(found)
 
 
-def predict_profiles(
-    fitted: Fitted, lesson: Lesson, visible: np.ndarray, units: Iterable[int], panels: Sequence[Panel], compute: Compute
-) -> np.ndarray:
-    """Predicted deltas [N, G] from visible profiles [N, G] of the units [N]; NaN for genes that no panel predicts."""
-    found = np.full(visible.shape, np.nan)
-    for panel in panels:
-        examples = [fitted.lesson.shown_profile(row, u, panel) for row, u in zip(visible, units, strict=True)]
-        found[:, panel.scored] = _predict(fitted.model, examples, fitted.lesson, compute).reshape(len(visible), -1)
-    return lesson.mean + fitted.lesson.scale * found
+def predict_profiles(arm: FittedArm, fold: FoldData, question: Question, compute: Compute) -> np.ndarray:
+    """Predict deltas [m, G] from the visible profiles of a question; NaN for genes that no panel predicts."""
+    found = np.full(question.visible.shape, np.nan)
+    for panel in question.panels:
+        rows = zip(question.visible, question.units, strict=True)
+        sequences = [arm.examples.shown_profile(profile, u, panel) for profile, u in rows]
+        predicted = _predict(arm.model, sequences, arm.examples, compute)
+        found[:, panel.scored] = predicted.reshape(len(sequences), -1)
+    return fold.view.mean + arm.examples.scale * found
 
 
-def predict_cells(
-    fitted: Fitted, lesson: Lesson, cells: np.ndarray, _: Iterable[int], panels: Sequence[Panel], compute: Compute
-) -> np.ndarray:
-    """Predicted deltas [N, G] of single cells [N] from the visible halves of their counts; NaN where not predicted."""
-    found = np.full((len(cells), lesson.table.n_genes), np.nan)
-    for panel in panels:
-        examples = [lesson.shown_cell(int(cell), panel) for cell in cells]
-        found[:, panel.scored] = _predict(fitted.model, examples, fitted.lesson, compute).reshape(len(cells), -1)
-    return lesson.mean + fitted.lesson.scale * found
-
-
-def _loss(model: Responder, lesson: Lesson, generator: np.random.Generator, compute: Compute) -> torch.Tensor:
+def _loss(model: Responder, examples: FoldExamples, generator: np.random.Generator, compute: Compute) -> torch.Tensor:
     with compute.cast():
-        return model.loss(pack_examples(_draw(lesson, generator), lesson.guess, compute.device))
+        return model.loss(pack_examples(_draw(examples, generator), examples.expected, compute.device))
 
 
-def _draw(lesson: Lesson, generator: np.random.Generator) -> list[Example]:
-    """Examples up to the batch's tokens, one at least."""
-    examples, tokens = [], 0
-    while tokens < lesson.config.batch_tokens:
-        examples.append(lesson.draw(generator))
-        tokens += len(examples[-1])
-    return examples
+def _draw(examples: FoldExamples, generator: np.random.Generator) -> list[Example]:
+    """Draw examples up to the tokens of a batch, at least one."""
+    drawn, tokens = [], 0
+    while tokens < examples.config.batch_tokens:
+        drawn.append(examples.draw(generator))
+        tokens += len(drawn[-1])
+    return drawn
 
 
-def _predict(model: Responder, examples: list[Example], lesson: Lesson, compute: Compute) -> np.ndarray:
-    """Model outputs of all queries in order, float64."""
+def _predict(model: Responder, sequences: list[Example], examples: FoldExamples, compute: Compute) -> np.ndarray:
+    """Return the model's outputs for all queries in order, float64."""
     parts = []
-    for batch in _filled(examples, 4 * lesson.config.batch_tokens):
+    for batch in _batches(sequences, 4 * examples.config.batch_tokens):
         with torch.inference_mode(), compute.cast():
-            parts.append(model(pack_examples(batch, lesson.guess, compute.device)).double().cpu().numpy())
+            parts.append(model(pack_examples(batch, examples.expected, compute.device)).double().cpu().numpy())
     return np.concatenate(parts)
 
 
-def _filled(examples: list[Example], tokens: int) -> Iterable[list[Example]]:
+def _batches(sequences: list[Example], tokens: int) -> Iterable[list[Example]]:
     batch, size = [], 0
-    for example in examples:
+    for example in sequences:
         if batch and size + len(example) > tokens:
             yield batch
             batch, size = [], 0
@@ -129,26 +138,30 @@ def _filled(examples: list[Example], tokens: int) -> Iterable[list[Example]]:
     yield batch
 
 
-def _spare(lesson: Lesson, generator: np.random.Generator) -> tuple[list[int], list[int]]:
-    """Training units to learn from, and those spared for validation: a share of the perturbations, or contexts."""
-    units = lesson.screen.units
-    groups = {u: units[u].parts for u in lesson.trainable}
+def _split_units(examples: FoldExamples, generator: np.random.Generator) -> tuple[list[int], list[int]]:
+    """Split the training units into (train, validation).
+
+    Whole perturbations go to one side; with a single perturbation, whole covariate groups do.
+    """
+    units = examples.screen.units
+    groups = {u: units[u].parts for u in examples.trainable}
     if len(set(groups.values())) == 1:
-        groups = {u: (units[u].context,) for u in lesson.trainable}
+        groups = {u: (units[u].covariates,) for u in examples.trainable}
     names = sorted(set(groups.values()))
     if len(names) < _ENOUGH:
-        return list(lesson.trainable), []
-    spared = {names[i] for i in generator.permutation(len(names))[: round(lesson.config.spare * len(names))]}
-    return [u for u in groups if groups[u] not in spared], [u for u in groups if groups[u] in spared]
+        return list(groups), []
+    order = generator.permutation(len(names))
+    chosen = {names[i] for i in order[: round(examples.config.spare * len(names))]}
+    return [u for u in groups if groups[u] not in chosen], [u for u in groups if groups[u] in chosen]
 
 
-def _error(model: Responder, examples: list[Example], lesson: Lesson, compute: Compute) -> float:
-    truth = np.concatenate([example.truth for example in examples if example.truth is not None])
-    return float(np.mean((_predict(model, examples, lesson, compute) - truth) ** 2))
+def _error(model: Responder, checks: list[Example], examples: FoldExamples, compute: Compute) -> float:
+    truth = np.concatenate([example.truth for example in checks if example.truth is not None])
+    return float(np.mean((_predict(model, checks, examples, compute) - truth) ** 2))
 
 
 def _optimiser(model: Responder, lr: float, *, frozen: bool) -> torch.optim.AdamW:
-    """AdamW, decay on matrices that are no gene tables; of a frozen arm only what is new learns."""
+    """AdamW with weight decay on matrices other than gene tables; of a frozen arm only the new parameters learn."""
     new, tables = model.new_parameters(), {"gene.weight", "loadings"}
     decayed, others = [], []
     for name, parameter in model.named_parameters():

@@ -13,7 +13,7 @@ _ROUNDING = 1e-12  # of the largest squared singular value; what is below is no 
 _TIE = 1e-9  # of the largest distance to a neighbour
 
 
-def balance(group: np.ndarray) -> np.ndarray:
+def group_weights(group: np.ndarray) -> np.ndarray:
     """Weights [n] of rows such that those of every group add up to one; group: [n]."""
     _, number, counts = np.unique(group, return_inverse=True, return_counts=True)
     return 1 / counts[number]
@@ -21,11 +21,11 @@ def balance(group: np.ndarray) -> np.ndarray:
 
 def balanced_mean(rows: np.ndarray, group: np.ndarray) -> np.ndarray:
     """Mean [F] of rows [n, F] in which every group counts the same however many rows it has; group: [n]."""
-    weight = balance(group)
+    weight = group_weights(group)
     return weight @ rows / weight.sum()
 
 
-def deal(group: np.ndarray, most: int) -> np.ndarray:
+def assign_folds(group: np.ndarray, most: int) -> np.ndarray:
     """The fold of each row, int [n]: one group a fold up to `most` groups, beyond that groups are dealt in turn."""
     return np.unique(group, return_inverse=True)[1] % most
 
@@ -35,12 +35,12 @@ def first_best(errors: np.ndarray) -> int:
     return int(np.argmax(errors <= (1 + 1e-9) * errors.min()))
 
 
-def members(fold: np.ndarray) -> list[np.ndarray]:
+def fold_rows(fold: np.ndarray) -> list[np.ndarray]:
     """Rows of each fold."""
     return [np.flatnonzero(fold == number) for number in range(fold.max(initial=-1) + 1)]
 
 
-def leading(rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+def truncated_svd(rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """The leading right singular vectors [F, r] of rows [n, F], and the squared singular values [r]; r <= count.
 
     Directions in which the rows do not vary beyond rounding are left out. The mean is not subtracted.
@@ -74,7 +74,7 @@ class Ridge:
         share = weight / weight.sum()
         centre, root = (share @ features, share @ targets), np.sqrt(weight)
         rows = root[:, None] * (features - centre[0])
-        axes, power = leading(rows, min(rows.shape))
+        axes, power = truncated_svd(rows, min(rows.shape))
         left = rows @ axes / np.sqrt(power)
         return cls(centre, root, root[:, None] * (targets - centre[1]), left, power, axes)
 
@@ -97,7 +97,7 @@ class Ridge:
         shrink = np.array([self.power / (self.power + self._penalty(penalty)) for penalty in PENALTIES])  # [P, r]
         fitted = shrink[:, :, None] * projection  # [P, r, S]
         errors = np.zeros(len(PENALTIES))
-        for rows in members(fold):
+        for rows in fold_rows(fold):
             own = self.left[rows]
             left_over = np.eye(len(rows)) - np.outer(constant[rows], constant[rows])
             for i in range(len(PENALTIES)):

@@ -1,4 +1,4 @@
-"""Perturbation data: who was treated with what, in which context, and which cells are the controls."""
+"""Perturbation data: which cells were treated with what, within which covariates, and which are the controls."""
 
 import csv
 import tempfile
@@ -24,42 +24,43 @@ _BLOCK_CELLS = 4096
 
 @dataclass(frozen=True)
 class Unit:
-    """One perturbation, possibly of several parts, in one context."""
+    """One perturbation, possibly of several parts, in one covariate group."""
 
     name: str
     parts: tuple[int, ...]  # numbers of the perturbations combined
-    context: int
+    covariates: int  # number of its covariate group in `Screen.covariates`
     dose: float | None
     cells: np.ndarray  # int64, rows of the screen
 
 
 @dataclass(frozen=True)
 class Screen:
-    """Perturbation data as the tasks see them: C cells, G genes predicted, U units, P perturbations.
+    """Perturbation data as the tasks see them: C cells, G genes to predict, U units, P perturbations.
 
-    A stratum is a context within a replicate: treated cells are compared with controls of their own stratum.
+    A covariate group is one combination of values of the covariates (cell type, donor). A stratum is a covariate group
+    within a replicate: treated cells are compared with the controls of their own stratum.
     """
 
     genes: pd.DataFrame  # [G] columns id, symbol
-    counts: sp.csr_array  # uint32 [C, G], at the genes predicted
+    counts: sp.csr_array  # uint32 [C, G], of the genes to predict
     totals: np.ndarray  # int64 [C], over all genes of the source
     control: np.ndarray  # bool [C]
     stratum: np.ndarray  # int64 [C]
     replicate: np.ndarray  # str [C], empty without a replicate column
     units: tuple[Unit, ...]
     perturbations: tuple[str, ...]  # [P]
-    target_genes: tuple[str | None, ...]  # [P], id or symbol of the gene each perturbs, None where not known
-    contexts: tuple[str, ...]
-    unseen_of_context: tuple[str, ...]  # [contexts], the part of the context that the context split holds out
+    target_genes: tuple[str | None, ...]  # [P], id or symbol of the gene that each perturbs, None where unknown
+    covariates: tuple[str, ...]  # name of each covariate group, its values joined
+    unseen_of_covariates: tuple[str, ...]  # of each covariate group, the value that the covariate split holds out
     cell_ids: np.ndarray  # str [C]
     n_genes_detected: np.ndarray  # int64 [C], over all genes of the source
     table: tuple[dict, ...]  # rows "condition", "context", "cells", printed first
     notes: tuple[str, ...]
 
     def scored(self, units: np.ndarray) -> np.ndarray:
-        """Whether each gene counts in the score of each of the units, bool [len(units), G].
+        """Return whether each gene counts in the score of each of the units, bool [len(units), G].
 
-        The gene that was perturbed does not: that a knocked-down gene goes down is no prediction.
+        The gene that was perturbed does not: no prediction is needed to know that a knocked-down gene goes down.
         """
         own = GeneIndex(self.genes["id"], self.genes["symbol"]).find(self.target_genes)
         mask = np.ones((len(units), len(self.genes)), bool)
@@ -69,15 +70,15 @@ class Screen:
 
     @property
     def values(self) -> sp.csr_array:
-        """log1p of counts per 10,000, float64 [C, G]."""
+        """Return log1p of counts per 10,000, float64 [C, G]."""
         return log_values(self.counts, self.totals)
 
 
 def read_screen(data: str | Path, config: FinetuneConfig, *, on_event: Callable) -> Screen:
     """Read an h5ad, or anything `prepare` reads, or a store, with the columns that the config names.
 
-    Memory holds the counts of the genes predicted (`config.genes` of them). Raises ConfigError for columns and labels
-    that are not there, DataError where no comparison is left.
+    Memory holds the counts of the genes to predict (`config.genes` of them). Raises ConfigError for columns and labels
+    that do not exist, DataError when no comparison is left.
     """
     with tempfile.TemporaryDirectory() as scratch:
         store = open_or_prepare(data, Path(scratch) / "screen.sckit", assay="any")
@@ -93,7 +94,7 @@ def _screen(store: Store, config: FinetuneConfig) -> Screen:
     units, lost = table.units()
     if not units:
         text = f"{config.min_cells} treated and {config.min_cells} control cells"
-        raise DataError(f"no perturbation has {text} in a context; lower --min-cells, or use fewer context columns.")
+        raise DataError(f"no perturbation has {text} in a covariate group; lower --min-cells, or use fewer covariates.")
     names = sorted({part for unit in units for part in table.parts[unit.name]})
     number = {name: i for i, name in enumerate(names)}
     units = [replace(unit, parts=tuple(number[p] for p in table.parts[unit.name])) for unit in units]
@@ -113,8 +114,8 @@ def _screen(store: Store, config: FinetuneConfig) -> Screen:
         units=tuple(units),
         perturbations=tuple(names),
         target_genes=_targets(names, config.target_map),
-        contexts=table.contexts,
-        unseen_of_context=table.unseen,
+        covariates=table.names,
+        unseen_of_covariates=table.unseen,
         cell_ids=cell_names(used),
         n_genes_detected=np.asarray(used["n_genes"], np.int64),
         table=tuple(table.rows()),
@@ -123,26 +124,26 @@ def _screen(store: Store, config: FinetuneConfig) -> Screen:
 
 
 class _Labels:
-    """Condition, context and replicate of every cell of a store, and the units that they make."""
+    """Condition, covariate group and replicate of every cell of a store, and the units that they make."""
 
     def __init__(self, store: Store, labels: np.ndarray, config: FinetuneConfig) -> None:
         self.config, self.labels = config, labels
         columns = {name: group_values(store.obs, name) for name in config.context}
-        context = np.array([" | ".join(row) for row in zip(*columns.values(), strict=True)] or ["all"] * len(labels))
-        self.contexts, self.context = _numbered(context)
-        unseen = columns[config.unseen] if config.unseen else context
-        first = [int(np.flatnonzero(self.context == i)[0]) for i in range(len(self.contexts))]
+        group = np.array([" | ".join(row) for row in zip(*columns.values(), strict=True)] or ["all"] * len(labels))
+        self.names, self.group = _numbered(group)
+        unseen = columns[config.unseen] if config.unseen else group
+        first = [int(np.flatnonzero(self.group == i)[0]) for i in range(len(self.names))]
         self.unseen = tuple(str(unseen[i]) for i in first)
         whole = np.full(len(labels), "")
         self.replicate = group_values(store.obs, config.replicate) if config.replicate else whole
         replicates, replicate = _numbered(self.replicate)
-        self.stratum = np.unique(self.context * len(replicates) + replicate, return_inverse=True)[1]
+        self.stratum = np.unique(self.group * len(replicates) + replicate, return_inverse=True)[1]
         self.control = labels == config.control
-        left_out = np.isin(labels, (*config.exclude, ""))
-        self.dose = self._doses(store.obs, ~self.control & ~left_out)
+        self.left_out = np.isin(labels, (*config.exclude, ""))
+        self.dose = self._doses(store.obs, ~self.control & ~self.left_out)
         controls = np.bincount(self.stratum[self.control], minlength=self.stratum.max() + 1)
-        self.compared = controls[self.stratum] >= 2  # a stratum without controls has nothing to be compared with
-        self.treated = ~self.control & ~left_out & self.compared
+        self.compared = controls[self.stratum] >= 2  # without two controls there is no comparison
+        self.treated = ~self.control & ~self.left_out & self.compared
         self.used = self.control | self.treated
         self.parts: dict[str, list[str]] = {}
 
@@ -155,58 +156,58 @@ class _Labels:
         if bad.any():
             raise DataError(
                 f"the dose of treated cells must be a number from 0 up, got {str(text[bad][0])!r} in --dose "
-                f"{self.config.dose} for {int(bad.sum())} cells; mend the column or leave them out with --exclude."
+                f"{self.config.dose} for {int(bad.sum())} cells; correct the column, or leave them out with --exclude."
             )
         return dose
 
     def units(self) -> tuple[list[Unit], list[str]]:
-        """Units with enough cells, in a fixed order, and sentences on what was left out."""
+        """Return the units with enough cells, in a fixed order, and sentences on what was left out."""
         lost = self._lost()
         dose = np.full(len(self.labels), np.nan) if self.dose is None else self.dose
-        keys: dict[tuple, list[int]] = {}
-        for cell in np.flatnonzero(self.treated):
-            key = self.labels[cell], int(self.context[cell]), None if np.isnan(dose[cell]) else float(dose[cell])
-            keys.setdefault(key, []).append(int(cell))
+        labels = np.unique(self.labels[self.treated])
+        parts_of = {label: tuple(sorted(set(_parts(label)) - {self.config.control, "ctrl"})) for label in labels}
         merged: dict[tuple, list[int]] = {}
-        for (label, context, amount), cells in keys.items():
-            parts = tuple(sorted(set(_parts(label)) - {self.config.control, "ctrl"}))
-            merged.setdefault((parts or (label,), context, amount), []).extend(cells)
-        controls = np.bincount(self.context[self.control], minlength=len(self.contexts))
+        for cell in np.flatnonzero(self.treated):
+            parts = parts_of[self.labels[cell]] or (self.labels[cell],)
+            key = parts, int(self.group[cell]), None if np.isnan(dose[cell]) else float(dose[cell])
+            merged.setdefault(key, []).append(int(cell))
+        controls = np.bincount(self.group[self.control], minlength=len(self.names))
         units, few = [], 0
-        for (parts, context, amount), cells in sorted(merged.items(), key=lambda item: str(item[0])):
-            if min(len(cells), controls[context]) < self.config.min_cells:
+        for (parts, group, amount), cells in sorted(merged.items(), key=lambda item: str(item[0])):
+            if min(len(cells), controls[group]) < self.config.min_cells:
                 few += 1
                 continue
             name = "+".join(parts) + ("" if amount is None else f" @ {amount:g}")
             self.parts[name] = list(parts)
-            units.append(Unit(name, (), context, amount, np.sort(np.array(cells, np.int64))))
+            units.append(Unit(name, (), group, amount, np.sort(np.array(cells, np.int64))))
         if few:
             lost.append(f"left out: {few} units with fewer than {self.config.min_cells} treated or control cells")
         return units, lost
 
     def _lost(self) -> list[str]:
         lost = []
-        alone = ~self.control & ~self.compared & ~np.isin(self.labels, (*self.config.exclude, ""))
+        alone = ~self.control & ~self.compared & ~self.left_out
         if alone.any():
-            lost.append(f"left out: {int(alone.sum()):,} treated cells whose context or replicate has no controls")
-        dropped = np.isin(self.labels, (*self.config.exclude, ""))
-        if dropped.any():
-            lost.append(f"left out: {int(dropped.sum()):,} cells without a condition or with an excluded one")
+            text = "treated cells whose covariate group or replicate has no controls"
+            lost.append(f"left out: {int(alone.sum()):,} {text}")
+        if self.left_out.any():
+            lost.append(f"left out: {int(self.left_out.sum()):,} cells without a condition or with an excluded one")
         return lost
 
     def rows(self) -> list[dict]:
-        """Cells per condition and context, controls first."""
-        count = Counter(zip(self.labels[self.used], self.context[self.used], strict=True))
-        order = sorted(count, key=lambda key: (key[0] != self.config.control, str(key[0]), key[1]))
+        """Return the number of cells per condition and covariate group, controls first."""
+        count = Counter(zip(self.labels[self.used], self.group[self.used], strict=True))
+        control = self.config.control
+        order = sorted(count, key=lambda key: (key[0] != control, str(key[0]), key[1]))
         return [
-            {"condition": str(k[0]), "context": self.contexts[k[1]], "cells": count[k]}
-            | {"control": k[0] == self.config.control}
-            for k in order
+            {"condition": str(label), "context": self.names[group], "cells": count[label, group]}
+            | {"control": label == control}
+            for label, group in order
         ]
 
 
 def _parts(label: str) -> list[str]:
-    """The perturbations that a label combines by "+"; a label such as CD4+ or (+)-JQ1 is one."""
+    """Return the perturbations that a label combines by "+"; a label such as CD4+ or (+)-JQ1 is one perturbation."""
     parts = [part.strip() for part in label.split("+")]
     return parts if all(any(c.isalnum() for c in part) for part in parts) else [label]
 
@@ -215,7 +216,9 @@ def _check_labels(labels: np.ndarray, config: FinetuneConfig) -> None:
     present = sorted(set(labels) - {""})
     shown = ", ".join(present[:20]) + (", ..." if len(present) > 20 else "")
     if config.control not in present:
-        raise DataError(f"no cell is {config.control} in {config.condition}, which has {shown}; name --control anew.")
+        raise DataError(
+            f"no cell is {config.control} in {config.condition}, which has {shown}; name one of these with --control."
+        )
     strange = sorted(set(config.exclude) - set(present))
     if strange:
         raise ConfigError(f"--exclude {', '.join(strange)} is not in {config.condition}, which has {shown}.")
@@ -229,7 +232,7 @@ def _numbered(labels: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
 
 
 def _counts(store: Store, cells: np.ndarray, most: int) -> tuple[sp.csr_array, np.ndarray]:
-    """Counts of the genes of the highest variance over these cells, labels unseen, and their numbers in the store."""
+    """Return the counts of the genes with the highest variance over these cells, and their numbers in the store."""
     sums, squares = np.zeros(store.n_genes), np.zeros(store.n_genes)
     for part in in_blocks(cells, _BLOCK_CELLS):
         values = log_values(as_matrix(store.rows(part), store.n_genes), store.totals(part))
@@ -245,7 +248,7 @@ def _counts(store: Store, cells: np.ndarray, most: int) -> tuple[sp.csr_array, n
 
 
 def _targets(names: list[str], where: str | None) -> tuple[str | None, ...]:
-    """The gene that each perturbation acts on: its own name, or by a file of two columns."""
+    """Return the gene that each perturbation acts on: its own name, or as a file of two columns says."""
     if where is None:
         return (None,) * len(names)
     if where == "same":
@@ -262,7 +265,7 @@ def _targets(names: list[str], where: str | None) -> tuple[str | None, ...]:
 
 
 def _permuted(units: list[Unit], stratum: np.ndarray, config: FinetuneConfig) -> list[Unit]:
-    """The same units with their cells exchanged at random within each stratum."""
+    """Return the same units with their cells exchanged at random within each stratum."""
     cells = np.concatenate([unit.cells for unit in units])
     owner = np.repeat(np.arange(len(units)), [len(unit.cells) for unit in units])
     generator = np.random.default_rng((config.seed, 77))
@@ -271,6 +274,6 @@ def _permuted(units: list[Unit], stratum: np.ndarray, config: FinetuneConfig) ->
         at = np.flatnonzero(stratum[cells] == s)
         mixed[at] = owner[generator.permutation(at)]
     if (mixed == owner).all():
-        message = f"--permute exchanges labels between perturbations, and {config.condition} has one in each context."
+        message = "--permute exchanges labels between perturbations, and there is only one in each covariate group."
         raise ConfigError(message)
     return [replace(unit, cells=np.sort(cells[mixed == i])) for i, unit in enumerate(units)]

@@ -1,8 +1,9 @@
-"""Which units a seed tests, which it trains on, and how cells are split so that nobody is scored on shared noise.
+"""Folds: which units a seed tests and which it trains on; and halves of cells, so that no score rests on shared noise.
 
-Controls are split into an input half (for predictors and training) and a reference half (for the truth alone): with the
-same controls on both sides their sampling noise is a common part of every delta, and predictions look good for having
-it. The treated cells of a unit are split into halves that take turns as visible values and as target.
+Controls are divided into an input half (for predictors and training) and a reference half (for the truth alone). With
+the same controls on both sides, their sampling noise would be a common part of every delta, and predictions would look
+good for containing it. The treated cells of a unit are divided into halves that take turns as visible values and as
+target.
 """
 
 from collections.abc import Sequence
@@ -16,30 +17,30 @@ from sckit.data.views import as_matrix, indptr_of
 from sckit.errors import DataError
 from sckit.perturbation.screen import Screen
 
-_ENOUGH = 5  # perturbations for a split over them
+_ENOUGH = 5  # perturbations from which on they are what is held out
 
 
 @dataclass(frozen=True)
 class Fold:
-    """Units by number."""
+    """The units that are trained on and those that are tested, by number."""
 
     train: np.ndarray  # int64 [n]
     test: np.ndarray  # int64 [m]
 
 
 @dataclass(frozen=True)
-class Halving:
-    """Rows of the screen on either side."""
+class CellHalves:
+    """Rows of the screen in either half."""
 
     inputs: np.ndarray  # bool [C], control cells that predictors see
     reference: np.ndarray  # bool [C], control cells of the truth
-    first: tuple[np.ndarray, ...]  # [U] treated cells of each unit
+    first: tuple[np.ndarray, ...]  # [U], first half of the treated cells of each unit
     second: tuple[np.ndarray, ...]  # [U]
 
 
 @dataclass(frozen=True)
 class Profiles:
-    """Means of log1p(CP10k) over cells, zeros included, float64 [U, G] each."""
+    """Means of log1p of counts per 10,000 over cells, zeros included, float64 [U, G] each."""
 
     inputs: np.ndarray  # controls of the unit's own strata, input half
     reference: np.ndarray  # the same, reference half
@@ -51,20 +52,20 @@ class Profiles:
 
 
 def split_name(screen: Screen, config: FinetuneConfig) -> str:
-    """The split that "auto" takes, and a check that the one asked for is possible: DataError where not."""
+    """Return the split asked for, or the one that "auto" takes; DataError when it is not possible."""
     n_groups = {name: len(set(_groups(screen, name)) - {""}) for name in ("perturbation", "context", "combination")}
     chosen = config.split
     if chosen == "auto":
         chosen = "perturbation" if n_groups["perturbation"] >= _ENOUGH or n_groups["context"] < 2 else "context"
     if n_groups[chosen] < 2:
         has = ", ".join(f"{count} {name}s" for name, count in n_groups.items())
-        hint = "name a --context-column" if chosen == "context" else "choose another --split"
-        raise DataError(f"--split {chosen} needs two {chosen}s to hold one out; the data have {has}; {hint}.")
+        hint = "name columns with --covariates" if chosen == "context" else "choose another --split"
+        raise DataError(f"--split {chosen} needs at least two {chosen}s, to hold one out; the data have {has}; {hint}.")
     return chosen
 
 
 def make_fold(screen: Screen, split: str, config: FinetuneConfig, seed: int) -> Fold:
-    """The fold of seed number `seed`: fold seed mod K of partition seed // K of the groups, K folds at most."""
+    """Return the fold of seed number `seed`: fold (seed mod K) of partition (seed // K), with K folds at most."""
     groups = np.array(_groups(screen, split))
     names = sorted(set(groups) - {""})
     count = min(config.folds, len(names))
@@ -84,7 +85,7 @@ def make_fold(screen: Screen, split: str, config: FinetuneConfig, seed: int) -> 
 
 
 def _groups(screen: Screen, split: str) -> list[str]:
-    """The label of each unit that is held out as a whole; empty where a unit is never held out."""
+    """Return the label of each unit; units of one label are held out together, those of an empty label never."""
     units = screen.units
     if split == "perturbation":
         # Of a combination only the parts count; its own label would be one more perturbation.
@@ -94,37 +95,38 @@ def _groups(screen: Screen, split: str) -> list[str]:
             else "" for u in units
         ]  # fmt: skip
     if split == "context":
-        return [screen.unseen_of_context[unit.context] for unit in units]
+        return [screen.unseen_of_covariates[unit.covariates] for unit in units]
     combined = any(len(unit.parts) > 1 for unit in units)
-    labels = [str(unit.parts) if combined else f"{unit.parts} {unit.context}" for unit in units]
+    labels = [str(unit.parts) if combined else f"{unit.parts} {unit.covariates}" for unit in units]
     of_part: dict[int, set[str]] = {}
-    of_context: dict[int, set[str]] = {}
+    of_group: dict[int, set[str]] = {}
     for unit, label in zip(units, labels, strict=True):
-        of_context.setdefault(unit.context, set()).add(label)
+        of_group.setdefault(unit.covariates, set()).add(label)
         for part in unit.parts:
             of_part.setdefault(part, set()).add(label)
-    # What has a part, or a context, that is in no other group could never be tested.
+    # A unit with a part or covariate group that no other label has could never be tested.
     return [
-        label if (len(unit.parts) > 1 or not combined) and len(of_context[unit.context]) > 1
+        label if (len(unit.parts) > 1 or not combined) and len(of_group[unit.covariates]) > 1
         and all(len(of_part[part]) > 1 for part in unit.parts) else ""
         for unit, label in zip(units, labels, strict=True)
     ]  # fmt: skip
 
 
 def _parts_seen(screen: Screen, u: int, train: np.ndarray) -> bool:
-    """Whether each part of the unit, and its context, is in some training unit."""
+    """Return whether each part of the unit, and its covariate group, is in some training unit."""
     parts = {p for v in train for p in screen.units[v].parts}
-    contexts = {screen.units[v].context for v in train}
-    return set(screen.units[u].parts) <= parts and screen.units[u].context in contexts
+    groups = {screen.units[v].covariates for v in train}
+    return set(screen.units[u].parts) <= parts and screen.units[u].covariates in groups
 
 
 def training_share(
     screen: Screen, fold: Fold, split: str, share: float, generator: np.random.Generator
 ) -> tuple[np.ndarray, dict[int, np.ndarray]]:
-    """The training units at a share of the training data, and the treated cells of each that may be used.
+    """Return the training units at a share of the training data, and the treated cells of each that may be used.
 
-    Shares are nested for one generator state. Where perturbations are held out a share of the training ones is taken,
-    two at least; else every unit keeps a share of its cells, two at least, so that what is unseen stays the same.
+    Shares are nested for one generator state. When perturbations are held out, a share of the training perturbations is
+    taken, at least two; otherwise every unit keeps a share of its cells, at least two, so that what is unseen stays the
+    same.
     """
     names = sorted({screen.units[u].parts for u in fold.train})
     order = generator.permutation(len(names))
@@ -139,8 +141,8 @@ def training_share(
     return fold.train, cells
 
 
-def halve(screen: Screen, generator: np.random.Generator) -> Halving:
-    """Split controls within each stratum and treated cells within each unit and stratum."""
+def halve(screen: Screen, generator: np.random.Generator) -> CellHalves:
+    """Halve the controls of each stratum, and the treated cells of each unit within each stratum."""
     inputs = np.zeros(len(screen.control), bool)
     for s in np.unique(screen.stratum[screen.control]):
         mine = generator.permutation(np.flatnonzero(screen.control & (screen.stratum == s)))
@@ -151,28 +153,23 @@ def halve(screen: Screen, generator: np.random.Generator) -> Halving:
         mixed = mixed[np.argsort(screen.stratum[mixed], kind="stable")]  # alternating within a stratum halves each
         first.append(np.sort(mixed[::2]))
         second.append(np.sort(mixed[1::2]))
-    return Halving(inputs, screen.control & ~inputs, tuple(first), tuple(second))
+    return CellHalves(inputs, screen.control & ~inputs, tuple(first), tuple(second))
 
 
 def profiles(
-    screen: Screen,
-    values: sp.csr_array,
-    truth: sp.csr_array,
-    halving: Halving,
-    trainable: dict[int, np.ndarray],
+    screen: Screen, values: sp.csr_array, cell_halves: CellHalves, trainable: dict[int, np.ndarray]
 ) -> Profiles:
-    """Profiles of all units, from values [C, G] on the predictors' side and values [C, G] on the side of the truth.
+    """Return the profiles of all units, from values [C, G].
 
-    The two are one unless each cell's counts were split. trainable: treated cells by training unit; the row of any
-    other unit is NaN in `treated`, so that a leak shows.
+    trainable: treated cells by training unit; the row of any other unit is NaN in `treated`, so that a leak shows.
     """
     strata = composition(screen)  # [U, S]
-    inputs, _, _ = group_moments(values, _by_stratum(screen, halving.inputs, strata.shape[1]))
-    reference, variance, number = group_moments(truth, _by_stratum(screen, halving.reference, strata.shape[1]))
+    inputs, _, _ = group_moments(values, _by_stratum(screen, cell_halves.inputs, strata.shape[1]))
+    reference, variance, number = group_moments(values, _by_stratum(screen, cell_halves.reference, strata.shape[1]))
     treated = np.full((len(screen.units), len(screen.genes)), np.nan)
     known = sorted(trainable)
     treated[known] = group_moments(values, [trainable[u] for u in known])[0]
-    first, second = group_moments(truth, halving.first), group_moments(truth, halving.second)
+    first, second = group_moments(values, cell_halves.first), group_moments(values, cell_halves.second)
     return Profiles(
         inputs=strata @ inputs,
         reference=strata @ reference,
@@ -185,14 +182,14 @@ def profiles(
 
 
 def composition(screen: Screen) -> np.ndarray:
-    """Share of each unit's cells in each stratum, float64 [U, S]."""
+    """Return the share of each unit's cells in each stratum, float64 [U, S]."""
     count = int(screen.stratum.max()) + 1
     rows = [np.bincount(screen.stratum[unit.cells], minlength=count) / len(unit.cells) for unit in screen.units]
     return np.array(rows)
 
 
 def group_moments(values: sp.csr_array, groups: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean and variance (n - 1) of the rows of each group [N, G], and the number of its rows [N]."""
+    """Return the mean and variance (n - 1) of the rows of each group [N, G], and the number of its rows [N]."""
     sizes = np.array([len(group) for group in groups])
     rows = np.concatenate([*groups, np.zeros(0, np.int64)]).astype(np.int64)
     owner = as_matrix((indptr_of(sizes), rows, np.ones(len(rows))), len(values.indptr) - 1)

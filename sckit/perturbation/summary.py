@@ -12,12 +12,12 @@ from sckit.metrics.effects import HEADLINE, METRICS
 from sckit.metrics.intervals import Estimate, Sample, gap_closed, interval, paired, verdict
 from sckit.perturbation.baselines import RESPONSE
 from sckit.perturbation.baselines_partial import PARTIAL
-from sckit.perturbation.fold import CEILING, Score
+from sckit.perturbation.questions import CEILING, Score
 from sckit.perturbation.repeats import chance_level, repeat_correlation, replicate_scores
 from sckit.perturbation.screen import Screen
 
 TRIVIAL = ("no change", "mean", "additive")
-_ORDER = {name: i for i, name in enumerate((*dict.fromkeys(RESPONSE + PARTIAL), *ARMS, CEILING))}
+_ORDER = {name: i for i, name in enumerate((*dict.fromkeys((*RESPONSE, *PARTIAL)), *ARMS, CEILING))}
 
 Where = tuple[float | None, float]
 """Revealed share and training share."""
@@ -109,7 +109,7 @@ class _Tables:
         self.largest = max(config.train_shares)
         # What is resampled is what is held out: of two donors with five cell types each there are two, not ten.
         by_context = split == "context"
-        labels = [screen.unseen_of_context[u.context] if by_context else str(u.parts) for u in screen.units]
+        labels = [screen.unseen_of_covariates[u.covariates] if by_context else str(u.parts) for u in screen.units]
         number = {label: i for i, label in enumerate(sorted(set(labels)))}
         self.cluster = np.array([number[label] for label in labels])
         found: dict[tuple[str, Where], list[Score]] = {}
@@ -223,7 +223,7 @@ def _cells(screen: Screen, repeat_r: np.ndarray, repeats: np.ndarray) -> list[di
     ]  # fmt: skip
     for unit, r, known in zip(screen.units, repeat_r, repeats, strict=True):
         rows.append(
-            {"condition": unit.name, "context": screen.contexts[unit.context], "cells": len(unit.cells)}
+            {"condition": unit.name, "context": screen.covariates[unit.covariates], "cells": len(unit.cells)}
             | {"repeats": bool(known), "repeat_r": float(r)}
         )
     return rows

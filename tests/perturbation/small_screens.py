@@ -1,7 +1,6 @@
 """Screens of some tens of genes, made in memory: quick to build, with every column that the tasks know."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import anndata
 import numpy as np
@@ -9,8 +8,13 @@ import pandas as pd
 import scipy.sparse as sp
 
 from sckit.config.finetune import FinetuneConfig
+from sckit.device import choose_compute
 from sckit.perturbation.arms import Arms, token_table
-from sckit.perturbation.fold import FoldRun, Job
+from sckit.perturbation.baselines import response_baselines
+from sckit.perturbation.baselines_partial import partial_baselines
+from sckit.perturbation.fit import arm_predictor, train_arm
+from sckit.perturbation.fold import FoldData
+from sckit.perturbation.questions import ask
 from sckit.perturbation.screen import Screen, Unit
 
 UNMEASURED = 300
@@ -62,8 +66,8 @@ def small_screen(
         units=tuple(units),
         perturbations=tuple(names),
         target_genes=tuple(dict(targets).get(name) for name in names),
-        contexts=labels,
-        unseen_of_context=labels,
+        covariates=labels,
+        unseen_of_covariates=labels,
         cell_ids=np.array([f"cell{i}" for i in range(len(owner))]),
         n_genes_detected=(counts > 0).sum(1),
         table=(),
@@ -88,9 +92,21 @@ def as_anndata(counts, obs):
     return anndata.AnnData(np.asarray(counts, np.float32), obs=pd.DataFrame(obs, index=index), var=var)
 
 
-def fold_run(screen, run=Path("no-run-needed"), *, known=None, seed=0, share=1.0, split="perturbation", **options):
-    """One job on the screen; `known`: genes of the run, all of the screen's by default."""
+def fold_of(screen, *, known=None, seed=0, share=1.0, split="perturbation", **options):
+    """A fold of the screen; `known`: genes of the run, all of the screen's by default."""
+    return FoldData(screen, replace(CONFIG, **options), split, table_of(screen, known), seed=seed, share=share)
+
+
+def table_of(screen, known=None):
     symbols = screen.genes["symbol"] if known is None else known
-    table = token_table(pd.DataFrame({"id": "", "symbol": symbols}), screen)
-    job = Job(seed, share, options.get("arms", CONFIG.arms))
-    return FoldRun(screen, replace(CONFIG, **options), split, Arms(run, None, table), job)
+    return token_table(pd.DataFrame({"id": "", "symbol": symbols}), screen)
+
+
+def predictions(fold, run=None, arms=(), questions=None):
+    """Deltas [m, G] for each question: of every linear baseline, and of arms that start from the run."""
+    compute = choose_compute("cpu", "numba")
+    predictors = response_baselines() if fold.config.task == "response" else partial_baselines()
+    built = Arms(run, None, fold.examples.table)
+    predictors |= {name: arm_predictor(train_arm(name, built, fold, compute), compute) for name in arms}
+    questions = ask(fold) if questions is None else questions
+    return {name: [predict(fold, question) for question in questions] for name, predict in predictors.items()}

@@ -14,15 +14,14 @@ from sckit.config.finetune import ARMS
 from sckit.config.prepare import PrepareConfig
 from sckit.data.prepare import prepare
 from sckit.data.split import HELD_OUT, TRAIN, VALIDATION
-from sckit.device import choose_compute
 from sckit.errors import DataError
-from sckit.perturbation import fit as perturb_train
+from sckit.perturbation import fit
 from sckit.perturbation.arms import Arms, make_arms, overlap, seen_in_pretraining, token_table
 from sckit.perturbation.screen import read_screen
 from sckit.training.pretrain import pretrain
 from sckit.training.run import open_run
 
-from .small_screens import CONFIG, as_anndata, fold_run, small_screen
+from .small_screens import CONFIG, as_anndata, fold_of, predictions, small_screen
 
 SMALL = PretrainConfig(engine="numba", batch_tokens=2000, components=3, factors=2, validate_cells=20, steps=2)
 TARGETS = {"A": "GENE3", "B": "GENE44", "C": "NOWHERE", "D": "GENE3", "E": "ENSG00000000007"}
@@ -126,9 +125,9 @@ def test_the_shuffled_arm_starts_from_the_shuffled_run(run, table, tmp_path):
 
 @pytest.mark.parametrize("task", ["response", "partial"])
 def test_every_arm_is_shown_the_same_examples_in_the_same_order(run, screen, task, monkeypatch):
-    fold = fold_run(screen, run.path, task=task, revealed=(0.5,))
-    compute, shown, seeds = choose_compute("cpu", "numba"), {}, set()
-    plain, build = perturb_train.pack_examples, Arms.build
+    fold = fold_of(screen, task=task, revealed=(0.5,))
+    shown, seeds = {}, set()
+    plain, build = fit.pack_examples, Arms.build
 
     def noted(self, *arguments, seed, **others):
         seeds.add(seed)
@@ -142,8 +141,8 @@ def test_every_arm_is_shown_the_same_examples_in_the_same_order(run, screen, tas
             mine += [value for example in examples for value in vars(example).values()]
             return plain(examples, *rest)
 
-        monkeypatch.setattr(perturb_train, "pack_examples", pack)
-        fold.arm(name, compute)
+        monkeypatch.setattr(fit, "pack_examples", pack)
+        predictions(fold, run.path, (name,))
     assert len(seeds) == 1
     assert len(shown["scratch"]) > 100
     for name in ("pretrained", "frozen"):

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from sckit.errors import DataError
-from sckit.perturbation.baselines import RESPONSE, Fold, additive, mean_of_training, response_baselines
+from sckit.perturbation.baselines import RESPONSE, additive, mean_of_training
+from sckit.perturbation.fold import FoldView
 
 GENES = 120
 
@@ -22,7 +23,11 @@ def make_fold(delta, parts, context, test, **given):
         "target_genes": np.full(perturbations, -1),
         "components": np.eye(hidden.shape[1])[:, :3],
     } | given
-    return Fold(train, test, hidden, parts=tuple(parts), context=np.asarray(context), **given)
+    return FoldView(train, test, hidden, parts=tuple(parts), covariates=np.asarray(context), **given)
+
+
+def response_baselines(fold):
+    return {name: predict(fold) for name, predict in RESPONSE.items()}
 
 
 def singles(count):
@@ -197,17 +202,16 @@ def test_few_training_units_give_finite_numbers(rng, count):
     delta[:, :5] = 0
     fold = make_fold(delta, singles(count + 1), [0] * (count + 1), [count], target_genes=np.arange(count + 1) * 2)
     predicted = response_baselines(fold)
-    assert tuple(predicted) == RESPONSE
     assert all(np.isfinite(value).all() and value.shape == (1, GENES) for value in predicted.values())
     if count == 1:
-        for name in RESPONSE[1:]:
+        for name in list(RESPONSE)[1:]:
             np.testing.assert_allclose(predicted[name], delta[:1])
 
 
 def test_effects_that_are_all_the_same_are_predicted_exactly(rng):
     delta = np.tile(rng.normal(size=GENES), (8, 1))
     predicted = response_baselines(make_fold(delta, singles(8), [0] * 8, [6, 7], target_genes=np.arange(8)))
-    for name in RESPONSE[1:]:
+    for name in list(RESPONSE)[1:]:
         np.testing.assert_allclose(predicted[name], delta[6:], atol=1e-6, err_msg=name)
 
 

@@ -7,20 +7,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sckit.perturbation.examples import Panel, panels
-from sckit.perturbation.fold import count_halves
 
-from .small_screens import dense_values, fold_run, small_screen
-
-
-def lesson_of(screen, **options):
-    return fold_run(screen, **options).lesson
+from .small_screens import dense_values, fold_of, small_screen
 
 
-def expected_delta(screen, lesson, u):
+def material_of(screen, **options):
+    return fold_of(screen, **options).examples
+
+
+def expected_delta(screen, material, u):
     """Mean of the treated cells less the input controls of the unit's context, one stratum a context."""
     dense = dense_values(screen)
-    controls = lesson.halving.inputs & (screen.stratum == screen.units[u].context)
-    return dense[lesson.trainable[u]].mean(0) - dense[controls].mean(0)
+    controls = material.cell_halves.inputs & (screen.stratum == screen.units[u].covariates)
+    return dense[material.trainable[u]].mean(0) - dense[controls].mean(0)
 
 
 def row_of(example, dense, cells):
@@ -55,47 +54,47 @@ def test_a_fixed_panel_leaves_its_own_genes_unpredicted(rng):
 
 def test_every_perturbation_is_drawn_as_often_as_every_other(rng):
     screen = small_screen(rng, conditions=("A", "B", "C", "D"), contexts=3, cells=4, controls=6, genes=5)
-    uneven = replace(screen, units=tuple(u for u in screen.units if u.context == 0 or u.name == "A"))
-    lesson = lesson_of(uneven, folds=4)
-    rows = Counter(lesson.draw(rng).perturbations for _ in range(900))
-    trained = {uneven.units[u].parts for u in lesson.trainable}
+    uneven = replace(screen, units=tuple(u for u in screen.units if u.covariates == 0 or u.name == "A"))
+    material = material_of(uneven, folds=4)
+    rows = Counter(material.draw(rng).perturbations for _ in range(900))
+    trained = {uneven.units[u].parts for u in material.trainable}
     assert len(rows) == len(trained) == 3
     # 900 draws of a third each have a standard deviation of 14.
     assert all(abs(count - 300) < 70 for count in rows.values())
 
 
 def test_a_lesson_of_some_units_knows_the_mean_and_the_scale_of_those_alone(rng):
-    lesson = lesson_of(small_screen(rng, conditions=("A", "B", "C", "D"), cells=4, controls=6, genes=5), folds=4)
-    kept = sorted(lesson.trainable)[:2]
-    own = lesson.only(kept)
+    material = material_of(small_screen(rng, conditions=("A", "B", "C", "D"), cells=4, controls=6, genes=5), folds=4)
+    kept = sorted(material.trainable)[:2]
+    own = material.only(kept)
     assert sorted(own.trainable) == kept
-    deltas = lesson.profiles.treated[kept] - lesson.profiles.inputs[kept]
+    deltas = material.delta[kept]
     np.testing.assert_allclose(own.mean, deltas.mean(0), atol=1e-12)
     assert own.scale == pytest.approx(np.sqrt(np.mean((deltas - deltas.mean(0)) ** 2)))
-    assert own.scale != lesson.scale
+    assert own.scale != material.scale
 
 
 def test_a_response_example_is_an_input_control_and_the_effect_of_the_perturbation(rng):
     screen = small_screen(rng, contexts=2, genes=20, cells=8)
-    lesson = lesson_of(screen)
+    material = material_of(screen)
     dense = dense_values(screen)
-    deltas = {u: expected_delta(screen, lesson, u) for u in lesson.trainable}
+    deltas = {u: expected_delta(screen, material, u) for u in material.trainable}
     by_name = {}
     for u, delta in deltas.items():
         by_name.setdefault(screen.units[u].parts, []).append(delta)
     mean = np.mean([np.mean(of_name, 0) for of_name in by_name.values()], 0)
-    np.testing.assert_allclose(lesson.mean, mean, atol=1e-12)
+    np.testing.assert_allclose(material.mean, mean, atol=1e-12)
     scale = np.sqrt(np.mean([(delta - mean) ** 2 for delta in deltas.values()]))
-    assert lesson.scale == pytest.approx(scale)
+    assert material.scale == pytest.approx(scale)
     shown, perturbed = set(), set()
     for _ in range(60):
-        example = lesson.draw(rng)
-        cell = row_of(example, dense, np.flatnonzero(lesson.halving.inputs))
+        example = material.draw(rng)
+        cell = row_of(example, dense, np.flatnonzero(material.cell_halves.inputs))
         shown.add(cell)
         context = screen.stratum[cell]
         (u,) = [
-            u for u in lesson.trainable
-            if screen.units[u].context == context and lesson.control_cell(cell, u, np.arange(1)).perturbations
+            u for u in material.trainable
+            if screen.units[u].covariates == context and material.control_cell(cell, u, np.arange(1)).perturbations
             == example.perturbations
         ]  # fmt: skip
         perturbed.add(u)
@@ -107,27 +106,27 @@ def test_a_response_example_is_an_input_control_and_the_effect_of_the_perturbati
 
 def test_what_a_control_cell_is_compared_with_comes_from_the_input_controls_alone(rng):
     screen = small_screen(rng, genes=20)
-    lesson = lesson_of(screen)
-    controls = dense_values(screen)[lesson.halving.inputs]
+    material = material_of(screen)
+    controls = dense_values(screen)[material.cell_halves.inputs]
     mean = np.array([column[column > 0].mean() if (column > 0).any() else 0 for column in controls.T])
-    np.testing.assert_allclose(lesson.detected_mean, mean)
-    floor = np.log1p(1e4 / np.median(screen.totals[lesson.halving.inputs]))
-    np.testing.assert_allclose(lesson.guess[:20], mean - floor)
-    assert not lesson.guess[20:].any()
-    assert lesson.cell_rms == pytest.approx(np.sqrt(np.mean((controls - mean)[controls > 0] ** 2)))
-    cell = int(np.flatnonzero(lesson.halving.inputs)[0])
-    example = lesson.control_cell(cell, 0, np.arange(20))
+    np.testing.assert_allclose(material.detected_mean, mean)
+    floor = np.log1p(1e4 / np.median(screen.totals[material.cell_halves.inputs]))
+    np.testing.assert_allclose(material.expected[:20], mean - floor)
+    assert not material.expected[20:].any()
+    assert material.cell_rms == pytest.approx(np.sqrt(np.mean((controls - mean)[controls > 0] ** 2)))
+    cell = int(np.flatnonzero(material.cell_halves.inputs)[0])
+    example = material.control_cell(cell, 0, np.arange(20))
     np.testing.assert_allclose(example.residual, (dense_values(screen)[cell] - mean)[example.genes])
 
 
 def test_a_combination_at_a_dose_names_its_parts_and_the_dose(rng):
     screen = small_screen(rng, conditions=("A+B @ 3", "A @ 0", "B @ 1"), genes=10, targets={"B": "GENE4"})
-    lesson = lesson_of(screen, folds=2)
+    material = material_of(screen, folds=2)
     units = {unit.name: u for u, unit in enumerate(screen.units)}
-    example = lesson.control_cell(0, units["A+B @ 3"], np.arange(3))
+    example = material.control_cell(0, units["A+B @ 3"], np.arange(3))
     assert example.perturbations == (10, 4)  # A has a row of its own behind the genes, B acts on a gene predicted
     assert example.dose == pytest.approx(np.log(4))
-    assert lesson.control_cell(0, units["A @ 0"], np.arange(3)).dose == 0
+    assert material.control_cell(0, units["A @ 0"], np.arange(3)).dose == 0
 
 
 def test_control_cells_are_drawn_from_the_strata_of_the_unit(rng):
@@ -135,9 +134,9 @@ def test_control_cells_are_drawn_from_the_strata_of_the_unit(rng):
     first = screen.units[0]
     cells = first.cells[np.isin(screen.stratum[first.cells], [0, 2])]
     cells = np.concatenate([cells[screen.stratum[cells] == 0][:3], cells[screen.stratum[cells] == 2]])
-    lesson = lesson_of(replace(screen, units=(replace(first, cells=np.sort(cells)), *screen.units[1:])))
-    drawn = lesson.control_cells(0, 800, rng)
-    assert lesson.halving.inputs[drawn].all()
+    material = material_of(replace(screen, units=(replace(first, cells=np.sort(cells)), *screen.units[1:])))
+    drawn = material.control_cells(0, 800, rng)
+    assert material.cell_halves.inputs[drawn].all()
     strata = np.bincount(screen.stratum[drawn], minlength=3)
     assert strata[1] == 0
     assert abs(strata[0] - 200) < 60  # a standard deviation is 12
@@ -146,16 +145,16 @@ def test_control_cells_are_drawn_from_the_strata_of_the_unit(rng):
 
 def test_a_profile_example_shows_one_half_and_asks_for_the_other(rng):
     screen = small_screen(rng, cells=2, genes=12)  # halves of one cell each
-    lesson = lesson_of(screen, task="partial")
+    material = material_of(screen, task="partial")
     dense = dense_values(screen)
     seen = set()
     for _ in range(40):
-        example = lesson.draw(rng)
+        example = material.draw(rng)
         assert not set(example.genes) & set(example.queries)
         assert (example.perturbations, example.dose) == ((), 0.0)
         pairs = [
             (visible, target, u)
-            for u, cells in lesson.trainable.items()
+            for u, cells in material.trainable.items()
             for visible, target in (cells, cells[::-1])
             if np.allclose(dense[visible][example.genes], example.values)
         ]
@@ -163,7 +162,7 @@ def test_a_profile_example_shows_one_half_and_asks_for_the_other(rng):
             (visible, target)
             for visible, target, u in pairs
             if np.allclose(
-                ((dense[target] - lesson.profiles.inputs[u] - lesson.mean) / lesson.scale)[example.queries],
+                ((dense[target] - material.control[u] - material.mean) / material.scale)[example.queries],
                 example.truth,
             )
         ]
@@ -174,58 +173,22 @@ def test_a_profile_example_shows_one_half_and_asks_for_the_other(rng):
 
 def test_deviations_of_a_profile_are_given_in_the_size_of_those_of_cells(rng):
     screen = small_screen(rng, genes=12)
-    lesson = lesson_of(screen, task="partial")
+    material = material_of(screen, task="partial")
     panel = Panel(np.array([2, 5, 7]), np.array([0, 1]))
     profile = rng.normal(size=12)
-    example = lesson.shown_profile(profile, 3, panel, np.arange(12.0))
-    units = (profile - lesson.profiles.inputs[3] - lesson.mean) / lesson.scale
-    np.testing.assert_allclose(example.residual, units[[2, 5, 7]] * lesson.cell_rms)
+    example = material.shown_profile(profile, 3, panel, np.arange(12.0))
+    units = (profile - material.control[3] - material.mean) / material.scale
+    np.testing.assert_allclose(example.residual, units[[2, 5, 7]] * material.cell_rms)
     np.testing.assert_array_equal(example.values, profile[[2, 5, 7]])
     np.testing.assert_array_equal(example.truth, [0, 1])
     hidden = np.where(np.isin(np.arange(12), panel.revealed), profile, np.nan)
-    np.testing.assert_array_equal(lesson.shown_profile(hidden, 3, panel).residual, example.residual)
+    np.testing.assert_array_equal(material.shown_profile(hidden, 3, panel).residual, example.residual)
 
 
 def test_with_a_fixed_panel_every_example_reveals_it_and_asks_for_others(rng, tmp_path):
     (tmp_path / "panel").write_text("GENE3\nGENE9\nother\n")
-    lesson = lesson_of(small_screen(rng, genes=12), task="partial", panel=str(tmp_path / "panel"))
+    material = material_of(small_screen(rng, genes=12), task="partial", panel=str(tmp_path / "panel"))
     for _ in range(5):
-        example = lesson.draw(rng)
+        example = material.draw(rng)
         assert example.genes.tolist() == [3, 9]
         assert example.queries.tolist() == [0, 1, 2, 4, 5, 6, 7, 8, 10, 11]
-
-
-def test_count_halves_add_up_to_the_counts(rng):
-    screen = small_screen(rng, genes=25, cells=6)
-    first, second = (np.expm1(half.toarray()) / 1e4 for half in count_halves(screen, 3))  # share of the half's total
-    counts = screen.counts.toarray()
-    for a, b, whole, total in zip(first, second, counts, screen.totals, strict=True):
-        # a * t + b * (total - t) = whole has one unknown, the total of the first half
-        t = (a - b) @ (whole - b * total) / ((a - b) @ (a - b))
-        np.testing.assert_allclose(a * t + b * (total - t), whole, atol=1e-6)
-        np.testing.assert_allclose([t, *(a * t)], np.round([t, *(a * t)]), atol=1e-6)
-        assert abs(t - total / 2) < 5 * np.sqrt(total) / 2
-    again, other = (count_halves(screen, seed)[0].toarray() for seed in (3, 4))
-    np.testing.assert_allclose(np.expm1(again) / 1e4, first)
-    assert not np.allclose(again, other)
-
-
-def test_a_cell_example_shows_one_half_of_its_counts_and_asks_for_the_other(rng):
-    screen = small_screen(rng, genes=25, cells=4)
-    lesson = lesson_of(screen, task="partial", level="cell", seed=2)
-    first, second = (half.toarray() for half in count_halves(screen, 2))
-    np.testing.assert_array_equal(lesson.values.toarray(), first)
-    np.testing.assert_array_equal(lesson.truth.toarray(), second)
-    inputs = first[lesson.halving.inputs].mean(0)
-    np.testing.assert_allclose(lesson.profiles.inputs[1], inputs)
-    trained = np.concatenate(list(lesson.trainable.values()))
-    for _ in range(20):
-        example = lesson.draw(rng)
-        assert not set(example.genes) & set(example.queries)
-        target = example.truth * lesson.scale + (inputs + lesson.mean)[example.queries]
-        cells = [c for c in trained if np.allclose(second[c][example.queries], target)]
-        (cell,) = [c for c in cells if len(cells) == 1 or np.allclose(first[c][example.genes], example.values)]
-        np.testing.assert_allclose(first[cell][example.genes], example.values)
-        assert (example.values > 0).all()
-    floor = np.log1p(2e4 / np.median(screen.totals[lesson.halving.inputs]))
-    np.testing.assert_allclose(lesson.guess[:25], lesson.detected_mean - floor)

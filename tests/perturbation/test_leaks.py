@@ -7,17 +7,20 @@ import pytest
 import scipy.sparse as sp
 
 from sckit.config.finetune import FinetuneConfig
-from sckit.device import choose_compute
 from sckit.metrics.effects import HEADLINE, slope
 from sckit.metrics.intervals import Sample, interval
 from sckit.perturbation import fold as perturb_fold
-from sckit.perturbation.arms import Arms, make_arms, token_table
-from sckit.perturbation.fold import CEILING, FoldRun, Job
+from sckit.perturbation.arms import token_table
+from sckit.perturbation.baselines import response_baselines
+from sckit.perturbation.baselines_partial import partial_baselines
+from sckit.perturbation.fold import FoldData
+from sckit.perturbation.questions import CEILING, ask, other_half, scores_of
 from sckit.perturbation.screen import read_screen
 from sckit.perturbation.splits import halve
 from sckit.training.run import open_run
 
 from .planted import planted_screen, read_planted, write_planted
+from .small_screens import predictions
 
 WORLD = 1
 QUICK = {"task": "partial", "revealed": (0.25,), "steps": 1, "batch_tokens": 512, "context_cells": 2}
@@ -30,18 +33,16 @@ def world(tmp_path_factory):
     return folder
 
 
-def fold_run(screen, config, *, run=None, seed=0):
-    """A fold; without a run its closed forms and its ceiling can be had."""
-    if run is None:
-        arms = Arms(None, None, token_table(screen.genes, screen))
-    else:
-        arms = make_arms(open_run(run), screen, config, on_event=lambda *_: None)
-    return FoldRun(screen, config, "perturbation", arms, Job(seed, 1.0, ()))
+def fold_of(screen, config, *, genes=None, seed=0):
+    """A fold; genes: of the run that its arms start from."""
+    table = token_table(screen.genes if genes is None else genes, screen)
+    return FoldData(screen, config, "perturbation", table, seed=seed, share=1.0)
 
 
-def mean_score(run, name, metric):
-    predicted = [q.ceiling for q in run.questions] if name == CEILING else run.baselines()[name]
-    return np.mean([score.metrics[metric] for score in run._score(name, predicted)])
+def mean_score(fold, name, metric):
+    predictors = response_baselines() if fold.config.task == "response" else partial_baselines()
+    predict = (predictors | {CEILING: other_half})[name]
+    return np.mean([score.metrics[metric] for score in scores_of(name, predict, fold, ask(fold))])
 
 
 def junk_at(screen, cells, generator):
@@ -52,19 +53,6 @@ def junk_at(screen, cells, generator):
     return replace(screen, counts=sp.csr_array(counts), totals=totals)
 
 
-def check_only_the_truth_differs(clean, dirty, question):
-    for side in ("control", "perturbed"):
-        before, after = (getattr(run.questions[question].truth, side) for run in (clean, dirty))
-        assert np.abs(before - after).max() > 0.5
-    before, after = clean.baselines(), dirty.baselines()
-    for name in before:
-        np.testing.assert_array_equal(before[name][question], after[name][question], err_msg=name)
-    compute = choose_compute("cpu", "auto")
-    for name in ("pretrained", "scratch"):
-        predicted = [run.arm(name, compute)[question] for run in (clean, dirty)]
-        np.testing.assert_array_equal(*predicted, err_msg=name)
-
-
 @pytest.mark.parametrize("task", ["response", "partial"])
 def test_no_prediction_depends_on_the_cells_it_is_scored_against(world, rng, task):
     """Junk in the target half of the test units and in the reference controls changes the truth alone.
@@ -72,21 +60,18 @@ def test_no_prediction_depends_on_the_cells_it_is_scored_against(world, rng, tas
     In the response task no treated cell of a test unit may matter. The halves take turns; the second is question 1.
     """
     screen, config = read_planted(world, **QUICK | {"task": task})
-    clean = fold_run(screen, config, run=world / "runs" / "run")
-    halving, test = clean.lesson.halving, clean.fold.test
-    hidden = [halving.second[u] for u in test] + [halving.first[u] for u in test if task == "response"]
-    spoiled = junk_at(screen, np.concatenate([np.flatnonzero(halving.reference), *hidden]), rng)
-    check_only_the_truth_differs(clean, fold_run(spoiled, config, run=world / "runs" / "run"), 1)
-
-
-def test_of_count_halves_no_prediction_depends_on_the_half_it_is_scored_against(world, rng, monkeypatch):
-    screen, config = read_planted(world, **QUICK | {"level": "cell"})
-    clean = fold_run(screen, config, run=world / "runs" / "run")
-    hidden = np.concatenate([screen.units[u].cells for u in clean.fold.test])
-    split = perturb_fold.count_halves
-    spoiled = junk_at(screen, hidden, rng)
-    monkeypatch.setattr(perturb_fold, "count_halves", lambda *given: (split(*given)[0], split(spoiled, given[1])[1]))
-    check_only_the_truth_differs(clean, fold_run(screen, config, run=world / "runs" / "run"), 0)
+    run = open_run(world / "runs" / "run")
+    clean = fold_of(screen, config, genes=run.genes)
+    cell_halves, test = clean.examples.cell_halves, clean.view.test
+    hidden = [cell_halves.second[u] for u in test] + [cell_halves.first[u] for u in test if task == "response"]
+    spoiled = junk_at(screen, np.concatenate([np.flatnonzero(cell_halves.reference), *hidden]), rng)
+    dirty = fold_of(spoiled, config, genes=run.genes)
+    for side in ("control", "perturbed"):
+        before, after = (getattr(ask(fold)[1].truth, side) for fold in (clean, dirty))
+        assert np.abs(before - after).max() > 0.5
+    before, after = (predictions(fold, run.path, ("pretrained", "scratch")) for fold in (clean, dirty))
+    for name in before:
+        np.testing.assert_array_equal(before[name][1], after[name][1], err_msg=name)
 
 
 def target_shown(screen, generator):
@@ -95,23 +80,19 @@ def target_shown(screen, generator):
     return replace(honest, second=honest.first, reference=honest.inputs)
 
 
-@pytest.mark.parametrize("level", ["pseudobulk", "cell"])
-def test_the_ceiling_is_one_only_where_the_target_itself_is_shown(world, monkeypatch, level):
-    """In four worlds the honest ceilings were 0.84 to 0.92 of pseudobulks and 0.47 to 0.56 of cells."""
-    screen, config = read_planted(world, **QUICK | {"level": level})
-    honest = fold_run(screen, config)
-    split = perturb_fold.count_halves
+def test_the_ceiling_is_one_only_where_the_target_itself_is_shown(world, monkeypatch):
+    """In four worlds the honest ceilings were 0.84 to 0.92."""
+    screen, config = read_planted(world, **QUICK)
+    honest = fold_of(screen, config)
     monkeypatch.setattr(perturb_fold, "halve", target_shown)
-    monkeypatch.setattr(perturb_fold, "count_halves", lambda *given: split(*given)[1:] * 2)
-    told = fold_run(screen, config)
+    told = fold_of(screen, config)
     for metric in (HEADLINE, "delta_r", "weighted_r2", "slope"):
         assert mean_score(told, CEILING, metric) == pytest.approx(1)
         assert mean_score(honest, CEILING, metric) < 0.97
-    if level == "pseudobulk":
-        # Hidden genes are predicted from revealed ones, whose noise (the activities of few cells) is partly theirs:
-        # told less honest was 0.03 to 0.05.
-        name = "ridge revealed to hidden"
-        assert mean_score(told, name, "delta_r") > mean_score(honest, name, "delta_r") + 0.01
+    # Hidden genes are predicted from revealed ones, whose noise (the activities of few cells) is partly theirs:
+    # told less honest was 0.03 to 0.05.
+    name = "ridge revealed to hidden"
+    assert mean_score(told, name, "delta_r") > mean_score(honest, name, "delta_r") + 0.01
 
 
 def one_set_of_controls(screen, generator):
@@ -125,7 +106,7 @@ def test_controls_shared_with_the_truth_would_make_an_effect_out_of_nothing(tmp_
     screen, config = read_planted(tmp_path)
 
     def of_the_mean():
-        return np.mean([mean_score(fold_run(screen, config, seed=seed), "mean", "delta_r") for seed in range(5)])
+        return np.mean([mean_score(fold_of(screen, config, seed=seed), "mean", "delta_r") for seed in range(5)])
 
     assert abs(of_the_mean()) < 0.2
     monkeypatch.setattr(perturb_fold, "halve", one_set_of_controls)
@@ -136,12 +117,12 @@ def measured(folder, shift):
     """True deltas [U, G], those of both halves about their own controls, and the fold."""
     truth = write_planted(folder, WORLD, shift=shift, controls=600, truth_cells=3000)
     screen, config = read_planted(folder)
-    run = fold_run(screen, config)
+    fold = fold_of(screen, config)
     order = [int(gene.removeprefix("GENE")) for gene in screen.genes["symbol"]]
     true = dict(zip((name for name, _ in truth.units), truth.delta[:, order], strict=True))
-    profiles = run.profiles
+    profiles = fold.profiles
     halves = profiles.halves[0] - profiles.reference, profiles.halves[1] - profiles.inputs
-    return np.array([true[unit.name] for unit in screen.units]), halves, run
+    return np.array([true[unit.name] for unit in screen.units]), halves, fold
 
 
 def over_perturbations(values):
@@ -164,10 +145,12 @@ def test_planted_sizes_are_measured_without_bias_and_double_when_the_shift_doubl
 
 
 def test_the_slope_of_the_ceiling_falls_short_of_one_by_the_noise_of_the_truth(tmp_path):
-    true, _, run = measured(tmp_path, 1.5)
-    for question in run.questions:
-        signal, noise = (true[run.fold.test] ** 2).sum(1), (question.truth.se**2).sum(1)
-        shortfall = over_perturbations(slope(question.ceiling, question.truth.control) - signal / (signal + noise))
+    true, _, fold = measured(tmp_path, 1.5)
+    for question in ask(fold):
+        signal, noise = (true[fold.view.test] ** 2).sum(1), (question.truth.se**2).sum(1)
+        shortfall = over_perturbations(
+            slope(other_half(fold, question), question.truth.control) - signal / (signal + noise)
+        )
         assert shortfall.ci[0] <= 0 <= shortfall.ci[1], shortfall
 
 
@@ -181,6 +164,6 @@ def test_where_nothing_happens_several_contexts_say_nothing_particular(tmp_path)
     adata.write_h5ad(tmp_path / "dead.h5ad")
     config = FinetuneConfig("condition", "control", context=("context",), split="perturbation")
     screen = read_screen(tmp_path / "dead.h5ad", config, on_event=lambda *_: None)
-    runs = [fold_run(screen, config, seed=seed) for seed in range(4)]
+    folds = [fold_of(screen, config, seed=seed) for seed in range(4)]
     for name in (CEILING, "additive", "ridge on components", "nearest neighbours"):
-        assert abs(np.mean([mean_score(run, name, HEADLINE) for run in runs])) < 0.1, name
+        assert abs(np.mean([mean_score(fold, name, HEADLINE) for fold in folds])) < 0.1, name

@@ -12,7 +12,7 @@ from sckit.model.transformer import Model
 from sckit.perturbation.fit import fit, predict_response
 from sckit.perturbation.responder import Example, Responder, TokenTable, pack_examples
 
-from .small_screens import fold_run, small_screen
+from .small_screens import fold_of, small_screen
 
 CPU = torch.device("cpu")
 G = 24
@@ -229,10 +229,10 @@ def test_known_genes_bring_their_vectors_and_unknown_ones_start_as_in_every_arm(
 @pytest.mark.parametrize("task", ["response", "partial"])
 @pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "free"])
 def test_a_frozen_arm_learns_in_its_new_parameters_alone(start, rng, task, frozen):
-    lesson = fold_run(small_screen(rng, genes=G), task=task, spare=0.0).lesson
-    model = Responder(start, lesson.table, factors=task == "partial", seed=0, transferred=True)
+    material = fold_of(small_screen(rng, genes=G), task=task, spare=0.0).examples
+    model = Responder(start, material.table, factors=task == "partial", seed=0, transferred=True)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    trained = fit(model, lesson, choose_compute("cpu", "reference"), frozen=frozen, seed=(0, 0)).model
+    trained = fit(model, material, choose_compute("cpu", "reference"), frozen=frozen, seed=(0, 0)).model
     moved = {name for name, value in trained.state_dict().items() if not torch.equal(value, before[name])}
     learns = {"shared_head", "head.weight"} | ({"gain", "log_noise_scale"} if task == "partial" else {"perturbed"})
     assert moved >= learns
@@ -240,12 +240,11 @@ def test_a_frozen_arm_learns_in_its_new_parameters_alone(start, rng, task, froze
 
 
 def test_an_untrained_arm_predicts_the_mean_of_the_training_perturbations(start, rng):
-    fold = fold_run(small_screen(rng, genes=G), spare=0.2, steps=1, lr=1e-12)
-    lesson = fold.lesson
-    model = Responder(start, lesson.table, factors=False, seed=0, transferred=True)
-    fitted = fit(model, lesson, choose_compute("cpu", "numba"), frozen=False, seed=(0, 0))
-    got = predict_response(fitted, lesson, list(fold.fold.test), choose_compute("cpu", "numba"), (0, 0))
-    np.testing.assert_allclose(got, np.tile(lesson.mean, (len(fold.fold.test), 1)), atol=1e-9)
+    fold, compute = fold_of(small_screen(rng, genes=G), spare=0.2, steps=1, lr=1e-12), choose_compute("cpu", "numba")
+    model = Responder(start, fold.examples.table, factors=False, seed=0, transferred=True)
+    arm = fit(model, fold.examples, compute, frozen=False, seed=(0, 0))
+    got = predict_response(arm, fold, compute)
+    np.testing.assert_allclose(got, np.tile(fold.view.mean, (len(fold.view.test), 1)), atol=1e-9)
 
 
 def test_genes_without_a_noise_of_the_run_have_that_of_the_screen(start):

@@ -31,7 +31,7 @@ def read(tmp_path, obs, *, counts=None, heard=None, **options):
 
 
 def units_of(screen):
-    return {(unit.name, screen.contexts[unit.context]): len(unit.cells) for unit in screen.units}
+    return {(unit.name, screen.covariates[unit.covariates]): len(unit.cells) for unit in screen.units}
 
 
 PLAIN = obs_of(["control", "A", "B"])
@@ -58,7 +58,12 @@ def test_a_screen_has_the_units_controls_counts_and_totals_of_its_file(tmp_path,
         pytest.param({"context": ("donor",)}, ConfigError, "no column donor", id="context column"),
         pytest.param({"replicate": "lane"}, ConfigError, "no column lane", id="replicate column"),
         pytest.param({"dose": "um"}, ConfigError, "no column um", id="dose column"),
-        pytest.param({"control": "DMSO"}, DataError, "no cell is DMSO .* A, B, control; name --control", id="control"),
+        pytest.param(
+            {"control": "DMSO"},
+            DataError,
+            "no cell is DMSO .* A, B, control; name one of these with --control",
+            id="control",
+        ),
         pytest.param({"exclude": ("C",)}, ConfigError, "--exclude C is not in condition", id="excluded label"),
         pytest.param({"exclude": ("A", "B")}, DataError, "nothing to compare", id="everything excluded"),
         pytest.param({"min_cells": 7}, DataError, "7 treated and 7 control cells .*lower --min-cells", id="few cells"),
@@ -109,7 +114,7 @@ def test_a_dose_that_is_none_is_refused_for_treated_cells_that_are_used(tmp_path
     obs.loc[obs["condition"] == "control", "um"] = bad  # controls have none
     assert len(read(tmp_path, obs, dose="um").units) == 2
     obs.loc[obs["condition"] == "B", "um"] = bad
-    with pytest.raises(DataError, match="for 6 cells; mend the column or leave them out with --exclude"):
+    with pytest.raises(DataError, match="for 6 cells; correct the column, or leave them out with --exclude"):
         read(tmp_path, obs, dose="um")
     assert units_of(read(tmp_path, obs, dose="um", exclude=("B",))) == {("A @ 1", "all"): 6}
 
@@ -117,10 +122,10 @@ def test_a_dose_that_is_none_is_refused_for_treated_cells_that_are_used(tmp_path
 def test_contexts_are_combined_from_two_columns_and_one_may_be_held_out(tmp_path):
     obs = pd.concat([obs_of(["control", "A"], kind=kind, donor=donor) for kind in "TB" for donor in ("d1", "d2")])
     screen = read(tmp_path, obs, context=("kind", "donor"), unseen="donor")
-    assert screen.contexts == ("B | d1", "B | d2", "T | d1", "T | d2")
-    assert screen.unseen_of_context == ("d1", "d2", "d1", "d2")
-    assert set(units_of(screen)) == {("A", context) for context in screen.contexts}
-    assert read(tmp_path, obs, context=("kind", "donor")).unseen_of_context == screen.contexts
+    assert screen.covariates == ("B | d1", "B | d2", "T | d1", "T | d2")
+    assert screen.unseen_of_covariates == ("d1", "d2", "d1", "d2")
+    assert set(units_of(screen)) == {("A", context) for context in screen.covariates}
+    assert read(tmp_path, obs, context=("kind", "donor")).unseen_of_covariates == screen.covariates
 
 
 def test_treated_cells_are_compared_with_controls_of_their_own_replicate_or_not_at_all(tmp_path):
@@ -129,7 +134,7 @@ def test_treated_cells_are_compared_with_controls_of_their_own_replicate_or_not_
     lonely = obs.index[(obs["lane"] == "2") & (obs["condition"] == "control")][1:]
     screen = read(tmp_path, obs.drop(lonely), replicate="lane")
     assert units_of(screen) == {("A", "all"): 6}
-    assert screen.notes == ("left out: 12 treated cells whose context or replicate has no controls",)
+    assert screen.notes == ("left out: 12 treated cells whose covariate group or replicate has no controls",)
     assert set(screen.replicate[screen.units[0].cells]) == {"1"}
 
 
