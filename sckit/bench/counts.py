@@ -140,7 +140,7 @@ def _statistics(counts: Counts) -> dict[str, tuple[Callable[[], Any], Variants]]
     n_cells = len(counts.totals)
     block = CountsBlock(indptr, genes, raw, pd.DataFrame(index=range(n_cells)))
     marked = (np.arange(_GENES) < _MITOCHONDRIAL).astype(np.float64)
-    scale = 1e4 / counts.totals
+    scale = counts_reference.TARGET_SUM / counts.totals
 
     def totals_bincount() -> np.ndarray:
         return np.bincount(counts.per_entry(counts.cells), weights=raw, minlength=n_cells)

@@ -9,7 +9,8 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from sckit.kernels.counts_reference import mix
+from sckit.kernels.counts_reference import TARGET_SUM
+from sckit.kernels.hashing import mix
 
 Csr = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -18,7 +19,7 @@ _TABLED = 16  # counts below have their logarithms in a table, one row a cell, a
 
 def log_values(counts: np.ndarray, indptr: np.ndarray, totals: np.ndarray) -> np.ndarray:
     """Return log1p of counts per 10,000, float64."""
-    scale = 1e4 / totals
+    scale = TARGET_SUM / totals
     table = np.log1p(np.arange(_TABLED) * scale[:, None])
     first = np.repeat(np.arange(0, table.size, _TABLED), np.diff(indptr))
     values = table.ravel().take(first + np.minimum(counts, np.uint32(_TABLED - 1)))
@@ -51,7 +52,7 @@ def normalise_torch(csr: Csr, totals: np.ndarray, vocabulary: np.ndarray) -> Csr
     at = (gene >= 0).nonzero().flatten()
     kept = torch.searchsorted(at, indptr)
     count = counts.index_select(0, at)
-    scale = 1e4 / torch.from_numpy(totals)
+    scale = TARGET_SUM / torch.from_numpy(totals)
     table = torch.log1p(torch.arange(_TABLED) * scale[:, None]).flatten()
     first = torch.repeat_interleave(torch.arange(0, len(table), _TABLED, dtype=torch.int32), kept.diff())
     values = table.index_select(0, first + count.clamp(max=_TABLED - 1))

@@ -13,7 +13,7 @@ import numpy as np
 from sckit.config import check_mask
 from sckit.errors import ConfigError
 from sckit.kernels.counts_numba import cut, pack
-from sckit.kernels.counts_reference import entry_uniform, mix
+from sckit.kernels.hashing import entry_uniform, mix
 
 SCORED_SHARE = 0.15
 """Entries with a hash below this are the scored set; it is the same at every rate of at least this."""

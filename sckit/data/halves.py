@@ -5,7 +5,7 @@ import numpy as np
 from sckit.data.batch import Batch
 from sckit.data.prepare import Store
 from sckit.kernels.counts_numba import split
-from sckit.kernels.counts_reference import mix
+from sckit.kernels.hashing import mix
 
 _BLOCK_CELLS = 1024
 _SPLIT = np.uint64(2**64 - 1)  # where hiding has the epoch: no entry is split by the hash that hides it

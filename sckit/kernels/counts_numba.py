@@ -8,11 +8,11 @@ gives the same result alone and in any batch.
 import numpy as np
 from numba import njit
 
-from sckit.kernels.counts_reference import entry_uniform
+from sckit.kernels.counts_reference import TARGET_SUM
+from sckit.kernels.hashing import GOLDEN, entry_uniform
 
 Csr = tuple[np.ndarray, np.ndarray, np.ndarray]
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _OUTSIDE = np.uint64(2**32 - 1)  # a gene number no store has: the counts of a cell in other genes
 _TABLED = 16  # 96 % of the counts of PBMC are below; the rest cost a logarithm each
 
@@ -20,7 +20,7 @@ _TABLED = 16  # 96 % of the counts of PBMC are below; the rest cost a logarithm 
 @njit(cache=True, nogil=True)
 def mix(x):
     """The finaliser of SplitMix64 (Steele, Lea, Flood 2014)."""
-    x = np.uint64(x) + _GOLDEN
+    x = np.uint64(x) + GOLDEN
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
@@ -56,7 +56,7 @@ def _normalise(indptr, genes, counts, totals, vocabulary, out_indptr, out_genes,
     at = 0
     table = np.empty(_TABLED)
     for c in range(len(totals)):
-        scale = 1e4 / totals[c]
+        scale = TARGET_SUM / totals[c]
         _table(scale, table)
         for i in range(indptr[c], indptr[c + 1]):
             gene = vocabulary[genes[i]]
@@ -145,7 +145,7 @@ def _pack(
     table = np.empty(_TABLED)
     for c in range(len(cells)):
         hide_key, choose_key = _cell_key(key, cells[c]), _cell_key(key + np.uint64(1), cells[c])
-        scale = 1e4 / totals[c]
+        scale = TARGET_SUM / totals[c]
         _table(scale, table)
         hidden = 0
         for i in range(indptr[c], indptr[c + 1]):
@@ -199,7 +199,7 @@ def _binomial(n, state):
     ones = np.int64(0)
     while n > 64:
         ones += _popcount(mix(state))
-        state += _GOLDEN
+        state += GOLDEN
         n -= 64
     return ones + _popcount(mix(state) >> np.uint64(64 - n)) if n > 0 else ones
 
@@ -210,7 +210,7 @@ def _urn(n, size, state):
     ones = np.int64(0)
     for drawn in range(n):
         ones += _uniform(state) * (size + drawn) < 0.5 * size + ones
-        state += _GOLDEN
+        state += GOLDEN
     return ones
 
 

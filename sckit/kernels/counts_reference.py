@@ -2,34 +2,18 @@
 
 import numpy as np
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
-_MIX_2 = np.uint64(0x94D049BB133111EB)
+from sckit.kernels.hashing import GOLDEN, entry_uniform, mix
+
+TARGET_SUM = 1e4
+"""Values are log1p of counts per this many counts of the cell."""
+
 _OUTSIDE = 2**32 - 1
-
-
-def mix(x: np.ndarray) -> np.ndarray:
-    """The finaliser of SplitMix64 (Steele, Lea, Flood 2014): uint64 in, uint64 out, any shape."""
-    with np.errstate(over="ignore"):
-        x = x + _GOLDEN
-        x = (x ^ (x >> np.uint64(30))) * _MIX_1
-        x = (x ^ (x >> np.uint64(27))) * _MIX_2
-    return x ^ (x >> np.uint64(31))
-
-
-def entry_uniform(key: int, cells: np.ndarray, genes: np.ndarray) -> np.ndarray:
-    """A uniform number in [0, 1) for every (cell, gene), a pure function of the key.
-
-    key: non-negative int below 2^64; cells, genes: non-negative integers that broadcast. float64 of that shape.
-    """
-    cell_key = mix(np.uint64(key) ^ mix(np.asarray(cells).astype(np.uint64)))
-    return (mix(cell_key ^ np.asarray(genes).astype(np.uint64)) >> np.uint64(11)) * 2.0**-53
 
 
 def normalise(csr: tuple, totals: np.ndarray, vocabulary: np.ndarray) -> tuple:
     """Renumber genes, turn counts into values; arguments and results as in `counts_numba.normalise`."""
     indptr, genes, counts = csr
-    gene, values = vocabulary[genes], np.log1p(counts * np.repeat(1e4 / totals, np.diff(indptr)))
+    gene, values = vocabulary[genes], np.log1p(counts * np.repeat(TARGET_SUM / totals, np.diff(indptr)))
     known = gene >= 0
     return _before(known)[indptr], gene[known].astype(np.int32), values[known]
 
@@ -62,7 +46,7 @@ def pack(
         u = entry_uniform(key, cells[c], stored)
         gene = vocabulary[stored]
         order = np.argsort(u < rates[c], kind="stable")
-        value = np.log1p(count * (1e4 / totals[c]))
+        value = np.log1p(count * (TARGET_SUM / totals[c]))
         tokens.append((gene[order], value[order], u[order]))
         lengths.append(len(gene))
         visible.append(int((u >= rates[c]).sum()))
@@ -114,7 +98,7 @@ def _before(entries: np.ndarray) -> np.ndarray:
 def _words(state: np.uint64, n: int) -> np.ndarray:
     """The first n words of the SplitMix64 stream that begins at a state."""
     with np.errstate(over="ignore"):
-        return mix(state + np.arange(n, dtype=np.uint64) * _GOLDEN)
+        return mix(state + np.arange(n, dtype=np.uint64) * GOLDEN)
 
 
 def _ones(n: int, state: np.uint64) -> int:

@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from sckit.config.finetune import FinetuneConfig
 from sckit.device import Compute
 from sckit.kernels.counts_numba import split as split_counts
-from sckit.kernels.counts_reference import mix
+from sckit.kernels.hashing import mix
 from sckit.metrics.effects import Truth, discrimination, score
 from sckit.model.regression import principal_axes
 from sckit.perturbation import baselines as closed
