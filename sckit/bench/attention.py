@@ -18,7 +18,8 @@ from torch.nn.functional import pad
 from sckit.bench.cases import CASES, Case
 from sckit.bench.competitors import Variant, competitors
 from sckit.errors import SckitError
-from sckit.kernels.attention import AttentionPlan, attention, choose_engine, plan_attention
+from sckit.kernels.attention import AttentionPlan, attention, plan_attention
+from sckit.kernels.engines import choose_engine
 from sckit.provenance import measured_on
 
 GEMM_SIDE = {"cpu": 1024, "cuda": 8192}

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sckit.errors import SckitError
-from sckit.kernels.attention import choose_engine
 from sckit.kernels.embed import EmbedTables, TokenScalars, embed
+from sckit.kernels.engines import choose_engine
 from sckit.kernels.head import masked_head
 from sckit.kernels.rows import plan_rows
 

@@ -1,14 +1,12 @@
 """Token states of packed cells: checks, choice of the engine, and one registered operator with its gradient."""
 
-from importlib import import_module
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sckit.kernels.embed_reference import embed_reference
-from sckit.kernels.engines import once_differentiable, pick_engine
+from sckit.kernels.engines import load_engine, once_differentiable, pick_engine
 from sckit.kernels.rows import RowPlan, check_plan, plan_rows
 
 __all__ = ["EmbedTables", "RowPlan", "TokenScalars", "embed", "plan_rows"]
@@ -100,11 +98,6 @@ def _check(genes: RowPlan, cells: RowPlan, scalars: TokenScalars, tables: EmbedT
     check_plan("cells", cells, genes.rows.shape[0], cell.shape[0])
 
 
-def _kernels(engine: str) -> ModuleType:
-    """Import an engine when it is first used: compilers are slow to load and not everywhere installed."""
-    return import_module(f"sckit.kernels.embed_{engine}")
-
-
 # Lists, because torch takes time quadratic in the number of arguments to call an operator that has a gradient.
 torch.library.define(
     "sckit::embed_forward", "(Tensor[] plans, Tensor[] scalars, Tensor[] tables, float[] ranges, str engine) -> Tensor"
@@ -118,7 +111,7 @@ torch.library.define(
 
 @torch.library.impl("sckit::embed_forward", "CompositeExplicitAutograd")
 def _forward(plans: Tensors, scalars: Tensors, tables: Tensors, ranges: list[float], engine: str) -> Tensor:
-    return _kernels(engine).embed_forward(*_plans(plans), tuple(scalars), tuple(tables), ranges)
+    return load_engine("embed", engine).embed_forward(*_plans(plans), tuple(scalars), tuple(tables), ranges)
 
 
 @torch.library.register_fake("sckit::embed_forward")
@@ -129,7 +122,7 @@ def _forward_fake(plans: Tensors, _scalars: Tensors, tables: Tensors, _ranges: l
 @torch.library.impl("sckit::embed_backward", "CompositeExplicitAutograd")
 def _backward(grad: Tensor, plans: Tensors, scalars: Tensors, *rest: Any) -> tuple[Tensor, ...]:
     ranges, rows, engine = rest
-    return _kernels(engine).embed_backward(grad.contiguous(), *_plans(plans), tuple(scalars), ranges, rows)
+    return load_engine("embed", engine).embed_backward(grad.contiguous(), *_plans(plans), tuple(scalars), ranges, rows)
 
 
 @torch.library.register_fake("sckit::embed_backward")

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sckit.kernels import engines
 from sckit.kernels.embed import EmbedTables, TokenScalars, embed, plan_rows
 
 RANGES = {"value_range": (0.0, 9.25), "guess_range": (-2.0, 6.0)}
@@ -281,9 +282,7 @@ def test_engines_refuse_float64(engine: str) -> None:
 
 
 def test_triton_refuses_cpu_tensors_outside_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sckit.kernels import rows_triton
-
-    monkeypatch.setattr(rows_triton, "interpreted", lambda: False)
+    monkeypatch.setattr(engines, "interpreted", lambda: False)
     with pytest.raises(ValueError, match="needs GPU tensors"):
         run(*a_batch([5]), some_tables(90, 1, 16), torch.float32, "triton")
 
