@@ -107,7 +107,7 @@ def _plan(offsets: Tensor, keys: Tensor | None, tokens: int) -> tuple[Tensor, Te
 
 
 @torch.library.register_fake("sckit::attention_plan")
-def _plan_fake(offsets: Tensor, _keys: Tensor | None, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+def _plan_fake(offsets: Tensor, keys: Tensor | None, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
     cells = offsets.shape[0] - 1
     tiles = tokens // TILE + cells
     empty = partial(offsets.new_empty, dtype=torch.int32)
@@ -115,29 +115,51 @@ def _plan_fake(offsets: Tensor, _keys: Tensor | None, tokens: int) -> tuple[Tens
 
 
 @torch.library.impl("sckit::attention_forward", "CompositeExplicitAutograd")
-def _forward(q: Tensor, k: Tensor, v: Tensor, *plan_and_engine: Any) -> tuple[Tensor, Tensor]:
-    *plan, engine = plan_and_engine
-    return load_engine("attention", engine).attention_forward(
-        *(_rows(part) for part in (q, k, v)), AttentionPlan._make([*plan, q.shape[0]])
-    )
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, cells: Tensor, query_tiles: Tensor, key_tiles: Tensor, engine: str
+) -> tuple[Tensor, Tensor]:
+    plan = AttentionPlan(cells, query_tiles, key_tiles, q.shape[0])
+    return load_engine("attention", engine).attention_forward(_rows(q), _rows(k), _rows(v), plan)
 
 
 @torch.library.register_fake("sckit::attention_forward")
-def _forward_fake(q: Tensor, _k: Tensor, _v: Tensor, *_plan_and_engine: Any) -> tuple[Tensor, Tensor]:
+def _forward_fake(
+    q: Tensor, k: Tensor, v: Tensor, cells: Tensor, query_tiles: Tensor, key_tiles: Tensor, engine: str
+) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), q.new_empty(q.shape[1], q.shape[0], dtype=torch.float32)
 
 
 @torch.library.impl("sckit::attention_backward", "CompositeExplicitAutograd")
-def _backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    out, lse, *plan, engine = rest
-    tensors = [_rows(part) for part in (grad, q, k, v)]
-    return load_engine("attention", engine).attention_backward(
-        *tensors, out, lse, AttentionPlan._make([*plan, q.shape[0]])
-    )
+def _backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    cells: Tensor,
+    query_tiles: Tensor,
+    key_tiles: Tensor,
+    engine: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    plan = AttentionPlan(cells, query_tiles, key_tiles, q.shape[0])
+    kernels = load_engine("attention", engine)
+    return kernels.attention_backward(_rows(grad), _rows(q), _rows(k), _rows(v), out, lse, plan)
 
 
 @torch.library.register_fake("sckit::attention_backward")
-def _backward_fake(_grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _backward_fake(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    cells: Tensor,
+    query_tiles: Tensor,
+    key_tiles: Tensor,
+    engine: str,
+) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
@@ -147,10 +169,10 @@ def _rows(part: Tensor) -> Tensor:
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, engine = inputs
-    ctx.save_for_backward(*tensors[:3], *output, *tensors[3:])
-    ctx.engine = engine
-    ctx.mark_non_differentiable(output[1])
+    q, k, v, cells, query_tiles, key_tiles, ctx.engine = inputs
+    out, lse = output
+    ctx.save_for_backward(q, k, v, out, lse, cells, query_tiles, key_tiles)
+    ctx.mark_non_differentiable(lse)
 
 
 def _gradient(ctx: Any, grad: Tensor, _grad_lse: Tensor) -> tuple[Tensor | None, ...]:

@@ -115,20 +115,23 @@ def _forward(plans: Tensors, scalars: Tensors, tables: Tensors, ranges: list[flo
 
 
 @torch.library.register_fake("sckit::embed_forward")
-def _forward_fake(plans: Tensors, _scalars: Tensors, tables: Tensors, _ranges: list[float], _engine: str) -> Tensor:
+def _forward_fake(plans: Tensors, scalars: Tensors, tables: Tensors, ranges: list[float], engine: str) -> Tensor:
     return tables[0].new_empty(plans[0].shape[0], tables[0].shape[1])
 
 
 @torch.library.impl("sckit::embed_backward", "CompositeExplicitAutograd")
-def _backward(grad: Tensor, plans: Tensors, scalars: Tensors, *rest: Any) -> tuple[Tensor, ...]:
-    ranges, rows, engine = rest
-    return load_engine("embed", engine).embed_backward(grad.contiguous(), *_plans(plans), tuple(scalars), ranges, rows)
+def _backward(
+    grad: Tensor, plans: Tensors, scalars: Tensors, ranges: list[float], rows: list[int], engine: str
+) -> tuple[Tensor, ...]:
+    kernels = load_engine("embed", engine)
+    return kernels.embed_backward(grad.contiguous(), *_plans(plans), tuple(scalars), ranges, rows)
 
 
 @torch.library.register_fake("sckit::embed_backward")
-def _backward_fake(grad: Tensor, _plans: Tensors, _scalars: Tensors, *rest: Any) -> tuple[Tensor, ...]:
+def _backward_fake(
+    grad: Tensor, plans: Tensors, scalars: Tensors, ranges: list[float], rows: list[int], engine: str
+) -> tuple[Tensor, ...]:
     width = grad.shape[1]
-    _, rows, _ = rest
     return *(grad.new_empty(count, width) for count in rows), grad.new_empty(width), grad.new_empty(width)
 
 

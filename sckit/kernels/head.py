@@ -112,25 +112,29 @@ torch.library.define(
 
 
 @torch.library.impl("sckit::head_forward", "CompositeExplicitAutograd")
-def _forward(h: Tensor, bias: Tensor, shared: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    plans, truth, engine = rest
+def _forward(
+    h: Tensor, bias: Tensor, shared: Tensor, weight: Tensor, plans: list[Tensor], truth: Tensor | None, engine: str
+) -> tuple[Tensor, Tensor]:
     return load_engine("head", engine).head_forward(h, bias, shared, weight, *_plans(plans), truth)
 
 
 @torch.library.register_fake("sckit::head_forward")
-def _forward_fake(_h: Tensor, bias: Tensor, *_rest: Any) -> tuple[Tensor, Tensor]:
+def _forward_fake(
+    h: Tensor, bias: Tensor, shared: Tensor, weight: Tensor, plans: list[Tensor], truth: Tensor | None, engine: str
+) -> tuple[Tensor, Tensor]:
     return bias.new_empty(bias.shape), bias.new_empty(())
 
 
 @torch.library.impl("sckit::head_backward", "CompositeExplicitAutograd")
-def _backward(slope: Tensor, h: Tensor, shared: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    plans, engine = rest
+def _backward(
+    slope: Tensor, h: Tensor, shared: Tensor, weight: Tensor, plans: list[Tensor], engine: str
+) -> tuple[Tensor, Tensor, Tensor]:
     return load_engine("head", engine).head_backward(slope.contiguous(), h, shared, weight, *_plans(plans))
 
 
 @torch.library.register_fake("sckit::head_backward")
 def _backward_fake(
-    _slope: Tensor, h: Tensor, shared: Tensor, weight: Tensor, *_rest: Any
+    slope: Tensor, h: Tensor, shared: Tensor, weight: Tensor, plans: list[Tensor], engine: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     return h.new_empty(h.shape), shared.new_empty(shared.shape), weight.new_empty(weight.shape)
 
