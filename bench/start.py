@@ -39,7 +39,8 @@ step("attention, backward", lambda: out.sum().backward())
 tables = EmbedTables(*(torch.randn(size, requires_grad=True) for size in [(8, 32)] * 4 + [(32,)] * 2))
 rows = plan_rows(torch.arange(8))
 scalars = TokenScalars(*torch.zeros(3, 8), torch.zeros(8, dtype=torch.bool))
-h = step("token states, forward", lambda: embed(rows, rows, scalars, tables, value_range=(0, 1), guess_range=(0, 1)))
+ranges = {"value_range": (0, 1), "expected_range": (0, 1)}
+h = step("token states, forward", lambda: embed(rows, rows, scalars, tables, **ranges))
 step("token states, backward", lambda: h.sum().backward())
 leaf = h.detach().requires_grad_()
 head = leaf, torch.zeros(8), torch.zeros(32), tables.gene, rows

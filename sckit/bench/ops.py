@@ -25,7 +25,7 @@ Variant = tuple[Runs, Sequence[Tensor], Tensor]  # runs, leaves, gradient of the
 CASES = [(tokens, width) for tokens in (8192, 32768) for width in (64, 128, 256)]
 
 _GENES, _CELL_TOKENS, _KNOTS, _HIDDEN = 10_000, 600, 32, 0.5
-_RANGES = {"value_range": (0.0, 9.25), "guess_range": (-2.0, 6.0)}
+_RANGES = {"value_range": (0.0, 9.25), "expected_range": (-2.0, 6.0)}
 _LARGEST_ERROR = 2e-5  # of the largest entry: two orders of summation in float32
 
 
@@ -111,19 +111,20 @@ def _bag(tables: EmbedTables, rows: Tensor, starts: Tensor, weights: Tensor) -> 
 
 
 def _bags(genes: Tensor, cells: Tensor, scalars: TokenScalars, sizes: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows, starts [T] and weights of the bags: gene, cell, two knots, and the marker or two knots and the surprise.
+    """Return rows, starts [T] and weights of the bags of rows that add up to each token.
 
-    sizes: rows of the first four tables.
+    A bag holds the gene, the cell, two knots of the expected value, and either the hidden vector or two knots of the
+    value and the residual vector. sizes: rows of the first four tables.
     """
     starts_of = np.cumsum([0, *sizes]).tolist()  # of each table in the concatenation
-    gene, cell, curve, guess_curve, surprise = starts_of
+    gene, cell, curve, expected_curve, residual_vector = starts_of
     value, value_weight = _knots(scalars.values, sizes[2], *_RANGES["value_range"])
-    guess, guess_weight = _knots(scalars.guess, sizes[3], *_RANGES["guess_range"])
+    expected, expected_weight = _knots(scalars.expected, sizes[3], *_RANGES["expected_range"])
     one, shown = torch.ones_like(scalars.values), ~scalars.hidden
-    last = torch.where(shown, surprise, surprise + 1)
-    rows = [gene + genes, cell + cells, guess_curve + guess, guess_curve + guess + 1, last]
+    last = torch.where(shown, residual_vector, residual_vector + 1)
+    rows = [gene + genes, cell + cells, expected_curve + expected, expected_curve + expected + 1, last]
     rows = torch.stack([*rows, curve + value, curve + value + 1], 1).to(torch.int32)  # [T, 7]
-    weights = [one, one, 1 - guess_weight, guess_weight, torch.where(shown, scalars.residual, one)]
+    weights = [one, one, 1 - expected_weight, expected_weight, torch.where(shown, scalars.residual, one)]
     weights = torch.stack([*weights, 1 - value_weight, value_weight], 1)
     kept = torch.ones_like(rows, dtype=torch.bool)
     kept[:, 5:] = shown[:, None]

@@ -7,9 +7,20 @@ from sckit.bench.shipped import TARGETS, Shipped
 from sckit.kernels import embed_triton, head_triton, rows_triton
 
 WIDTH = 128
-KNOTS = {"K": 32, "GUESS_K": 32}
+KNOTS = {"K": 32, "EXPECTED_K": 32}
 INTEGERS = ("GENES", "CELLS", "ROWS", "ORDER", "PRESENT", "BOUNDS", "INDEX")
-ALWAYS_FLOAT32 = ("VALUES", "RESIDUAL", "GUESS", "SUMS", "WEIGHTS", "SHARED", "BIAS", "TRUTH", "PREDICTION", "SQUARES")
+ALWAYS_FLOAT32 = (
+    "VALUES",
+    "RESIDUAL",
+    "EXPECTED",
+    "SUMS",
+    "WEIGHTS",
+    "SHARED",
+    "BIAS",
+    "TRUTH",
+    "PREDICTION",
+    "SQUARES",
+)
 SEGMENTS = {  # as they are called: positions of a step, and which arguments are None
     "embed gene rows": (8, ("INDEX", "WEIGHTS", "EXTRA")),
     "embed cell rows": (32, ("INDEX", "WEIGHTS", "EXTRA")),
@@ -39,7 +50,7 @@ def shipped() -> Iterator[Shipped]:
 
 def _ship(target: str, kind: str, name: str, kernel: Any, constants: dict[str, Any], *, warps: int) -> Shipped:
     types = {"HIDDEN": "*i1", "tokens": "i32", "targets": "i32"}
-    types |= {scalar: "fp32" for scalar in ("low", "scale", "guess_low", "guess_scale")}
+    types |= {scalar: "fp32" for scalar in ("low", "scale", "expected_low", "expected_scale")}
     types |= dict.fromkeys(INTEGERS, "*i32") | dict.fromkeys(ALWAYS_FLOAT32, "*fp32")
     if name == "head states":  # a gradient of 16-bit states from weights of float32
         types |= {"SOURCE": "*fp32", "EXTRA": "*fp32"}

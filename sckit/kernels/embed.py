@@ -15,11 +15,15 @@ Tensors = list[Tensor]
 
 
 class TokenScalars(NamedTuple):
-    """What is known of each token, [T] each; none of it gets a gradient."""
+    """What is known of each token, [T] each; none of it gets a gradient.
 
-    values: Tensor  # floating, in the units of `value_range`; not looked at where hidden
-    residual: Tensor  # floating, how far the value is from what was expected; not looked at where hidden
-    guess: Tensor  # floating, in the units of `guess_range`
+    `expected` is not the expected value itself but how far it lies above the value of a single count: no detected count
+    is below one, so this distance says how the expectation will be wrong.
+    """
+
+    values: Tensor  # floating, in the units of `value_range`; not read where hidden
+    residual: Tensor  # floating, the value minus its expectation; not read where hidden
+    expected: Tensor  # floating, in the units of `expected_range`
     hidden: Tensor  # bool
 
 
@@ -28,10 +32,10 @@ class EmbedTables(NamedTuple):
 
     gene: Tensor  # [G, E]
     cell: Tensor  # [C, E]
-    curve: Tensor  # [knots, E], of the value
-    guess_curve: Tensor  # [knots of its own, E]
-    surprise: Tensor  # [E]
-    marker: Tensor  # [E]
+    curve: Tensor  # [knots, E], a function of the value
+    expected_curve: Tensor  # [knots of its own, E], a function of `expected`
+    residual_vector: Tensor  # [E], added in proportion to the residual
+    hidden_vector: Tensor  # [E], added to hidden tokens
 
 
 def embed(
@@ -41,12 +45,13 @@ def embed(
     tables: EmbedTables,
     *,
     value_range: tuple[float, float],
-    guess_range: tuple[float, float],
+    expected_range: tuple[float, float],
     engine: str = "auto",
 ) -> Tensor:
     """Return the states [T, E] of T tokens, in the dtype of the tables and differentiable in each of them.
 
-        state = gene[g] + cell[c] + guess_curve(guess) + (marker where hidden, else curve(value) + residual * surprise)
+        state = gene[g] + cell[c] + expected_curve(expected)
+                + (hidden_vector where hidden, else curve(value) + residual * residual_vector)
 
     A curve is piecewise linear between knots that are evenly spaced over its range, and flat outside. `genes` and
     `cells` are plans of the tokens' rows, `plan_rows(rows)`, made once a batch.
@@ -57,9 +62,9 @@ def embed(
     """
     _check(genes, cells, scalars, tables)
     engine = pick_engine(engine, *tables)
-    ranges = [*value_range, *guess_range]
+    ranges = [*value_range, *expected_range]
     if not (ranges[0] < ranges[1] and ranges[2] < ranges[3]):
-        message = f"a range runs from low to high, got {value_range} and {guess_range}."
+        message = f"a range runs from low to high, got {value_range} and {expected_range}."
         raise ValueError(message)
     if engine == "reference":
         still = TokenScalars(*(part.detach() for part in scalars))
@@ -71,18 +76,18 @@ def embed(
 
 
 def _check(genes: RowPlan, cells: RowPlan, scalars: TokenScalars, tables: EmbedTables) -> None:
-    gene, cell, curve, guess_curve, surprise, marker = tables
+    gene, cell, curve, expected_curve, residual_vector, hidden_vector = tables
     if not gene.dtype.is_floating_point or any(part.dtype != gene.dtype for part in tables):
         message = f"the tables must share one floating dtype, got {[str(part.dtype) for part in tables]}."
         raise ValueError(message)
-    lines = (surprise, marker)
+    lines = (residual_vector, hidden_vector)
     fits = all(part.ndim == 2 for part in tables[:4]) and all(part.shape == gene.shape[1:] for part in lines)
     if not fits or any(part.shape[1] != gene.shape[1] for part in tables[:4]):
         shapes = [tuple(part.shape) for part in tables]
         message = f"the tables must be four of [rows, E] and two of [E], got {shapes}."
         raise ValueError(message)
-    if curve.shape[0] < 2 or guess_curve.shape[0] < 2:
-        message = f"a curve has at least 2 knots, got {curve.shape[0]} and {guess_curve.shape[0]}."
+    if curve.shape[0] < 2 or expected_curve.shape[0] < 2:
+        message = f"a curve has at least 2 knots, got {curve.shape[0]} and {expected_curve.shape[0]}."
         raise ValueError(message)
     for name, part in zip(TokenScalars._fields, scalars, strict=True):
         wanted = part.dtype == torch.bool if name == "hidden" else part.dtype.is_floating_point

@@ -231,7 +231,7 @@ class Model(nn.Module):
                 TokenScalars(tokens.values, tokens.values - expected, guess, tokens.hidden),
                 EmbedTables(self.gene.weight, known, self.curve, self.guess_curve, self.surprise, self.marker),
                 value_range=VALUE_RANGE,
-                guess_range=GUESS_RANGE,
+                expected_range=GUESS_RANGE,
                 engine=self.engine,
             )
         for i, block in enumerate(self.blocks):

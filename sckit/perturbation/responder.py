@@ -110,7 +110,7 @@ class Responder(nn.Module):
             TokenScalars(batch.values, batch.residual, batch.guess, batch.hidden),
             EmbedTables(self.table.weight, known, self.curve, self.guess_curve, self.surprise, self.marker),
             value_range=VALUE_RANGE,
-            guess_range=GUESS_RANGE,
+            expected_range=GUESS_RANGE,
             engine=self.engine,
         )
         h = h.index_add(0, batch.perturbed_at, done)

@@ -12,7 +12,7 @@ from sckit.kernels.attention import attention, choose_engine
 
 
 def test_threads_are_done_before_an_error_leaves() -> None:
-    from sckit.kernels.threads import side_by_side
+    from sckit.kernels.threads import run_threads
 
     done = []
 
@@ -26,7 +26,7 @@ def test_threads_are_done_before_an_error_leaves() -> None:
     torch.set_num_threads(2)
     try:
         with pytest.raises(KeyboardInterrupt):
-            side_by_side(work, 2)
+            run_threads(work, 2)
     finally:
         torch.set_num_threads(threads)
     assert done == [1]
