@@ -28,8 +28,9 @@ def start_numba():
 
 def pack():
     from sckit.kernels.counts_numba import pack as kernel
+    from sckit.kernels.counts_reference import Hide
     csr = numpy.array([0, 8]), numpy.arange(8, dtype=numpy.uint16), numpy.ones(8, numpy.uint8)
-    hide, vocabulary = (1, numpy.array([0.5])), numpy.arange(8, dtype=numpy.int32)
+    hide, vocabulary = Hide(1, numpy.array([0.5])), numpy.arange(8, dtype=numpy.int32)
     kernel(csr, numpy.arange(1), numpy.array([8]), hide, vocabulary=vocabulary, max_genes=9)
 
 step("start Numba", start_numba)

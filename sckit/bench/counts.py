@@ -212,7 +212,7 @@ def _random(counts: Counts) -> dict[str, tuple[Callable[[], Any], Variants]]:
     """What hides, cuts and splits."""
     csr, totals, cells, vocabulary = counts.csr, counts.totals, counts.cells, counts.vocabulary
     choice = {"vocabulary": vocabulary, "max_genes": _MAX_GENES}
-    hide = _KEY, np.full(len(cells), _RATE)
+    hide = counts_reference.Hide(_KEY, np.full(len(cells), _RATE))
     sizes = np.full(_GENES, _SIZE)
     generator = np.random.default_rng(0)
 
@@ -222,8 +222,8 @@ def _random(counts: Counts) -> dict[str, tuple[Callable[[], Any], Variants]]:
 
     pack, own_pack = both("pack", csr, cells, totals, hide, **choice)
     cut, own_cut = both("cut", csr, cells, _KEY, **choice)
-    split, own_split = both("split", csr, cells, totals, _KEY)
-    nb, own_nb = both("split", csr, cells, totals, _KEY, sizes=sizes)
+    split, own_split = both("halve", csr, cells, totals, _KEY)
+    nb, own_nb = both("halve", csr, cells, totals, _KEY, sizes=sizes)
     drawn = {OWN: own_split, "numpy": lambda: rivals.split_numpy(csr, generator)}
     drawn["torch"] = lambda: rivals.split_torch(csr)
     return {

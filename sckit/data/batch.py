@@ -13,6 +13,7 @@ import numpy as np
 from sckit.config import check_mask
 from sckit.errors import ConfigError
 from sckit.kernels.counts_numba import cut, pack
+from sckit.kernels.counts_reference import Hide
 from sckit.kernels.hashing import entry_uniform, mix
 
 SCORED_SHARE = 0.15
@@ -131,11 +132,10 @@ class Packer:
 
     def _own(self, cells: np.ndarray) -> Batch:
         totals = self.view.totals(cells)
-        hide = self.hiding.key, self.hiding.rates(cells)
-        packed, offsets, visible, cut = pack(
+        hide = Hide(self.hiding.key, self.hiding.rates(cells))
+        genes, values, uniforms, offsets, visible, cut = pack(
             self.view.rows(cells), cells, totals, hide, vocabulary=self.vocabulary, max_genes=self.max_genes
         )
-        genes, values, uniforms = packed
         hidden = np.arange(len(genes)) >= np.repeat(offsets[:-1] + visible, np.diff(offsets))
         scored = hidden & (uniforms < SCORED_SHARE) if self.scored else hidden
         targets = np.flatnonzero(scored)

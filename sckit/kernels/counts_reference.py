@@ -1,4 +1,6 @@
-"""The counts kernels in plain numpy: the specification that counts_numba is tested against."""
+"""The counts kernels in plain numpy: the specification that counts_numba is tested against, and the shared types."""
+
+from typing import NamedTuple
 
 import numpy as np
 
@@ -9,8 +11,36 @@ TARGET_SUM = 1e4
 
 _OUTSIDE = 2**32 - 1
 
+Csr = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Counts of C cells: indptr int64 [C + 1], genes [nnz] and counts [nnz]."""
 
-def normalise(csr: tuple, totals: np.ndarray, vocabulary: np.ndarray) -> tuple:
+
+class Hide(NamedTuple):
+    """Which entries `pack` hides: those whose hash with the key is below the rate of their cell."""
+
+    key: int  # below 2^64
+    rates: np.ndarray  # float64 [C]
+
+
+class Packed(NamedTuple):
+    """Detected genes of C cells as one row of T tokens, the visible ones first within each cell."""
+
+    genes: np.ndarray  # int32 [T], numbers in the model
+    values: np.ndarray  # float32 [T], log1p of counts per 10,000
+    uniforms: np.ndarray  # float32 [T], the hash that decides what is hidden
+    offsets: np.ndarray  # int32 [C + 1]
+    visible: np.ndarray  # int32 [C], number of visible tokens
+    cut: int  # entries left out of cells over max_genes
+
+
+class Half(NamedTuple):
+    """One of the two halves of each cell's molecules."""
+
+    csr: Csr  # without zeros, types as given
+    totals: np.ndarray  # int64 [C], at least 1
+
+
+def normalise(csr: Csr, totals: np.ndarray, vocabulary: np.ndarray) -> Csr:
     """Renumber genes, turn counts into values; arguments and results as in `counts_numba.normalise`."""
     indptr, genes, counts = csr
     gene, values = vocabulary[genes], np.log1p(counts * np.repeat(TARGET_SUM / totals, np.diff(indptr)))
@@ -18,7 +48,7 @@ def normalise(csr: tuple, totals: np.ndarray, vocabulary: np.ndarray) -> tuple:
     return _before(known)[indptr], gene[known].astype(np.int32), values[known]
 
 
-def cut(csr: tuple, cells: np.ndarray, key: int, *, vocabulary: np.ndarray, max_genes: int) -> tuple:
+def cut(csr: Csr, cells: np.ndarray, key: int, *, vocabulary: np.ndarray, max_genes: int) -> Csr:
     """Keep at most max_genes genes of the vocabulary a cell; arguments and results as in `counts_numba.cut`."""
     indptr, genes, counts = csr
     keep = vocabulary[genes] >= 0
@@ -29,43 +59,36 @@ def cut(csr: tuple, cells: np.ndarray, key: int, *, vocabulary: np.ndarray, max_
 
 
 def pack(
-    csr: tuple, cells: np.ndarray, totals: np.ndarray, hide: tuple, *, vocabulary: np.ndarray, max_genes: int
-) -> tuple:
+    csr: Csr, cells: np.ndarray, totals: np.ndarray, hide: Hide, *, vocabulary: np.ndarray, max_genes: int
+) -> Packed:
     """Pack detected genes visible first; arguments and results as in `counts_numba.pack`."""
     indptr, genes, counts = csr
-    key, rates = hide
     tokens, lengths, visible, left_out = [(genes[:0], np.zeros(0), np.zeros(0))], [], [], 0
     for c in range(len(cells)):
         span = slice(indptr[c], indptr[c + 1])
         known = vocabulary[genes[span]] >= 0
         stored, count = genes[span][known], counts[span][known]
         if len(stored) > max_genes:
-            chosen = np.sort(np.argsort(entry_uniform(key + 1, cells[c], stored), kind="stable")[:max_genes])
+            chosen = np.sort(np.argsort(entry_uniform(hide.key + 1, cells[c], stored), kind="stable")[:max_genes])
             left_out += len(stored) - max_genes
             stored, count = stored[chosen], count[chosen]
-        u = entry_uniform(key, cells[c], stored)
+        u = entry_uniform(hide.key, cells[c], stored)
         gene = vocabulary[stored]
-        order = np.argsort(u < rates[c], kind="stable")
+        order = np.argsort(u < hide.rates[c], kind="stable")
         value = np.log1p(count * (TARGET_SUM / totals[c]))
         tokens.append((gene[order], value[order], u[order]))
         lengths.append(len(gene))
-        visible.append(int((u >= rates[c]).sum()))
+        visible.append(int((u >= hide.rates[c]).sum()))
     gene, value, u = (np.concatenate(x) for x in zip(*tokens, strict=True))
     offsets = _before(np.array(lengths, np.int64)).astype(np.int32)
-    packed = (gene.astype(np.int32), value.astype(np.float32), u.astype(np.float32))
-    return packed, offsets, np.array(visible, np.int32), left_out
+    tokens = gene.astype(np.int32), value.astype(np.float32), u.astype(np.float32)
+    return Packed(*tokens, offsets, np.array(visible, np.int32), left_out)
 
 
-def split(
-    csr: tuple,
-    cells: np.ndarray,
-    totals: np.ndarray,
-    key: int,
-    *,
-    sizes: np.ndarray | None = None,
-    second: bool = False,
-) -> tuple:
-    """Draw each molecule into one of two halves; arguments and results as in `counts_numba.split`."""
+def halve(
+    csr: Csr, cells: np.ndarray, totals: np.ndarray, key: int, *, sizes: np.ndarray | None = None, second: bool = False
+) -> Half:
+    """Draw each molecule into one of two halves; arguments and results as in `counts_numba.halve`."""
     indptr, genes, counts = csr
     keys = mix(np.uint64(key) ^ mix(cells.astype(np.uint64)))
     states = np.repeat(keys, np.diff(indptr)) ^ genes.astype(np.uint64)
@@ -82,7 +105,7 @@ def split(
     half, half_totals = (whole - first, totals - first_totals) if second else (first, first_totals)
     kept = half > 0
     csr = _before(kept)[indptr], genes[kept], half[kept].astype(counts.dtype)
-    return csr, np.maximum(half_totals, 1).astype(np.int64)
+    return Half(csr, np.maximum(half_totals, 1).astype(np.int64))
 
 
 def entry_dot(of_gene: np.ndarray, genes: np.ndarray, of_cell: np.ndarray, cells: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ import scipy.sparse as sp
 
 from sckit.config.finetune import FinetuneConfig
 from sckit.device import Compute
-from sckit.kernels.counts_numba import split as split_counts
+from sckit.kernels.counts_numba import halve as halve_counts
 from sckit.kernels.hashing import mix
 from sckit.metrics.effects import Truth, discrimination, score
 from sckit.model.regression import principal_axes
@@ -264,7 +264,7 @@ def count_halves(screen: Screen, seed: int) -> tuple[sp.csr_array, sp.csr_array]
     key, cells = int(mix(np.array(seed, np.uint64))), np.arange(len(screen.totals))
     halves = []
     for second in (False, True):
-        (indptr, genes, kept), totals = split_counts(csr, cells, screen.totals, key, second=second)
+        (indptr, genes, kept), totals = halve_counts(csr, cells, screen.totals, key, second=second)
         halves.append(log_values(sp.csr_array((kept, genes, indptr), counts.shape), totals))
     return halves[0], halves[1]
 
