@@ -7,18 +7,15 @@ tensors that silently became float32, loads that wait, and any figure that is wo
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from importlib import import_module
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from joblib import Parallel, delayed
+
 from sckit.bench.machine_code import measure
-from sckit.bench.shipped import TARGETS, Shipped
+from sckit.bench.shipped import TARGETS, Shipped, all_shipped
 from sckit.errors import ConfigError, SckitError
 
-# A kernel joins the gate here: a file with a function shipped() that yields sckit.bench.shipped.Shipped.
-SOURCES = ("sckit.bench.attention_shipped", "sckit.bench.rows_shipped")
 BASELINES = Path(__file__).parents[1] / "kernels" / "static"
 SLACK = 0.05
 SHARED_BYTES = {"gfx942": 64 * 1024}  # otherwise 99 KiB, so that the smaller chips of a family run it too
@@ -33,13 +30,14 @@ def bench_static(
     processes: int = MOST_PROCESSES,
     record: bool = False,
     folder: Path = BASELINES,
-    tell: Callable[[dict[str, Any]], None] = lambda row: None,
+    on_event: Callable[[str, dict[str, Any]], None] = lambda kind, facts: None,
 ) -> dict[str, Any]:
     """Compile the kernels (by default all that ship) for the targets, judge them, and return the document.
 
     rows hold the figures of `measure`; failures hold kernel, target, case, rule, got and wanted. A baseline is read
     from, or with `record` written to, `folder`/triton-MAJOR.MINOR.json; without one for the installed Triton only the
-    absolute rules count, and "baseline" is None. `tell` gets every row as it is made.
+    absolute rules count, and "baseline" is None. `on_event` gets "progress" with done, of and what, and "row" with
+    each row as it is made.
     Raises SckitError without Triton, under its interpreter, or for a target that is not one of TARGETS.
     """
     version = _triton_version()
@@ -55,11 +53,11 @@ def bench_static(
     recorded = baseline["rows"] if baseline else {}
     rows, failures = [], []
     for one, figures in zip(chosen, _measured(chosen, processes if kernels is None else 1), strict=True):
-        row = {"kernel": one.name, "target": one.target, "case": one.case, **figures}
-        rows.append(row)
-        tell(row)
-        broken = [*broken_rules(one, figures), *worse_than(figures, recorded.get(one.key, {}))]
         names = {"kernel": one.name, "target": one.target, "case": one.case}
+        rows.append(names | figures)
+        on_event("progress", {"done": len(rows), "of": len(chosen), "what": one.key})
+        on_event("row", rows[-1])
+        broken = [*broken_rules(one, figures), *worse_than(figures, recorded.get(one.key, {}))]
         failures += [names | {"rule": rule, "got": got, "wanted": wanted} for rule, got, wanted in broken]
     if record:
         _write(path, version, {one.key: row for one, row in zip(chosen, rows, strict=True)})
@@ -72,11 +70,6 @@ def bench_static(
         "rows": rows,
         "failures": failures,
     }
-
-
-def all_shipped() -> list[Shipped]:
-    """Return every kernel in every configuration that ships."""
-    return [one for source in SOURCES for one in import_module(source).shipped()]
 
 
 def broken_rules(one: Shipped, figures: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
@@ -141,13 +134,12 @@ def print_static(document: dict[str, Any], console: Any) -> None:
 
 
 def _measured(chosen: list[Shipped], processes: int) -> Iterator[dict[str, Any]]:
-    """Yield the figures of each kernel, in order. Kernels do not pickle, so a process finds its own by number."""
+    """Yield the figures of each kernel, in order. Kernels do not pickle, so a process finds its own by its key."""
     if processes < 2 or len(chosen) < 2:
         yield from map(measure, chosen)
-        return
-    keys = [one.key for one in chosen]
-    with ProcessPoolExecutor(min(processes, MOST_PROCESSES), mp_context=get_context("spawn")) as pool:
-        yield from pool.map(_measure_by_key, keys, chunksize=4)
+    else:
+        parallel: Any = Parallel(min(processes, MOST_PROCESSES), return_as="generator")
+        yield from parallel(delayed(_measure_by_key)(one.key) for one in chosen)
 
 
 def _measure_by_key(key: str) -> dict[str, Any]:
