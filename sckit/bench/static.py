@@ -19,7 +19,9 @@ from sckit.errors import ConfigError, SckitError
 BASELINES = Path(__file__).parents[1] / "kernels" / "static"
 SLACK = 0.05
 SHARED_BYTES = {"gfx942": 64 * 1024}  # otherwise 99 KiB, so that the smaller chips of a family run it too
-LARGER_IS_WORSE = ("shared_bytes", "instructions_per_score", "exps_per_score", "loop_instructions")
+PER_SCORE = ("instructions_per_score", "exps_per_score")
+LARGER_IS_WORSE = ("shared_bytes", *PER_SCORE, "loop_instructions")
+RECORDED = ("registers", "shared_bytes", "resident_warps", "loop_instructions", *PER_SCORE)
 MOST_PROCESSES = 2
 
 
@@ -97,19 +99,9 @@ def worse_than(figures: dict[str, Any], recorded: dict[str, Any]) -> Iterator[tu
         got, before = figures[name], recorded.get(name)
         if got is not None and before is not None and got > before * (1 + SLACK):
             yield f"{name}, recorded {before}", got, f"at most {before * (1 + SLACK):.4g}"
-    fewest = recorded.get("resident_warps", 0) * (1 - SLACK)
-    if figures["resident_warps"] < fewest:
-        yield (
-            f"resident_warps, recorded {recorded['resident_warps']}",
-            figures["resident_warps"],
-            f"at least {fewest:g}",
-        )
-
-
-def describe(failure: dict[str, Any]) -> str:
-    """Return one line for one failure."""
-    where = f"{failure['kernel']}, {failure['target']}, {failure['case']}"
-    return f"{where}: {failure['rule']}: got {failure['got']}, wanted {failure['wanted']}"
+    got, before = figures["resident_warps"], recorded.get("resident_warps", 0)
+    if got < before * (1 - SLACK):
+        yield f"resident_warps, recorded {before}", got, f"at least {before * (1 - SLACK):g}"
 
 
 def print_static(document: dict[str, Any], console: Any) -> None:
@@ -128,7 +120,8 @@ def print_static(document: dict[str, Any], console: Any) -> None:
         table.add_row(row["kernel"], row["target"], row["case"], *map(str, (*numbers, *loop, *shares)))
     console.print(table)
     for failure in document["failures"]:
-        console.print(describe(failure), markup=False, highlight=False, soft_wrap=True)
+        text = "{kernel}, {target}, {case}: {rule}: got {got}, wanted {wanted}".format(**failure)
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
     against = document["baseline"] or "no baseline for this Triton: absolute rules only"
     console.print(f"{len(document['rows'])} kernels, {len(document['failures'])} failures; compared with: {against}")
 
@@ -160,17 +153,7 @@ def _triton_version() -> str:
 
 def _write(path: Path, version: str, rows: dict[str, dict[str, Any]]) -> None:
     """Write a baseline: one line a kernel, so that a change of figures reads well in a diff."""
-    kept = (
-        "registers",
-        "shared_bytes",
-        "resident_warps",
-        "loop_instructions",
-        "instructions_per_score",
-        "exps_per_score",
-    )
-    lines = [
-        f"{json.dumps(key)}: {json.dumps({name: row[name] for name in kept})}" for key, row in sorted(rows.items())
-    ]
+    kept = {key: json.dumps({name: row[name] for name in RECORDED}) for key, row in sorted(rows.items())}
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = ",\n".join(lines)
+    text = ",\n".join(f"{json.dumps(key)}: {figures}" for key, figures in kept.items())
     path.write_text(f'{{\n"triton": {json.dumps(version)},\n"rows": {{\n{text}\n}}\n}}\n')

@@ -2,12 +2,11 @@
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import betabinom, binom, chi2
 
-from sckit.bench import counts_competitors as bench_counts_rivals
+from sckit.bench import competitors
 from sckit.bench.counts import bench_counts
 from sckit.errors import SckitError
 from sckit.kernels import counts_numba, counts_reference
@@ -182,18 +181,16 @@ def assert_law(first, law, count):
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 63, 64, 65, 150])
-def test_rivals_of_the_benchmark_follow_the_laws_too(rng, count):
+def test_competitors_of_the_benchmark_follow_the_laws_too(rng, count):
     csr = np.arange(40_001), np.arange(40_000, dtype=np.int32), np.full(40_000, count, np.uint32)
-    assert_law(spread(bench_counts_rivals.split_numpy(csr, rng)), binom(count, 0.5), count)
-    assert_law(spread(bench_counts_rivals.split_urn_numpy(csr, rng, 2.0)), betabinom(count, 1.0, 1.0), count)
-    torch.manual_seed(0)
-    assert_law(spread(bench_counts_rivals.split_torch(csr)), binom(count, 0.5), count)
+    assert_law(spread(competitors.halve_numpy(csr, rng)), binom(count, 0.5), count)
+    assert_law(spread(competitors.halve_urn_numpy(csr, rng, 2.0)), betabinom(count, 1.0, 1.0), count)
 
 
-def test_a_rival_splits_without_bitwise_count(rng, monkeypatch):
+def test_a_competitor_halves_without_bitwise_count(rng, monkeypatch):
     monkeypatch.delattr(np, "bitwise_count", raising=False)
     csr = np.arange(40_001), np.arange(40_000, dtype=np.int32), np.full(40_000, 7, np.uint32)
-    assert_law(spread(bench_counts_rivals.split_numpy(csr, rng)), binom(7, 0.5), 7)
+    assert_law(spread(competitors.halve_numpy(csr, rng)), binom(7, 0.5), 7)
 
 
 def spread(half):
@@ -233,11 +230,11 @@ def test_a_half_does_not_know_the_other_cells_nor_the_hash_that_hides(rng):
 
 def test_bench_reports_every_operation_and_refuses_a_wrong_engine(monkeypatch):
     told = []
-    document = bench_counts(1, told.append, cells=[20])
+    document = bench_counts(1, lambda kind, facts: told.append(facts) if kind == "row" else None, cells=[20])
     assert document["rows"] == told
-    assert {row["engine"] for row in told} == {"sckit", "numpy", "scipy", "torch"}
+    assert {row["engine"] for row in told} == {"sckit", "numpy", "torch"}
     assert all(row["p20_ms"] <= row["median_ms"] <= row["p80_ms"] for row in told)
-    for engine, name in ((counts_numba, "entry_dot"), (bench_counts_rivals, "dot_torch")):
+    for engine, name in ((counts_numba, "entry_dot"), (competitors, "dot_torch")):
         with monkeypatch.context() as patch:
             patch.setattr(engine, name, lambda *_: np.zeros(7))
             with pytest.raises(SckitError, match="entry dot"):
