@@ -1,6 +1,6 @@
 """Plant plausible bugs in the kernels, one at a time: the tests have to catch every one.
 
-`python tests/mutations.py [--only PART]` copies the package and its tests, makes one edit, runs the tests of that
+`python bench/mutations.py [--only PART]` copies the package and its tests, makes one edit, runs the tests of that
 kernel, and fails when they pass. The untouched copy has to pass, or the rest would prove nothing.
 """
 
