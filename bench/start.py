@@ -28,8 +28,9 @@ def start_numba():
 
 def pack():
     from sckit.kernels.counts_numba import pack as kernel
+    from sckit.kernels.counts_reference import Hide
     csr = numpy.array([0, 8]), numpy.arange(8, dtype=numpy.uint16), numpy.ones(8, numpy.uint8)
-    hide, vocabulary = (1, numpy.array([0.5])), numpy.arange(8, dtype=numpy.int32)
+    hide, vocabulary = Hide(1, numpy.array([0.5])), numpy.arange(8, dtype=numpy.int32)
     kernel(csr, numpy.arange(1), numpy.array([8]), hide, vocabulary=vocabulary, max_genes=9)
 
 step("start Numba", start_numba)
@@ -39,7 +40,8 @@ step("attention, backward", lambda: out.sum().backward())
 tables = EmbedTables(*(torch.randn(size, requires_grad=True) for size in [(8, 32)] * 4 + [(32,)] * 2))
 rows = plan_rows(torch.arange(8))
 scalars = TokenScalars(*torch.zeros(3, 8), torch.zeros(8, dtype=torch.bool))
-h = step("token states, forward", lambda: embed(rows, rows, scalars, tables, value_range=(0, 1), guess_range=(0, 1)))
+ranges = {"value_range": (0, 1), "expected_range": (0, 1)}
+h = step("token states, forward", lambda: embed(rows, rows, scalars, tables, **ranges))
 step("token states, backward", lambda: h.sum().backward())
 leaf = h.detach().requires_grad_()
 head = leaf, torch.zeros(8), torch.zeros(32), tables.gene, rows

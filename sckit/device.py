@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from sckit.errors import ConfigError
-from sckit.kernels.attention import choose_engine
+from sckit.kernels.engines import choose_engine
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,7 @@ class Shape:
 
     source: str
     measured_cells: int
-    quantiles: tuple[int, ...]
-    """Detected genes a cell at PERCENTS of the cells."""
+    quantiles: tuple[int, ...]  # detected genes per cell at PERCENTS of the cells
 
 
 SHAPES = {
@@ -45,8 +44,7 @@ class Case:
     heads: int
     head_dim: int
     cells: int
-    hidden_share: float = 0.0
-    """Share of a cell's tokens that are queries only."""
+    hidden_share: float = 0.0  # of a cell's tokens, those that are queries only
 
     @property
     def name(self) -> str:

@@ -1,9 +1,10 @@
-"""What a user could run instead of our attention: torch alone, and the GPU packages where they are installed.
+"""What a user could run instead of sckit's kernels: for attention all that we know, for counts the fastest.
 
-Every competitor takes q, k, v [T, H, D] of packed cells and returns [T, H, D]; what is not installed, not for this
-device or cannot hide keys is left out.
+A competitor of attention takes q, k, v [T, H, D] of packed cells and returns [T, H, D]. For counts, csr is (indptr
+int64 [C + 1], genes int32 [nnz], counts uint32 [nnz]) and vocabulary int32 [G], -1 for genes that are left out.
 """
 
+import warnings
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
@@ -14,24 +15,25 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-Variant = Callable[[Tensor, Tensor, Tensor], Tensor]
-BUCKET = 8
+from sckit.kernels.counts_reference import TARGET_SUM, Csr
+from sckit.kernels.hashing import mix
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+BUCKET = 8  # cells of like length that are padded together
+_TABLED = 16  # counts below have their logarithms in a table, one row per cell, as in sckit's own kernel
 
 
-def competitors(lengths: list[int], keys: list[int], device: str) -> dict[str, Variant]:
-    """Return the competitors by name for cells of so many tokens, the first so many of which are keys."""
+def attention_competitors(lengths: list[int], keys: list[int], device: str) -> dict[str, Attend]:
+    """Return the competitors by name for cells of these numbers of tokens, of which the first are keys.
+
+    What is not installed, not for this device or cannot hide keys is left out.
+    """
     hidden = keys != lengths
-    masks: list[Tensor | None] = [None] * len(lengths)
-    if hidden:
-        masks = [_seen(tokens, n, device) for tokens, n in zip(lengths, keys, strict=True)]
-
-    def split(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return _each_cell(scaled_dot_product_attention, q, k, v, lengths, masks)
-
-    def matmul(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return _each_cell(_matmul_softmax_matmul, q, k, v, lengths, masks)
-
-    variants: dict[str, Variant] = {"torch-split": split, "torch-matmul": matmul}
+    masks = [_seen(*cell, device) if hidden else None for cell in zip(lengths, keys, strict=True)]
+    variants: dict[str, Attend] = {
+        "torch-split": lambda q, k, v: _each_cell(scaled_dot_product_attention, q, k, v, lengths, masks),
+        "torch-matmul": lambda q, k, v: _each_cell(_matmul_softmax_matmul, q, k, v, lengths, masks),
+    }
     if not hidden:
         order = np.argsort(lengths, kind="stable")
         buckets = [order[i : i + BUCKET].tolist() for i in range(0, len(order), BUCKET)]
@@ -80,9 +82,9 @@ def _padded(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], groups: list[li
     return torch.cat(out)
 
 
-def _on_gpu(lengths: list[int], keys: list[int], device: str) -> dict[str, Variant]:
+def _on_gpu(lengths: list[int], keys: list[int], device: str) -> dict[str, Attend]:
     """Return the kernels for packed cells that other packages bring: FlashAttention, torch's own, FlexAttention."""
-    variants: dict[str, Variant] = {"flex": _flex(lengths, keys, device)}
+    variants: dict[str, Attend] = {"flex": _flex(lengths, keys, device)}
     if keys != lengths:
         return variants  # the others have no key prefix with oneself besides
     offsets = pad(torch.tensor(lengths, dtype=torch.int32).cumsum(0, dtype=torch.int32), (1, 0)).to(device)
@@ -98,7 +100,7 @@ def _on_gpu(lengths: list[int], keys: list[int], device: str) -> dict[str, Varia
     return variants
 
 
-def _flex(lengths: list[int], keys: list[int], device: str) -> Variant:
+def _flex(lengths: list[int], keys: list[int], device: str) -> Attend:
     """Return FlexAttention, compiled, with its block mask made at the first call, before the clock starts."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
@@ -122,3 +124,106 @@ def _flex(lengths: list[int], keys: list[int], device: str) -> Variant:
         return out[0].transpose(0, 1)
 
     return attend
+
+
+def totals_torch(csr: Csr) -> np.ndarray:
+    """Return the sum of each cell's counts."""
+    values = torch.from_numpy(csr[2].astype(np.float64))
+    return torch.segment_reduce(values, "sum", offsets=torch.from_numpy(csr[0])).numpy()
+
+
+def moments_torch(csr: Csr, totals: np.ndarray, n_genes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and variance of each gene's counts per TARGET_SUM."""
+    indptr, genes, counts = csr
+    values = torch.from_numpy(counts * np.repeat(TARGET_SUM / totals, np.diff(indptr)))
+    empty = torch.zeros(n_genes, dtype=torch.float64)
+    total, squares = (empty.index_add(0, torch.from_numpy(genes), x).numpy() for x in (values, values * values))
+    return mean_and_variance(total, squares, len(totals))
+
+
+def mean_and_variance(total: np.ndarray, squares: np.ndarray, n_cells: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return both from the sums over the cells of the values and of their squares."""
+    mean = total / n_cells
+    return mean, np.maximum(squares - n_cells * mean**2, 0) / (n_cells - 1)
+
+
+def normalise_numpy(csr: Csr, totals: np.ndarray, vocabulary: np.ndarray) -> Csr:
+    """Renumber, take the known, look the logarithms up."""
+    indptr, genes, counts = csr
+    gene = vocabulary.take(genes)
+    at = np.flatnonzero(gene >= 0)
+    kept = np.searchsorted(at, indptr)
+    return kept, gene.take(at), _log_values(counts.take(at), kept, totals)
+
+
+def _log_values(counts: np.ndarray, indptr: np.ndarray, totals: np.ndarray) -> np.ndarray:
+    """Return log1p of counts per 10,000, float64."""
+    scale = TARGET_SUM / totals
+    table = np.log1p(np.arange(_TABLED) * scale[:, None])
+    first = np.repeat(np.arange(0, table.size, _TABLED), np.diff(indptr))
+    values = table.ravel().take(first + np.minimum(counts, np.uint32(_TABLED - 1)))
+    large = np.flatnonzero(counts >= _TABLED)
+    values[large] = np.log1p(counts[large] * scale[first[large] // _TABLED])
+    return values
+
+
+def cut_numpy(csr: Csr, vocabulary: np.ndarray) -> Csr:
+    """Right for cells none of which has too many genes."""
+    indptr, genes, counts = csr
+    return _taken(np.flatnonzero(vocabulary.take(genes) >= 0), indptr, genes, counts)
+
+
+def pack_numpy(csr: Csr, totals: np.ndarray, vocabulary: np.ndarray, key: int, rate: float) -> tuple:
+    """The whole batch at once, where the reference goes cell by cell; no cell may have too many genes."""
+    indptr, genes, counts = csr
+    gene = vocabulary.take(genes)
+    at = np.flatnonzero(gene >= 0)
+    offsets = np.searchsorted(at, indptr)
+    keys = mix(np.uint64(key) ^ mix(np.arange(len(totals), dtype=np.uint64)))
+    u = (mix(np.repeat(keys, np.diff(offsets)) ^ genes.take(at).astype(np.uint64)) >> np.uint64(11)) * 2.0**-53
+    shown, hidden = np.flatnonzero(u >= rate), np.flatnonzero(u < rate)
+    before = np.searchsorted(shown, offsets)  # visible ones before each cell
+    visible = np.diff(before)
+    order = np.empty_like(at)
+    order[np.repeat((offsets - before)[:-1], visible) + np.arange(len(shown))] = shown
+    order[np.repeat(before[1:], np.diff(offsets) - visible) + np.arange(len(hidden))] = hidden
+    values = _log_values(counts.take(at), offsets, totals).astype(np.float32)
+    packed = gene.take(at.take(order)), values.take(order), u.astype(np.float32).take(order)
+    return packed, offsets, visible, 0
+
+
+def halve_numpy(csr: Csr, generator: np.random.Generator) -> Csr:
+    """Count the ones among as many fresh bits as there are molecules, up to 64; numpy draws larger counts."""
+    indptr, genes, counts = csr
+    if hasattr(np, "bitwise_count"):
+        bits = generator.bit_generator.random_raw(len(counts))
+        first = np.bitwise_count(bits >> (np.uint64(64) - np.minimum(counts, np.uint32(64)))).astype(counts.dtype)
+        large = np.flatnonzero(counts > 64)
+        first[large] = generator.binomial(counts[large], 0.5)
+    else:  # numpy before 2
+        first = generator.binomial(counts, 0.5)
+    return _taken(np.flatnonzero(first), indptr, genes, first)
+
+
+def halve_urn_numpy(csr: Csr, generator: np.random.Generator, size: float) -> Csr:
+    """Binomial with the probability from a beta law; a single molecule goes either way."""
+    indptr, genes, counts = csr
+    first = (generator.bit_generator.random_raw(len(counts)) >> np.uint64(63)).astype(np.uint32)
+    more = np.flatnonzero(counts > 1)
+    first[more] = generator.binomial(counts[more], generator.beta(size / 2, size / 2, len(more)))
+    return _taken(np.flatnonzero(first), indptr, genes, first)
+
+
+def dot_torch(csr: Csr, of_gene: np.ndarray, of_cell: np.ndarray) -> np.ndarray:
+    """The product of the two matrices, at the entries only."""
+    indptr, genes, _ = (torch.from_numpy(part) for part in (csr[0].astype(np.int32), *csr[1:]))
+    entries = torch.zeros(len(genes), dtype=torch.float64)
+    shape = len(of_cell), len(of_gene)
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # that the format is in beta
+        pattern = torch.sparse_csr_tensor(indptr, genes, entries, shape, check_invariants=False)
+    cells, transposed = torch.from_numpy(of_cell), torch.from_numpy(of_gene).T
+    return torch.sparse.sampled_addmm(pattern, cells, transposed, beta=0.0).values().numpy()
+
+
+def _taken(at: np.ndarray, indptr: np.ndarray, genes: np.ndarray, counts: np.ndarray) -> Csr:
+    return np.searchsorted(at, indptr), genes.take(at), counts.take(at)

@@ -1,66 +1,54 @@
-"""`sckit bench counts`: what sckit does to counts beside the fastest numpy, scipy and torch that we know for it.
+"""`sckit bench counts`: what sckit does to counts compared with the fastest numpy, scipy or torch that we know for it.
 
-Counts are made up, Poisson with the depth and the gene shares of PBMC, so that the command needs no file. Every round
-times every variant once, so that other load on the machine hits them alike. No time is reported before all results
-agree with the reference.
+Counts are made up, Poisson with the depth and the gene shares of PBMC, so that the command needs no file.
 """
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 import torch
 
-from sckit.bench import counts_competitors as rivals
+from sckit.bench import competitors
+from sckit.bench.harness import Contest, OnEvent, Run, Variant, check, measure
 from sckit.data.filters import GeneMoments
 from sckit.data.readers.source import CountsBlock
-from sckit.data.views import as_matrix, indptr_of
-from sckit.errors import SckitError
+from sckit.data.views import indptr_of
 from sckit.kernels import counts_numba, counts_reference
+from sckit.kernels.counts_reference import TARGET_SUM, Csr, Hide
+from sckit.provenance import measured_on
 
-Variants = dict[str, Callable[[], Any]]
 CELLS = (200, 2_000, 20_000)  # a batch of training, a block of `prepare`, ten of them
-OWN = "sckit"
 
 _GENES, _MITOCHONDRIAL, _FEATURES, _KEY, _RATE, _SIZE = 11_000, 13, 13, 7, 0.5, 2.0
 _MEDIAN_TOTAL, _MAX_GENES = 2_300, 4_096
-_DRAWS = ("split binomial", "split negative-binomial")  # rivals draw from a law of their own generator
+_LARGEST_ERROR = 2e-7  # of the largest entry: one rounding of float32, in which tokens are packed
 
 
 @dataclass(frozen=True)
 class Counts:
-    """CSR of made-up cells and what the operations need beside it."""
+    """CSR of made-up cells and what else the operations need."""
 
-    csr: tuple[np.ndarray, np.ndarray, np.ndarray]
+    csr: Csr
     totals: np.ndarray  # int64 [C], somewhat more than the entries add up to
-    vocabulary: np.ndarray  # int32 [G], a gene in fifty is not of the model
+    vocabulary: np.ndarray  # int32 [G], one gene in fifty is not in the model
     of_gene: np.ndarray  # float64 [G, k]
     of_cell: np.ndarray  # float64 [C, k]
-
-    @property
-    def cells(self) -> np.ndarray:
-        """Numbers of the cells, int64 [C]."""
-        return np.arange(len(self.totals))
+    cells: np.ndarray  # int64 [C], their numbers
 
     def per_entry(self, of_cell: np.ndarray) -> np.ndarray:
-        """What belongs to the cell of each entry, [nnz]."""
+        """Return what belongs to the cell of each entry, [nnz]."""
         return np.repeat(of_cell, np.diff(self.csr[0]))
-
-    def sparse(self) -> sp.csr_array:
-        """The counts as scipy has them, float64 [C, G]."""
-        indptr, genes, counts = self.csr
-        return as_matrix((indptr, genes, counts.astype(np.float64)), _GENES)
 
 
 def make_counts(n_cells: int) -> Counts:
     """Cells of lognormal depth, median 2,300; lognormal gene shares; about 940 genes a cell, 63 % of their counts 1."""
     generator = np.random.default_rng(0)
     share = generator.lognormal(0, 2.4, _GENES)
-    base = min(n_cells, max(CELLS[:2]))
+    base = min(n_cells, CELLS[1])
     depth = generator.lognormal(np.log(_MEDIAN_TOTAL), 0.5, base)
     dense = [generator.poisson(d * share / share.sum()) for d in depth]
     genes = [np.flatnonzero(cell) for cell in dense]
@@ -79,163 +67,101 @@ def make_counts(n_cells: int) -> Counts:
         vocabulary=np.where(in_model, np.cumsum(in_model) - 1, -1).astype(np.int32),
         of_gene=generator.standard_normal((_GENES, _FEATURES)),
         of_cell=generator.standard_normal((n_cells, _FEATURES)),
+        cells=np.arange(n_cells),
     )
 
 
 def bench_counts(
-    rounds: int = 7, tell: Callable[[dict[str, Any]], None] = lambda row: None, *, cells: Sequence[int] = CELLS
+    rounds: int = 7, on_event: OnEvent = lambda kind, facts: None, *, cells: Sequence[int] = CELLS
 ) -> dict[str, Any]:
-    """Time every operation on so many cells; only torch may use more than one thread (`torch.get_num_threads()`).
+    """Time every operation on these numbers of cells; only torch may use more threads (`torch.get_num_threads()`).
 
-    Returns the document that `sckit bench counts --json` ends with; `tell` gets every row as it is measured.
-    Raises SckitError when an engine disagrees with the reference.
+    Returns the document that `sckit bench counts --json` ends with; events as in `harness.measure`.
+    Raises SckitError when an engine disagrees with the reference, which is checked on 50 cells.
     """
-    _check(make_counts(50))
+    where = measured_on("cpu", torch.float32)
+    for contest in contests(make_counts(50)):
+        check(contest)
     rows = []
     for n_cells in cells:
-        counts = make_counts(n_cells)
-        for op, (_, variants) in operations(counts).items():
-            for engine, walls_s in _times(variants, rounds).items():
-                low, median, high = np.quantile(walls_s, [0.2, 0.5, 0.8]).tolist()
-                row = {"op": op, "case": f"{n_cells} cells", "engine": engine, "median_ms": 1e3 * median}
-                row |= {"p20_ms": 1e3 * low, "p80_ms": 1e3 * high, "entries_per_s": len(counts.csr[1]) / median}
-                tell(row)
-                rows.append(row)
+        for contest in contests(make_counts(n_cells)):
+            rows += measure([contest], rounds, where, on_event=on_event)
     return {"command": "bench counts", "rows": rows}
 
 
-def _times(variants: Variants, rounds: int) -> dict[str, list[float]]:
-    times: dict[str, list[float]] = {engine: [] for engine in variants}
-    for measured in range(-1, rounds):  # the round before the first compiles and warms up
-        for engine, run in variants.items():
-            start = time.perf_counter()
-            run()
-            if measured >= 0:
-                times[engine].append(time.perf_counter() - start)
-    return times
+def contests(counts: Counts) -> list[Contest]:
+    """Return every operation: ours against the fastest other formulation."""
+    return _statistics(counts) + _kernels(counts)
 
 
-def _check(counts: Counts) -> None:
-    for op, (reference, variants) in operations(counts).items():
-        for engine, run in variants.items():
-            if op in _DRAWS and engine != OWN:
-                continue
-            for got, want in zip(_arrays(run()), _arrays(reference()), strict=True):
-                if got.shape != want.shape or not np.allclose(got, want, rtol=1e-6, atol=1e-9):
-                    message = f"{engine} is wrong on {op!r}, so no time is reported; run pytest tests/kernels."
-                    raise SckitError(message)
+def _contest(
+    counts: Counts, op: str, reference: Run, own: Run, engine: str, other: Run, *, drawn: bool = False
+) -> Contest:
+    """Return one operation; drawn: the other engine draws random numbers of its own, which cannot be checked."""
+    variants = {"sckit": Variant({"": own}, own), engine: Variant({"": other}, None if drawn else other)}
+    facts = {"op": op, "case": f"{len(counts.totals)} cells"}
+    entries = len(counts.csr[1])
+    return Contest(
+        facts, variants, reference, _LARGEST_ERROR, lambda row, _: {"entries_per_s": 1e3 * entries / row["median_ms"]}
+    )
 
 
-def _arrays(result: Any) -> list[np.ndarray]:
-    """The arrays of a nested result, in order."""
-    if isinstance(result, tuple):
-        return [array for part in result for array in _arrays(part)]
-    return [np.asarray(result)]
-
-
-def operations(counts: Counts) -> dict[str, tuple[Callable[[], Any], Variants]]:
-    """Each operation with its reference and its variants, sckit's own first."""
-    return _statistics(counts) | _values(counts) | _random(counts)
-
-
-def _statistics(counts: Counts) -> dict[str, tuple[Callable[[], Any], Variants]]:
-    """What `prepare` needs of cells and genes."""
-    indptr, genes, raw = counts.csr
-    n_cells = len(counts.totals)
-    block = CountsBlock(indptr, genes, raw, pd.DataFrame(index=range(n_cells)))
+def _statistics(counts: Counts) -> list[Contest]:
+    """Return what `prepare` needs of cells and genes."""
+    csr, totals = counts.csr, counts.totals
+    n_cells = len(totals)
+    block = CountsBlock(*csr, pd.DataFrame(index=range(n_cells)))
     marked = (np.arange(_GENES) < _MITOCHONDRIAL).astype(np.float64)
-    scale = counts_reference.TARGET_SUM / counts.totals
 
-    def totals_bincount() -> np.ndarray:
-        return np.bincount(counts.per_entry(counts.cells), weights=raw, minlength=n_cells)
-
-    def totals_torch() -> np.ndarray:
-        values = torch.from_numpy(raw.astype(np.float64))
-        return torch.segment_reduce(values, "sum", offsets=torch.from_numpy(indptr)).numpy()
-
-    def marked_bincount() -> np.ndarray:
-        return np.bincount(counts.per_entry(counts.cells), weights=raw * marked[genes], minlength=n_cells)
+    def sum_by_cell(weights: np.ndarray) -> np.ndarray:
+        return np.bincount(counts.per_entry(counts.cells), weights=weights, minlength=n_cells)
 
     def moments() -> tuple[np.ndarray, np.ndarray]:
         of_genes = GeneMoments(_GENES)
-        of_genes.add(indptr, genes, raw, counts.totals)
+        of_genes.add(*csr, totals)
         return of_genes.mean_and_variance()
 
-    def finish(total: np.ndarray, squares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        mean = total / n_cells
-        return mean, np.maximum(squares - n_cells * mean**2, 0) / (n_cells - 1)
-
     def moments_bincount() -> tuple[np.ndarray, np.ndarray]:
-        values = raw * counts.per_entry(scale)
-        return finish(*(np.bincount(genes, x, minlength=_GENES) for x in (values, values * values)))
+        values = csr[2] * counts.per_entry(TARGET_SUM / totals)
+        sums, squares = (np.bincount(csr[1], x, minlength=_GENES) for x in (values, values * values))
+        return competitors.mean_and_variance(sums, squares, n_cells)
 
-    def moments_torch() -> tuple[np.ndarray, np.ndarray]:
-        values = torch.from_numpy(raw * counts.per_entry(scale))
-        at = torch.from_numpy(genes)
-        empty = torch.zeros(_GENES, dtype=torch.float64)
-        return finish(*(empty.index_add(0, at, x).numpy() for x in (values, values * values)))
-
-    return {
-        "totals": (
-            totals_bincount,
-            {OWN: block.totals, "numpy": totals_bincount, "scipy": lambda: counts.sparse().sum(1)}
-            | {"torch": totals_torch},
-        ),
-        "marked counts": (marked_bincount, {OWN: lambda: block.weighted(marked), "numpy": marked_bincount}),
-        "gene moments": (moments_bincount, {OWN: moments, "numpy": moments_bincount, "torch": moments_torch}),
-    }
+    marked_numpy = lambda: sum_by_cell(csr[2] * marked[csr[1]])  # noqa: E731
+    moments_torch = partial(competitors.moments_torch, csr, totals, _GENES)
+    contest = partial(_contest, counts)
+    return [
+        contest("totals", partial(sum_by_cell, csr[2]), block.totals, "torch", partial(competitors.totals_torch, csr)),
+        contest("marked counts", marked_numpy, partial(block.weighted, marked), "numpy", marked_numpy),
+        contest("gene moments", moments_bincount, moments, "torch", moments_torch),
+    ]
 
 
-def _values(counts: Counts) -> dict[str, tuple[Callable[[], Any], Variants]]:
-    """What turns counts into values and predictions."""
-    named = counts.csr, counts.totals, counts.vocabulary
-    of_gene, of_cell, genes = counts.of_gene, counts.of_cell, counts.csr[1]
-    cell_of_entry = counts.per_entry(counts.cells)
-    return {
-        "normalise": (
-            lambda: counts_reference.normalise(*named),
-            {
-                OWN: lambda: counts_numba.normalise(*named),
-                "numpy": lambda: rivals.normalise_numpy(*named),
-                "scipy": lambda: rivals.normalise_scipy(*named),
-                "torch": lambda: rivals.normalise_torch(*named),
-            },
-        ),
-        "entry dot": (
-            lambda: counts_reference.entry_dot(of_gene, genes, of_cell, cell_of_entry),
-            {
-                OWN: lambda: counts_numba.entry_dot(of_gene, genes, of_cell, cell_of_entry),
-                "numpy": lambda: rivals.dot_numpy(counts.csr, of_gene, of_cell),
-                "torch": lambda: rivals.dot_torch(counts.csr, of_gene, of_cell),
-            },
-        ),
-    }
-
-
-def _random(counts: Counts) -> dict[str, tuple[Callable[[], Any], Variants]]:
-    """What hides, cuts and splits."""
-    csr, totals, cells, vocabulary = counts.csr, counts.totals, counts.cells, counts.vocabulary
-    choice = {"vocabulary": vocabulary, "max_genes": _MAX_GENES}
-    hide = _KEY, np.full(len(cells), _RATE)
-    sizes = np.full(_GENES, _SIZE)
+def _kernels(counts: Counts) -> list[Contest]:
+    """Return what turns counts into values and predictions, and what hides, cuts and halves."""
+    csr, totals, vocabulary = counts.csr, counts.totals, counts.vocabulary
+    rows = counts.of_gene, csr[1], counts.of_cell, counts.per_entry(counts.cells)
+    given, choice = (csr, counts.cells, totals), {"vocabulary": vocabulary, "max_genes": _MAX_GENES}
+    pack = _both("pack", *given, Hide(_KEY, np.full(len(totals), _RATE)), **choice)
+    halve, halve_urn = _both("halve", *given, _KEY), _both("halve", *given, _KEY, sizes=np.full(_GENES, _SIZE))
     generator = np.random.default_rng(0)
+    normalise_numpy = partial(competitors.normalise_numpy, csr, totals, vocabulary)
+    dot_torch = partial(competitors.dot_torch, csr, counts.of_gene, counts.of_cell)
+    pack_numpy = partial(competitors.pack_numpy, csr, totals, vocabulary, _KEY, _RATE)
+    cut_numpy = partial(competitors.cut_numpy, csr, vocabulary)
+    halve_numpy = partial(competitors.halve_numpy, csr, generator)
+    halve_urn_numpy = partial(competitors.halve_urn_numpy, csr, generator, _SIZE)
+    contest = partial(_contest, counts)
+    return [
+        contest("normalise", *_both("normalise", csr, totals, vocabulary), "numpy", normalise_numpy),
+        contest("entry dot", *_both("entry_dot", *rows), "torch", dot_torch),
+        contest("hide and pack", *pack, "numpy", pack_numpy),
+        contest("cut", *_both("cut", csr, counts.cells, _KEY, **choice), "numpy", cut_numpy),
+        contest("split binomial", *halve, "numpy", halve_numpy, drawn=True),
+        contest("split negative-binomial", *halve_urn, "numpy", halve_urn_numpy, drawn=True),
+    ]
 
-    def both(name: str, *arguments: Any, **options: Any) -> tuple[Callable[[], Any], Callable[[], Any]]:
-        reference, own = (getattr(engine, name) for engine in (counts_reference, counts_numba))
-        return lambda: reference(*arguments, **options), lambda: own(*arguments, **options)
 
-    pack, own_pack = both("pack", csr, cells, totals, hide, **choice)
-    cut, own_cut = both("cut", csr, cells, _KEY, **choice)
-    split, own_split = both("split", csr, cells, totals, _KEY)
-    nb, own_nb = both("split", csr, cells, totals, _KEY, sizes=sizes)
-    drawn = {OWN: own_split, "numpy": lambda: rivals.split_numpy(csr, generator)}
-    drawn["torch"] = lambda: rivals.split_torch(csr)
-    return {
-        "hide and pack": (
-            pack,
-            {OWN: own_pack, "numpy": lambda: rivals.pack_numpy(csr, totals, vocabulary, _KEY, _RATE)},
-        ),
-        "cut": (cut, {OWN: own_cut, "numpy": lambda: rivals.cut_numpy(csr, vocabulary)}),
-        _DRAWS[0]: (split, drawn),
-        _DRAWS[1]: (nb, {OWN: own_nb, "numpy": lambda: rivals.split_urn_numpy(csr, generator, _SIZE)}),
-    }
+def _both(name: str, *arguments: Any, **options: Any) -> tuple[Run, Run]:
+    """Return a counts kernel on its arguments: the reference and the compiled one."""
+    reference, own = getattr(counts_reference, name), getattr(counts_numba, name)
+    return partial(reference, *arguments, **options), partial(own, *arguments, **options)

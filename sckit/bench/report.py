@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from sckit.bench.harness import Row
 from sckit.errors import ConfigError, DataError
 
 OURS = ("numba", "triton")
@@ -15,8 +16,7 @@ KEY = ("op", "case", "tokens", "heads", "head_dim", "pass", "engine")
 """What makes two rows of different results the same measurement."""
 
 _SHOWN = ("device", "threads", "dtype", "torch", "commit", "gflops", "share_of_peak", "median_ms")
-
-Row = dict[str, Any]
+_FIGURES = (("gflops", 1), ("share_of_peak", 2))  # with the decimals shown
 
 
 def print_kernels(document: dict[str, Any], console: Console) -> None:
@@ -28,27 +28,23 @@ def print_kernels(document: dict[str, Any], console: Console) -> None:
     for column in ("fwd GFLOP/s", "of peak", "fwd+bwd GFLOP/s", "of peak", "ms [20-80 %]", "x best other"):
         table.add_column(column, justify="right", no_wrap=True)
     for of_case in _by_case(rows):
-        best = _best_other(of_case)
+        best_ms = min((both["median_ms"] for _, both in of_case if both["engine"] not in OURS), default=None)
+        first = of_case[0][1]
+        case = first["case"], f"{first['heads']} x {first['head_dim']}"
+        case = *case, f"{first['cells']}, {first['median_tokens']}, {first['max_tokens']}"
         for forward, both in of_case:
-            first = forward is of_case[0][0]
+            own = both["engine"] in OURS
             speed = [f"{row[key]:.{places}f}" for row in (forward, both) for key, places in _FIGURES]
             spread = f"{both['median_ms']:.1f} [{both['p20_ms']:.1f}-{both['p80_ms']:.1f}]"
-            own = both["engine"] in OURS
-            ratio = f"{best / both['median_ms']:.2f}" if best and own else ""
-            cells = f"{both['cells']}, {both['median_tokens']}, {both['max_tokens']}"
-            head = [both["case"], f"{both['heads']} x {both['head_dim']}", cells] if first else ["", "", ""]
-            table.add_row(
-                *head, both["engine"], *speed, spread, ratio, style="bold" if both["engine"] in OURS else None
-            )
+            ratio = f"{best_ms / both['median_ms']:.2f}" if best_ms and own else ""
+            head = case if both is first else ("", "", "")
+            table.add_row(*head, both["engine"], *speed, spread, ratio, style="bold" if own else None)
         table.add_section()
     console.print(table)
     for name, reason in document.get("left_out", {}).items():
         console.print(f"{name} left out: {reason}", style="dim", highlight=False)
     for text in _savings(rows):
         console.print(text, highlight=False)
-
-
-_FIGURES = (("gflops", 1), ("share_of_peak", 2))
 
 
 def _where(row: Row) -> str:
@@ -62,11 +58,6 @@ def _by_case(rows: Sequence[Row]) -> list[list[tuple[Row, Row]]]:
         engines = cases.setdefault((row["case"], row["heads"], row["head_dim"]), {})
         engines.setdefault(row["engine"], {})[row["pass"]] = row
     return [[(found["fwd"], found["fwd+bwd"]) for found in engines.values()] for engines in cases.values()]
-
-
-def _best_other(of_case: list[tuple[Row, Row]]) -> float | None:
-    """Return the median of the best competitor, forward with backward, in milliseconds."""
-    return min((both["median_ms"] for _, both in of_case if both["engine"] not in OURS), default=None)
 
 
 def _savings(rows: Sequence[Row]) -> list[str]:
@@ -106,8 +97,7 @@ def draw_kernels(document: dict[str, Any], path: Path) -> None:
     axes.set_xlim(0, 1.25 * max(row["share_of_peak"] for row in document["rows"]))
     axes.set_xlabel("share of the machine's own matrix product in the same rounds, forward and backward")
     axes.set_title(_where(document["rows"][0]), fontsize=9)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
 
 

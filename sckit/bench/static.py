@@ -7,22 +7,21 @@ tensors that silently became float32, loads that wait, and any figure that is wo
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from importlib import import_module
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from joblib import Parallel, delayed
+
 from sckit.bench.machine_code import measure
-from sckit.bench.shipped import TARGETS, Shipped
+from sckit.bench.shipped import TARGETS, Shipped, all_shipped
 from sckit.errors import ConfigError, SckitError
 
-# A kernel joins the gate here: a file with a function shipped() that yields sckit.bench.shipped.Shipped.
-SOURCES = ("sckit.bench.attention_shipped", "sckit.bench.rows_shipped")
 BASELINES = Path(__file__).parents[1] / "kernels" / "static"
 SLACK = 0.05
 SHARED_BYTES = {"gfx942": 64 * 1024}  # otherwise 99 KiB, so that the smaller chips of a family run it too
-LARGER_IS_WORSE = ("shared_bytes", "instructions_per_score", "exps_per_score", "loop_instructions")
+PER_SCORE = ("instructions_per_score", "exps_per_score")
+LARGER_IS_WORSE = ("shared_bytes", *PER_SCORE, "loop_instructions")
+RECORDED = ("registers", "shared_bytes", "resident_warps", "loop_instructions", *PER_SCORE)
 MOST_PROCESSES = 2
 
 
@@ -33,13 +32,14 @@ def bench_static(
     processes: int = MOST_PROCESSES,
     record: bool = False,
     folder: Path = BASELINES,
-    tell: Callable[[dict[str, Any]], None] = lambda row: None,
+    on_event: Callable[[str, dict[str, Any]], None] = lambda kind, facts: None,
 ) -> dict[str, Any]:
     """Compile the kernels (by default all that ship) for the targets, judge them, and return the document.
 
     rows hold the figures of `measure`; failures hold kernel, target, case, rule, got and wanted. A baseline is read
     from, or with `record` written to, `folder`/triton-MAJOR.MINOR.json; without one for the installed Triton only the
-    absolute rules count, and "baseline" is None. `tell` gets every row as it is made.
+    absolute rules count, and "baseline" is None. `on_event` gets "progress" with done, of and what, and "row" with
+    each row as it is made.
     Raises SckitError without Triton, under its interpreter, or for a target that is not one of TARGETS.
     """
     version = _triton_version()
@@ -55,11 +55,11 @@ def bench_static(
     recorded = baseline["rows"] if baseline else {}
     rows, failures = [], []
     for one, figures in zip(chosen, _measured(chosen, processes if kernels is None else 1), strict=True):
-        row = {"kernel": one.name, "target": one.target, "case": one.case, **figures}
-        rows.append(row)
-        tell(row)
-        broken = [*broken_rules(one, figures), *worse_than(figures, recorded.get(one.key, {}))]
         names = {"kernel": one.name, "target": one.target, "case": one.case}
+        rows.append(names | figures)
+        on_event("progress", {"done": len(rows), "of": len(chosen), "what": one.key})
+        on_event("row", rows[-1])
+        broken = [*broken_rules(one, figures), *worse_than(figures, recorded.get(one.key, {}))]
         failures += [names | {"rule": rule, "got": got, "wanted": wanted} for rule, got, wanted in broken]
     if record:
         _write(path, version, {one.key: row for one, row in zip(chosen, rows, strict=True)})
@@ -72,11 +72,6 @@ def bench_static(
         "rows": rows,
         "failures": failures,
     }
-
-
-def all_shipped() -> list[Shipped]:
-    """Return every kernel in every configuration that ships."""
-    return [one for source in SOURCES for one in import_module(source).shipped()]
 
 
 def broken_rules(one: Shipped, figures: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
@@ -104,19 +99,9 @@ def worse_than(figures: dict[str, Any], recorded: dict[str, Any]) -> Iterator[tu
         got, before = figures[name], recorded.get(name)
         if got is not None and before is not None and got > before * (1 + SLACK):
             yield f"{name}, recorded {before}", got, f"at most {before * (1 + SLACK):.4g}"
-    fewest = recorded.get("resident_warps", 0) * (1 - SLACK)
-    if figures["resident_warps"] < fewest:
-        yield (
-            f"resident_warps, recorded {recorded['resident_warps']}",
-            figures["resident_warps"],
-            f"at least {fewest:g}",
-        )
-
-
-def describe(failure: dict[str, Any]) -> str:
-    """Return one line for one failure."""
-    where = f"{failure['kernel']}, {failure['target']}, {failure['case']}"
-    return f"{where}: {failure['rule']}: got {failure['got']}, wanted {failure['wanted']}"
+    got, before = figures["resident_warps"], recorded.get("resident_warps", 0)
+    if got < before * (1 - SLACK):
+        yield f"resident_warps, recorded {before}", got, f"at least {before * (1 - SLACK):g}"
 
 
 def print_static(document: dict[str, Any], console: Any) -> None:
@@ -135,19 +120,19 @@ def print_static(document: dict[str, Any], console: Any) -> None:
         table.add_row(row["kernel"], row["target"], row["case"], *map(str, (*numbers, *loop, *shares)))
     console.print(table)
     for failure in document["failures"]:
-        console.print(describe(failure), markup=False, highlight=False, soft_wrap=True)
+        text = "{kernel}, {target}, {case}: {rule}: got {got}, wanted {wanted}".format(**failure)
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
     against = document["baseline"] or "no baseline for this Triton: absolute rules only"
     console.print(f"{len(document['rows'])} kernels, {len(document['failures'])} failures; compared with: {against}")
 
 
 def _measured(chosen: list[Shipped], processes: int) -> Iterator[dict[str, Any]]:
-    """Yield the figures of each kernel, in order. Kernels do not pickle, so a process finds its own by number."""
+    """Yield the figures of each kernel, in order. Kernels do not pickle, so a process finds its own by its key."""
     if processes < 2 or len(chosen) < 2:
         yield from map(measure, chosen)
-        return
-    keys = [one.key for one in chosen]
-    with ProcessPoolExecutor(min(processes, MOST_PROCESSES), mp_context=get_context("spawn")) as pool:
-        yield from pool.map(_measure_by_key, keys, chunksize=4)
+    else:
+        parallel: Any = Parallel(min(processes, MOST_PROCESSES), return_as="generator")
+        yield from parallel(delayed(_measure_by_key)(one.key) for one in chosen)
 
 
 def _measure_by_key(key: str) -> dict[str, Any]:
@@ -168,17 +153,7 @@ def _triton_version() -> str:
 
 def _write(path: Path, version: str, rows: dict[str, dict[str, Any]]) -> None:
     """Write a baseline: one line a kernel, so that a change of figures reads well in a diff."""
-    kept = (
-        "registers",
-        "shared_bytes",
-        "resident_warps",
-        "loop_instructions",
-        "instructions_per_score",
-        "exps_per_score",
-    )
-    lines = [
-        f"{json.dumps(key)}: {json.dumps({name: row[name] for name in kept})}" for key, row in sorted(rows.items())
-    ]
+    kept = {key: json.dumps({name: row[name] for name in RECORDED}) for key, row in sorted(rows.items())}
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = ",\n".join(lines)
+    text = ",\n".join(f"{json.dumps(key)}: {figures}" for key, figures in kept.items())
     path.write_text(f'{{\n"triton": {json.dumps(version)},\n"rows": {{\n{text}\n}}\n}}\n')

@@ -61,9 +61,13 @@ def kernels(
         _set_threads(threads)
         kind = _kind(device)
         with Bar() as bar:
-            document = bench_kernels(
-                cases_for(kind, case or ()), rounds=rounds, device=kind, tune=tune, tell=bar.timing
-            )
+
+            def on_event(event: str, facts: dict[str, Any]) -> None:
+                if event == "progress":
+                    bar.timing(facts["what"], facts["done"], facts["of"])
+
+            chosen = cases_for(kind, case or ())
+            document = bench_kernels(chosen, rounds=rounds, device=kind, tune=tune, on_event=on_event)
         console = Console(width=None if sys.stdout.isatty() else 160)
         print_kernels(document, console)
         if earlier is not None:
@@ -99,8 +103,7 @@ def ops(
         check_writable(out)
         _set_threads(threads)
         kind = _kind(device)
-        rows = bench_ops(rounds, _show_time, device=kind)
-        _end({"command": "bench ops", "rows": rows}, kind, out, as_json=as_json)
+        _end(bench_ops(rounds, _show_time, device=kind), out, as_json=as_json)
 
 
 @bench.command()
@@ -117,7 +120,7 @@ def counts(*, rounds: Rounds = 5, threads: Threads = None, out: Out = None, as_j
 
         check_writable(out)
         _set_threads(threads)
-        _end(bench_counts(rounds, _show_time), "cpu", out, as_json=as_json)
+        _end(bench_counts(rounds, _show_time), out, as_json=as_json)
 
 
 @bench.command()
@@ -163,21 +166,18 @@ def _kind(device: str) -> str:
     return kind
 
 
-def _show_time(row: dict[str, Any]) -> None:
+def _show_time(kind: str, row: dict[str, Any]) -> None:
+    if kind != "row":
+        return
     spread = f"[{row['p20_ms']:.2f}-{row['p80_ms']:.2f}]"
     what = f"{row['op']:<26} {row['case']:<14} {row.get('pass', ''):<8} {row['engine']:<10}"
     typer.echo(f"{what} {row['median_ms']:>10.2f} ms  {spread}")
 
 
-def _end(document: dict[str, Any], device: str, out: Path | None, *, as_json: bool) -> None:
-    """Give every row its provenance, keep the rows where asked, and print the document."""
-    import torch
-
+def _end(document: dict[str, Any], out: Path | None, *, as_json: bool) -> None:
+    """Keep the rows where asked, and print the document."""
     from sckit.bench.report import append_rows
-    from sckit.provenance import measured_on
 
-    where = measured_on(device, torch.float32)
-    document["rows"] = [row | where for row in document["rows"]]
     if out:
         append_rows(document, out)
         say(f"wrote {out}")

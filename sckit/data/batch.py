@@ -12,7 +12,8 @@ from sckit.config import check_mask
 from sckit.data.views import CountsView, cell_of_entry, indptr_of
 from sckit.errors import ConfigError
 from sckit.kernels.counts_numba import pack
-from sckit.kernels.counts_reference import TARGET_SUM, entry_uniform, mix
+from sckit.kernels.counts_reference import TARGET_SUM, Hide
+from sckit.kernels.hashing import entry_uniform, mix
 
 SCORED_SHARE = 0.15
 """Entries with a hash below this are the scored set; it is the same at every rate of at least this."""
@@ -119,11 +120,10 @@ class Packer:
     def _own(self, cells: np.ndarray) -> Batch:
         """Pack the cells with their own tokens as context."""
         totals = self.view.totals(cells)
-        hide = self.hiding.key, self.hiding.rates(cells)
-        packed, offsets, visible, cut = pack(
+        hide = Hide(self.hiding.key, self.hiding.rates(cells))
+        genes, values, uniforms, offsets, visible, cut = pack(
             self.view.rows(cells), cells, totals, hide, vocabulary=self.vocabulary, max_genes=self.max_genes
         )
-        genes, values, uniforms = packed
         hidden = np.arange(len(genes)) >= np.repeat(offsets[:-1] + visible, np.diff(offsets))
         targets = np.flatnonzero(hidden & (uniforms < SCORED_SHARE) if self.scored else hidden)
         seen = np.where(hidden, np.float32(0), values)

@@ -4,9 +4,10 @@ import numpy as np
 
 from sckit.data.batch import Batch
 from sckit.data.store import Store
-from sckit.data.views import Csr, cell_of_entry, in_blocks
-from sckit.kernels.counts_numba import split
-from sckit.kernels.counts_reference import TARGET_SUM, mix
+from sckit.data.views import cell_of_entry, in_blocks
+from sckit.kernels.counts_numba import halve
+from sckit.kernels.counts_reference import TARGET_SUM, Csr, Half
+from sckit.kernels.hashing import mix
 
 _BLOCK_CELLS = 1024
 _HALVES = np.uint64(2**64 - 1)  # where hiding has the epoch: no entry is halved by the hash that hides it
@@ -26,30 +27,30 @@ class Halves:
         """Take the negative-binomial size of each gene of the store, from `nb_sizes`, or None for binomial draws."""
         self._store, self._sizes = store, sizes
         self._key = int(mix(mix(np.array(seed, np.uint64)) ^ _HALVES))
-        self._kept: dict[bool, tuple[np.ndarray, tuple[Csr, np.ndarray]]] = {}
+        self._kept: dict[bool, tuple[np.ndarray, Half]] = {}
 
     def rows(self, cells: np.ndarray) -> Csr:
         """CSR of the A halves; entries that came out zero are left out."""
-        return self._half(cells, second=False)[0]
+        return self._half(cells, second=False).csr
 
     def other(self, cells: np.ndarray) -> Csr:
         """CSR of the B halves."""
-        return self._half(cells, second=True)[0]
+        return self._half(cells, second=True).csr
 
     def totals(self, cells: np.ndarray) -> np.ndarray:
         """Total counts [C] of the A halves, at least 1."""
-        return self._half(cells, second=False)[1]
+        return self._half(cells, second=False).totals
 
     def other_totals(self, cells: np.ndarray) -> np.ndarray:
         """Total counts [C] of the B halves, at least 1."""
-        return self._half(cells, second=True)[1]
+        return self._half(cells, second=True).totals
 
-    def _half(self, cells: np.ndarray, *, second: bool) -> tuple[Csr, np.ndarray]:
-        """Return CSR and totals of one half; the last one is kept: totals are asked for right after the rows."""
+    def _half(self, cells: np.ndarray, *, second: bool) -> Half:
+        """Return one half; the last one is kept, because totals are asked for right after the rows."""
         kept = self._kept.get(second)
         if kept is None or not np.array_equal(kept[0], cells):
             csr, whole = self._store.rows(cells), self._store.totals(cells).astype(np.int64)
-            half = split(csr, cells, whole, self._key, sizes=self._sizes, second=second)
+            half = halve(csr, cells, whole, self._key, sizes=self._sizes, second=second)
             kept = self._kept[second] = cells.copy(), half
         return kept[1]
 

@@ -11,10 +11,8 @@ from typing import Protocol
 import numpy as np
 import scipy.sparse as sp
 
-from sckit.kernels.counts_reference import TARGET_SUM, entry_uniform, mix
-
-Csr = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""(indptr int64 [C + 1], genes [nnz], counts [nnz])."""
+from sckit.kernels.counts_reference import TARGET_SUM, Csr
+from sckit.kernels.hashing import entry_uniform, mix
 
 _EXCHANGE = np.uint64(2**64 - 2)  # where hiding has the epoch: no order is drawn from the hash that hides
 

@@ -5,9 +5,6 @@ Every query of a cell sees the first `keys` tokens of its cell and itself. `keys
 """
 
 from functools import partial
-from importlib import import_module
-from importlib.util import find_spec
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -15,10 +12,10 @@ from torch import Tensor
 
 from sckit.kernels.attention_plan import TILE, AttentionPlan, build_plan, check_cells, plan_attention
 from sckit.kernels.attention_reference import attention_reference
+from sckit.kernels.engines import choose_engine, load_engine, once_differentiable, pick_engine
 
 __all__ = ["AttentionPlan", "attention", "choose_engine", "plan_attention"]
 
-ENGINES = ("auto", "reference", "numba", "triton")
 WIDTHS = {"numba": tuple(range(8, 129, 8)), "triton": (16, 32, 64, 128)}
 
 
@@ -50,9 +47,8 @@ def attention(
     if (offsets is None) == (plan is None):
         message = "attention needs either offsets (and perhaps keys) or plan=plan_attention(offsets, keys)."
         raise ValueError(message)
-    if engine == "auto":
-        engine, _ = choose_engine(q.device, q.dtype)
-    _check_engine(engine, q)
+    engine = pick_engine(engine, q)
+    _check_width(engine, q)
     if plan is None:
         plan = AttentionPlan._make([*torch.ops.sckit.attention_plan(offsets, keys, q.shape[0]), q.shape[0]])
     if plan.tokens != q.shape[0]:
@@ -62,22 +58,6 @@ def attention(
     if engine == "reference":
         return attention_reference(q, k, v, plan.cells)
     return torch.ops.sckit.attention_forward(q, k, v, *plan.tensors(), engine)[0]
-
-
-def choose_engine(device: torch.device | str, dtype: torch.dtype) -> tuple[str, str]:
-    """Return the engine that "auto" takes for tensors of this device and dtype, and the reason in words."""
-    kind = torch.device(device).type
-    if kind == "cpu" and dtype == torch.float32:
-        return "numba", "CPU, float32: compiled vector tiles"
-    if kind == "cpu":
-        return "reference", f"CPU, {dtype}: the compiled engine takes float32 only"
-    if dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        return "reference", f"{kind}, {dtype}: the Triton engine takes float16, bfloat16 and float32"
-    if kind != "cuda" or find_spec("triton") is None:
-        return "reference", f"{kind}: no Triton for this device here"
-    if torch.version.cuda and torch.cuda.is_available() and torch.cuda.get_device_capability(device)[0] < 8:
-        return "reference", "CUDA device before sm_80: the Triton engine is compiled and checked for sm_80 and later"
-    return "triton", f"{'HIP' if torch.version.hip else 'CUDA'} device, {dtype} with float32 sums"
 
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -92,32 +72,13 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
         raise ValueError(message)
 
 
-def _check_engine(engine: str, q: Tensor) -> None:
-    if engine not in ENGINES:
-        message = f"engine must be one of {', '.join(ENGINES)}, got {engine!r}."
-        raise ValueError(message)
-    if engine == "numba" and (q.device.type != "cpu" or q.dtype != torch.float32):
-        message = f"engine 'numba' takes CPU tensors of float32, got {q.dtype} on {q.device}; use engine='auto'."
-        raise ValueError(message)
-    if engine == "triton" and q.device.type == "cpu" and not _kernels("triton").interpreted():
-        message = (
-            "engine 'triton' needs GPU tensors, or TRITON_INTERPRET=1 set before the first import of Triton kernels."
-        )
-        raise ValueError(message)
-    if engine == "triton" and q.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        message = f"engine 'triton' takes float16, bfloat16 or float32, got {q.dtype}; use engine='reference'."
-        raise ValueError(message)
+def _check_width(engine: str, q: Tensor) -> None:
     if engine == "triton" and q.dtype == torch.float32 and q.shape[-1] > 64:
         message = f"engine 'triton' takes float32 heads up to 64 wide, got {q.shape[-1]}; use bfloat16 or 'reference'."
         raise ValueError(message)
     if engine in WIDTHS and q.shape[-1] not in WIDTHS[engine]:
         message = f"engine {engine!r} takes head widths {', '.join(map(str, WIDTHS[engine]))}, got {q.shape[-1]}."
         raise ValueError(message)
-
-
-def _kernels(engine: str) -> ModuleType:
-    """Import an engine when it is first used: compilers are slow to load and not everywhere installed."""
-    return import_module(f"sckit.kernels.attention_{engine}")
 
 
 # One operator each for plan, forward and backward, so that torch.compile sees three opaque calls of known shapes.
@@ -146,7 +107,7 @@ def _plan(offsets: Tensor, keys: Tensor | None, tokens: int) -> tuple[Tensor, Te
 
 
 @torch.library.register_fake("sckit::attention_plan")
-def _plan_fake(offsets: Tensor, _keys: Tensor | None, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+def _plan_fake(offsets: Tensor, keys: Tensor | None, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
     cells = offsets.shape[0] - 1
     tiles = tokens // TILE + cells
     empty = partial(offsets.new_empty, dtype=torch.int32)
@@ -154,27 +115,51 @@ def _plan_fake(offsets: Tensor, _keys: Tensor | None, tokens: int) -> tuple[Tens
 
 
 @torch.library.impl("sckit::attention_forward", "CompositeExplicitAutograd")
-def _forward(q: Tensor, k: Tensor, v: Tensor, *plan_and_engine: Any) -> tuple[Tensor, Tensor]:
-    *plan, engine = plan_and_engine
-    return _kernels(engine).attention_forward(
-        *(_rows(part) for part in (q, k, v)), AttentionPlan._make([*plan, q.shape[0]])
-    )
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, cells: Tensor, query_tiles: Tensor, key_tiles: Tensor, engine: str
+) -> tuple[Tensor, Tensor]:
+    plan = AttentionPlan(cells, query_tiles, key_tiles, q.shape[0])
+    return load_engine("attention", engine).attention_forward(_rows(q), _rows(k), _rows(v), plan)
 
 
 @torch.library.register_fake("sckit::attention_forward")
-def _forward_fake(q: Tensor, _k: Tensor, _v: Tensor, *_plan_and_engine: Any) -> tuple[Tensor, Tensor]:
+def _forward_fake(
+    q: Tensor, k: Tensor, v: Tensor, cells: Tensor, query_tiles: Tensor, key_tiles: Tensor, engine: str
+) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), q.new_empty(q.shape[1], q.shape[0], dtype=torch.float32)
 
 
 @torch.library.impl("sckit::attention_backward", "CompositeExplicitAutograd")
-def _backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    out, lse, *plan, engine = rest
-    tensors = [_rows(part) for part in (grad, q, k, v)]
-    return _kernels(engine).attention_backward(*tensors, out, lse, AttentionPlan._make([*plan, q.shape[0]]))
+def _backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    cells: Tensor,
+    query_tiles: Tensor,
+    key_tiles: Tensor,
+    engine: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    plan = AttentionPlan(cells, query_tiles, key_tiles, q.shape[0])
+    kernels = load_engine("attention", engine)
+    return kernels.attention_backward(_rows(grad), _rows(q), _rows(k), _rows(v), out, lse, plan)
 
 
 @torch.library.register_fake("sckit::attention_backward")
-def _backward_fake(_grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _backward_fake(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    cells: Tensor,
+    query_tiles: Tensor,
+    key_tiles: Tensor,
+    engine: str,
+) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
@@ -184,10 +169,10 @@ def _rows(part: Tensor) -> Tensor:
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, engine = inputs
-    ctx.save_for_backward(*tensors[:3], *output, *tensors[3:])
-    ctx.engine = engine
-    ctx.mark_non_differentiable(output[1])
+    q, k, v, cells, query_tiles, key_tiles, ctx.engine = inputs
+    out, lse = output
+    ctx.save_for_backward(q, k, v, out, lse, cells, query_tiles, key_tiles)
+    ctx.mark_non_differentiable(lse)
 
 
 def _gradient(ctx: Any, grad: Tensor, _grad_lse: Tensor) -> tuple[Tensor | None, ...]:
@@ -195,12 +180,4 @@ def _gradient(ctx: Any, grad: Tensor, _grad_lse: Tensor) -> tuple[Tensor | None,
 
 
 torch.library.register_autograd("sckit::attention_forward", _gradient, setup_context=_save)
-
-
-def _no_second_gradient(_ctx: Any, *_grads: Tensor) -> tuple[Tensor | None, ...]:
-    message = "attention is not twice differentiable; use engine='reference'."
-    raise RuntimeError(message)
-
-
-# Without this, gradients of gradients would come out as zeros.
-torch.library.register_autograd("sckit::attention_backward", _no_second_gradient)
+once_differentiable("sckit::attention_backward", "attention")

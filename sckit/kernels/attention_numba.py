@@ -34,7 +34,7 @@ from sckit.kernels.simd_softmax import (
     score_gradients,
     softmax_step,
 )
-from sckit.kernels.threads import side_by_side
+from sckit.kernels.threads import run_threads
 
 QUERIES = 48  # per block: a multiple of three vectors of any width
 FORWARD_KEYS = 128  # per block: scores [keys, queries] stay in the first-level cache
@@ -284,7 +284,7 @@ def _run(
         places = tuple((part.data_ptr(), 4 * part.stride(0), 4 * part.stride(1)) for part in tensors)
         worker(vector_type(lanes), places, sums, tasks, shape, counter, _scratch(sizes))
 
-    side_by_side(work, len(tasks) * heads)
+    run_threads(work, len(tasks) * heads)
 
 
 _own = threading.local()

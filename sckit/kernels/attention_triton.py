@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sckit.kernels.attention_launch import Launch, Launches, choose_launches
 from sckit.kernels.attention_plan import TILE, AttentionPlan
+from sckit.kernels.engines import interpreted
 
 LOG2_E = math.log2(math.e)
 OWN_COLUMNS = tl.constexpr(32)  # columns of a query's own key that are worked on at a time
@@ -347,11 +348,6 @@ def attention_backward(
             **_constants(q, launches.keys, M=launches.keys.step, N=TILE), **launches.keys.options(),
         )  # fmt: skip
     return dq, dk, dv
-
-
-def interpreted() -> bool:
-    """Return whether the kernels run in Triton's interpreter, on CPU tensors: TRITON_INTERPRET=1 at import."""
-    return not isinstance(_forward_kernel, triton.JITFunction)
 
 
 def _alike(q: Tensor, k: Tensor, v: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,11 +8,9 @@ gives the same result alone and in any batch.
 import numpy as np
 from numba import njit
 
-from sckit.kernels.counts_reference import entry_uniform
+from sckit.kernels.counts_reference import TARGET_SUM, Csr, Half, Hide, Packed
+from sckit.kernels.hashing import GOLDEN, entry_uniform
 
-Csr = tuple[np.ndarray, np.ndarray, np.ndarray]
-
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _OUTSIDE = np.uint64(2**32 - 1)  # a gene number no store has: the counts of a cell in other genes
 _TABLED = 16  # 96 % of the counts of PBMC are below; the rest cost a logarithm each
 
@@ -20,7 +18,7 @@ _TABLED = 16  # 96 % of the counts of PBMC are below; the rest cost a logarithm 
 @njit(cache=True, nogil=True)
 def mix(x):
     """The finaliser of SplitMix64 (Steele, Lea, Flood 2014)."""
-    x = np.uint64(x) + _GOLDEN
+    x = np.uint64(x) + GOLDEN
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
@@ -56,7 +54,7 @@ def _normalise(indptr, genes, counts, totals, vocabulary, out_indptr, out_genes,
     at = 0
     table = np.empty(_TABLED)
     for c in range(len(totals)):
-        scale = 1e4 / totals[c]
+        scale = TARGET_SUM / totals[c]
         _table(scale, table)
         for i in range(indptr[c], indptr[c + 1]):
             gene = vocabulary[genes[i]]
@@ -145,7 +143,7 @@ def _pack(
     table = np.empty(_TABLED)
     for c in range(len(cells)):
         hide_key, choose_key = _cell_key(key, cells[c]), _cell_key(key + np.uint64(1), cells[c])
-        scale = 1e4 / totals[c]
+        scale = TARGET_SUM / totals[c]
         _table(scale, table)
         hidden = 0
         for i in range(indptr[c], indptr[c + 1]):
@@ -170,17 +168,14 @@ def _pack(
 
 
 def pack(
-    csr: Csr, cells: np.ndarray, totals: np.ndarray, hide: tuple, *, vocabulary: np.ndarray, max_genes: int
-) -> tuple:
+    csr: Csr, cells: np.ndarray, totals: np.ndarray, hide: Hide, *, vocabulary: np.ndarray, max_genes: int
+) -> Packed:
     """Pack the detected genes of some cells into one row of tokens, visible ones first within each cell.
 
-    cells: [C] their numbers, part of the hash; totals: [C] counts a cell is divided by; hide: (key, rates [C]), an
-    entry is hidden when its hash is below its cell's rate; vocabulary: [genes of the store] -> number of the model's
-    gene or -1. A cell with more than max_genes tokens keeps a random max_genes of them. The hash takes the store's gene
-    numbers, so two models with different vocabularies hide the same entries.
-
-    Returns ((genes int32 [T], values float32 [T] in log1p of counts per 10,000, uniforms float32 [T]),
-    offsets int32 [C + 1], n_visible int32 [C], number of entries cut).
+    cells: [C], numbers of the cells, part of the hash; totals: [C], what the counts of a cell are divided by;
+    vocabulary: [genes of the store], the number of the model's gene or -1. A cell with more than max_genes tokens keeps
+    a random max_genes of them. The hash takes the store's gene numbers, so two models with different vocabularies hide
+    the same entries.
     """
     key, rates = hide
     size = len(csr[1])
@@ -189,8 +184,8 @@ def pack(
     # Not the hash that hides: a cut cell would lose its visible entries first.
     thresholds = _thresholds(csr, cells, key + 1, vocabulary, max_genes)
     left_out = _pack(*csr, cells, totals, np.uint64(key), rates, vocabulary, thresholds, *out, offsets, visible)
-    used = int(offsets[-1])
-    return tuple(x[:used] for x in out), offsets, visible, int(left_out)
+    genes, values, uniforms = (x[: offsets[-1]] for x in out)
+    return Packed(genes, values, uniforms, offsets, visible, int(left_out))
 
 
 @njit(cache=True, nogil=True)
@@ -199,7 +194,7 @@ def _binomial(n, state):
     ones = np.int64(0)
     while n > 64:
         ones += _popcount(mix(state))
-        state += _GOLDEN
+        state += GOLDEN
         n -= 64
     return ones + _popcount(mix(state) >> np.uint64(64 - n)) if n > 0 else ones
 
@@ -210,12 +205,12 @@ def _urn(n, size, state):
     ones = np.int64(0)
     for drawn in range(n):
         ones += _uniform(state) * (size + drawn) < 0.5 * size + ones
-        state += _GOLDEN
+        state += GOLDEN
     return ones
 
 
 @njit(cache=True, nogil=True)
-def _split(indptr, genes, counts, cells, totals, key, sizes, second, out_indptr, out_genes, out_counts, out_totals):
+def _halve(indptr, genes, counts, cells, totals, key, sizes, second, out_indptr, out_genes, out_counts, out_totals):
     at = 0
     for c in range(len(cells)):
         cell_key = _cell_key(key, cells[c])
@@ -234,22 +229,20 @@ def _split(indptr, genes, counts, cells, totals, key, sizes, second, out_indptr,
         out_indptr[c + 1] = at
 
 
-def split(
+def halve(
     csr: Csr, cells: np.ndarray, totals: np.ndarray, key: int, *, sizes: np.ndarray | None = None, second: bool = False
-) -> tuple[Csr, np.ndarray]:
-    """Draw each molecule into one of two halves and give one of them; the two halves add up to the counts.
+) -> Half:
+    """Draw each molecule into one of two halves and return one of them; the two halves add up to the counts.
 
-    cells: [C] their numbers, part of the hash; totals: [C] counts of the whole cell, those outside the entries are
-    split binomially; key: below 2^64; sizes: float64 [genes of the store], negative-binomial sizes above 0, for a
-    beta-binomial split, whose time grows with the counts (some nanoseconds a molecule; 64 molecules a hash without).
-
-    Returns (CSR without zeros, types as given; totals int64 [C] of the half, at least 1).
+    cells: [C], numbers of the cells, part of the hash; totals: [C], counts of the whole cells, of which those outside
+    the entries are halved binomially; key: below 2^64; sizes: float64 [genes of the store], negative-binomial sizes
+    above 0, for beta-binomial halves, which take some nanoseconds per molecule (without sizes one hash serves 64).
     """
     indptr, genes, counts = np.zeros(len(csr[0]), np.int64), np.empty_like(csr[1]), np.empty_like(csr[2])
     half_totals = np.empty(len(cells), np.int64)
     sizes = np.empty(0) if sizes is None else sizes
-    _split(*csr, cells, totals, np.uint64(key), sizes, second, indptr, genes, counts, half_totals)
-    return (indptr, genes[: indptr[-1]], counts[: indptr[-1]]), half_totals
+    _halve(*csr, cells, totals, np.uint64(key), sizes, second, indptr, genes, counts, half_totals)
+    return Half((indptr, genes[: indptr[-1]], counts[: indptr[-1]]), half_totals)
 
 
 @njit(cache=True, nogil=True)

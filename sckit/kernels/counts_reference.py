@@ -1,43 +1,54 @@
-"""The counts kernels in plain numpy: the specification that counts_numba is tested against."""
+"""The counts kernels in plain numpy: the specification that counts_numba is tested against, and the shared types."""
+
+from typing import NamedTuple
 
 import numpy as np
 
-TARGET_SUM = 1e4
-"""Counts are scaled to this total per cell before log1p is taken of them."""
+from sckit.kernels.hashing import GOLDEN, entry_uniform, mix
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
-_MIX_2 = np.uint64(0x94D049BB133111EB)
+TARGET_SUM = 1e4
+"""Values are log1p of counts per this many counts of the cell."""
+
 _OUTSIDE = 2**32 - 1
 
-
-def mix(x: np.ndarray) -> np.ndarray:
-    """The finaliser of SplitMix64 (Steele, Lea, Flood 2014): uint64 in, uint64 out, any shape."""
-    with np.errstate(over="ignore"):
-        x = x + _GOLDEN
-        x = (x ^ (x >> np.uint64(30))) * _MIX_1
-        x = (x ^ (x >> np.uint64(27))) * _MIX_2
-    return x ^ (x >> np.uint64(31))
+Csr = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Counts of C cells: indptr int64 [C + 1], genes [nnz] and counts [nnz]."""
 
 
-def entry_uniform(key: int, cells: np.ndarray, genes: np.ndarray) -> np.ndarray:
-    """A uniform number in [0, 1) for every (cell, gene), a pure function of the key.
+class Hide(NamedTuple):
+    """Which entries `pack` hides: those whose hash with the key is below the rate of their cell."""
 
-    key: non-negative int below 2^64; cells, genes: non-negative integers that broadcast. float64 of that shape.
-    """
-    cell_key = mix(np.uint64(key) ^ mix(np.asarray(cells).astype(np.uint64)))
-    return (mix(cell_key ^ np.asarray(genes).astype(np.uint64)) >> np.uint64(11)) * 2.0**-53
+    key: int  # below 2^64
+    rates: np.ndarray  # float64 [C]
 
 
-def normalise(csr: tuple, totals: np.ndarray, vocabulary: np.ndarray) -> tuple:
+class Packed(NamedTuple):
+    """Detected genes of C cells as one row of T tokens, the visible ones first within each cell."""
+
+    genes: np.ndarray  # int32 [T], numbers in the model
+    values: np.ndarray  # float32 [T], log1p of counts per 10,000
+    uniforms: np.ndarray  # float32 [T], the hash that decides what is hidden
+    offsets: np.ndarray  # int32 [C + 1]
+    visible: np.ndarray  # int32 [C], number of visible tokens
+    cut: int  # entries left out of cells over max_genes
+
+
+class Half(NamedTuple):
+    """One of the two halves of each cell's molecules."""
+
+    csr: Csr  # without zeros, types as given
+    totals: np.ndarray  # int64 [C], at least 1
+
+
+def normalise(csr: Csr, totals: np.ndarray, vocabulary: np.ndarray) -> Csr:
     """Renumber genes, turn counts into values; arguments and results as in `counts_numba.normalise`."""
     indptr, genes, counts = csr
-    gene, values = vocabulary[genes], np.log1p(counts * np.repeat(1e4 / totals, np.diff(indptr)))
+    gene, values = vocabulary[genes], np.log1p(counts * np.repeat(TARGET_SUM / totals, np.diff(indptr)))
     known = gene >= 0
     return _before(known)[indptr], gene[known].astype(np.int32), values[known]
 
 
-def cut(csr: tuple, cells: np.ndarray, key: int, *, vocabulary: np.ndarray, max_genes: int) -> tuple:
+def cut(csr: Csr, cells: np.ndarray, key: int, *, vocabulary: np.ndarray, max_genes: int) -> Csr:
     """Keep at most max_genes genes of the vocabulary a cell; arguments and results as in `counts_numba.cut`."""
     indptr, genes, counts = csr
     keep = vocabulary[genes] >= 0
@@ -48,43 +59,36 @@ def cut(csr: tuple, cells: np.ndarray, key: int, *, vocabulary: np.ndarray, max_
 
 
 def pack(
-    csr: tuple, cells: np.ndarray, totals: np.ndarray, hide: tuple, *, vocabulary: np.ndarray, max_genes: int
-) -> tuple:
+    csr: Csr, cells: np.ndarray, totals: np.ndarray, hide: Hide, *, vocabulary: np.ndarray, max_genes: int
+) -> Packed:
     """Pack detected genes visible first; arguments and results as in `counts_numba.pack`."""
     indptr, genes, counts = csr
-    key, rates = hide
     tokens, lengths, visible, left_out = [(genes[:0], np.zeros(0), np.zeros(0))], [], [], 0
     for c in range(len(cells)):
         span = slice(indptr[c], indptr[c + 1])
         known = vocabulary[genes[span]] >= 0
         stored, count = genes[span][known], counts[span][known]
         if len(stored) > max_genes:
-            chosen = np.sort(np.argsort(entry_uniform(key + 1, cells[c], stored), kind="stable")[:max_genes])
+            chosen = np.sort(np.argsort(entry_uniform(hide.key + 1, cells[c], stored), kind="stable")[:max_genes])
             left_out += len(stored) - max_genes
             stored, count = stored[chosen], count[chosen]
-        u = entry_uniform(key, cells[c], stored)
+        u = entry_uniform(hide.key, cells[c], stored)
         gene = vocabulary[stored]
-        order = np.argsort(u < rates[c], kind="stable")
-        value = np.log1p(count * (1e4 / totals[c]))
+        order = np.argsort(u < hide.rates[c], kind="stable")
+        value = np.log1p(count * (TARGET_SUM / totals[c]))
         tokens.append((gene[order], value[order], u[order]))
         lengths.append(len(gene))
-        visible.append(int((u >= rates[c]).sum()))
+        visible.append(int((u >= hide.rates[c]).sum()))
     gene, value, u = (np.concatenate(x) for x in zip(*tokens, strict=True))
     offsets = _before(np.array(lengths, np.int64)).astype(np.int32)
-    packed = (gene.astype(np.int32), value.astype(np.float32), u.astype(np.float32))
-    return packed, offsets, np.array(visible, np.int32), left_out
+    tokens = gene.astype(np.int32), value.astype(np.float32), u.astype(np.float32)
+    return Packed(*tokens, offsets, np.array(visible, np.int32), left_out)
 
 
-def split(
-    csr: tuple,
-    cells: np.ndarray,
-    totals: np.ndarray,
-    key: int,
-    *,
-    sizes: np.ndarray | None = None,
-    second: bool = False,
-) -> tuple:
-    """Draw each molecule into one of two halves; arguments and results as in `counts_numba.split`."""
+def halve(
+    csr: Csr, cells: np.ndarray, totals: np.ndarray, key: int, *, sizes: np.ndarray | None = None, second: bool = False
+) -> Half:
+    """Draw each molecule into one of two halves; arguments and results as in `counts_numba.halve`."""
     indptr, genes, counts = csr
     keys = mix(np.uint64(key) ^ mix(cells.astype(np.uint64)))
     states = np.repeat(keys, np.diff(indptr)) ^ genes.astype(np.uint64)
@@ -101,7 +105,7 @@ def split(
     half, half_totals = (whole - first, totals - first_totals) if second else (first, first_totals)
     kept = half > 0
     csr = _before(kept)[indptr], genes[kept], half[kept].astype(counts.dtype)
-    return csr, np.maximum(half_totals, 1).astype(np.int64)
+    return Half(csr, np.maximum(half_totals, 1).astype(np.int64))
 
 
 def entry_dot(of_gene: np.ndarray, genes: np.ndarray, of_cell: np.ndarray, cells: np.ndarray) -> np.ndarray:
@@ -117,7 +121,7 @@ def _before(entries: np.ndarray) -> np.ndarray:
 def _words(state: np.uint64, n: int) -> np.ndarray:
     """The first n words of the SplitMix64 stream that begins at a state."""
     with np.errstate(over="ignore"):
-        return mix(state + np.arange(n, dtype=np.uint64) * _GOLDEN)
+        return mix(state + np.arange(n, dtype=np.uint64) * GOLDEN)
 
 
 def _ones(n: int, state: np.uint64) -> int:

@@ -1,14 +1,12 @@
 """Token states of packed cells: checks, choice of the engine, and one registered operator with its gradient."""
 
-from importlib import import_module
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sckit.kernels.embed_reference import embed_reference
-from sckit.kernels.engines import once_differentiable, pick_engine
+from sckit.kernels.engines import load_engine, once_differentiable, pick_engine
 from sckit.kernels.rows import RowPlan, check_plan, plan_rows
 
 __all__ = ["EmbedTables", "RowPlan", "TokenScalars", "embed", "plan_rows"]
@@ -17,11 +15,15 @@ Tensors = list[Tensor]
 
 
 class TokenScalars(NamedTuple):
-    """What is known of each token, [T] each; none of it gets a gradient."""
+    """What is known of each token, [T] each; none of it gets a gradient.
 
-    values: Tensor  # floating, in the units of `value_range`; not looked at where hidden
-    residual: Tensor  # floating, how far the value is from what was expected; not looked at where hidden
-    guess: Tensor  # floating, in the units of `guess_range`
+    `expected` is not the expected value itself but how far it lies above the value of a single count: no detected count
+    is below one, so this distance says how the expectation will be wrong.
+    """
+
+    values: Tensor  # floating, in the units of `value_range`; not read where hidden
+    residual: Tensor  # floating, the value minus its expectation; not read where hidden
+    expected: Tensor  # floating, in the units of `expected_range`
     hidden: Tensor  # bool
 
 
@@ -30,10 +32,10 @@ class EmbedTables(NamedTuple):
 
     gene: Tensor  # [G, E]
     cell: Tensor  # [C, E]
-    curve: Tensor  # [knots, E], of the value
-    guess_curve: Tensor  # [knots of its own, E]
-    surprise: Tensor  # [E]
-    marker: Tensor  # [E]
+    curve: Tensor  # [knots, E], a function of the value
+    expected_curve: Tensor  # [knots of its own, E], a function of `expected`
+    residual_vector: Tensor  # [E], added in proportion to the residual
+    hidden_vector: Tensor  # [E], added to hidden tokens
 
 
 def embed(
@@ -43,12 +45,13 @@ def embed(
     tables: EmbedTables,
     *,
     value_range: tuple[float, float],
-    guess_range: tuple[float, float],
+    expected_range: tuple[float, float],
     engine: str = "auto",
 ) -> Tensor:
     """Return the states [T, E] of T tokens, in the dtype of the tables and differentiable in each of them.
 
-        state = gene[g] + cell[c] + guess_curve(guess) + (marker where hidden, else curve(value) + residual * surprise)
+        state = gene[g] + cell[c] + expected_curve(expected)
+                + (hidden_vector where hidden, else curve(value) + residual * residual_vector)
 
     A curve is piecewise linear between knots that are evenly spaced over its range, and flat outside. `genes` and
     `cells` are plans of the tokens' rows, `plan_rows(rows)`, made once a batch.
@@ -59,9 +62,9 @@ def embed(
     """
     _check(genes, cells, scalars, tables)
     engine = pick_engine(engine, *tables)
-    ranges = [*value_range, *guess_range]
+    ranges = [*value_range, *expected_range]
     if not (ranges[0] < ranges[1] and ranges[2] < ranges[3]):
-        message = f"a range runs from low to high, got {value_range} and {guess_range}."
+        message = f"a range runs from low to high, got {value_range} and {expected_range}."
         raise ValueError(message)
     if engine == "reference":
         still = TokenScalars(*(part.detach() for part in scalars))
@@ -73,18 +76,18 @@ def embed(
 
 
 def _check(genes: RowPlan, cells: RowPlan, scalars: TokenScalars, tables: EmbedTables) -> None:
-    gene, cell, curve, guess_curve, surprise, marker = tables
+    gene, cell, curve, expected_curve, residual_vector, hidden_vector = tables
     if not gene.dtype.is_floating_point or any(part.dtype != gene.dtype for part in tables):
         message = f"the tables must share one floating dtype, got {[str(part.dtype) for part in tables]}."
         raise ValueError(message)
-    lines = (surprise, marker)
+    lines = (residual_vector, hidden_vector)
     fits = all(part.ndim == 2 for part in tables[:4]) and all(part.shape == gene.shape[1:] for part in lines)
     if not fits or any(part.shape[1] != gene.shape[1] for part in tables[:4]):
         shapes = [tuple(part.shape) for part in tables]
         message = f"the tables must be four of [rows, E] and two of [E], got {shapes}."
         raise ValueError(message)
-    if curve.shape[0] < 2 or guess_curve.shape[0] < 2:
-        message = f"a curve has at least 2 knots, got {curve.shape[0]} and {guess_curve.shape[0]}."
+    if curve.shape[0] < 2 or expected_curve.shape[0] < 2:
+        message = f"a curve has at least 2 knots, got {curve.shape[0]} and {expected_curve.shape[0]}."
         raise ValueError(message)
     for name, part in zip(TokenScalars._fields, scalars, strict=True):
         wanted = part.dtype == torch.bool if name == "hidden" else part.dtype.is_floating_point
@@ -100,11 +103,6 @@ def _check(genes: RowPlan, cells: RowPlan, scalars: TokenScalars, tables: EmbedT
     check_plan("cells", cells, genes.rows.shape[0], cell.shape[0])
 
 
-def _kernels(engine: str) -> ModuleType:
-    """Import an engine when it is first used: compilers are slow to load and not everywhere installed."""
-    return import_module(f"sckit.kernels.embed_{engine}")
-
-
 # Lists, because torch takes time quadratic in the number of arguments to call an operator that has a gradient.
 torch.library.define(
     "sckit::embed_forward", "(Tensor[] plans, Tensor[] scalars, Tensor[] tables, float[] ranges, str engine) -> Tensor"
@@ -118,24 +116,27 @@ torch.library.define(
 
 @torch.library.impl("sckit::embed_forward", "CompositeExplicitAutograd")
 def _forward(plans: Tensors, scalars: Tensors, tables: Tensors, ranges: list[float], engine: str) -> Tensor:
-    return _kernels(engine).embed_forward(*_plans(plans), tuple(scalars), tuple(tables), ranges)
+    return load_engine("embed", engine).embed_forward(*_plans(plans), tuple(scalars), tuple(tables), ranges)
 
 
 @torch.library.register_fake("sckit::embed_forward")
-def _forward_fake(plans: Tensors, _scalars: Tensors, tables: Tensors, _ranges: list[float], _engine: str) -> Tensor:
+def _forward_fake(plans: Tensors, scalars: Tensors, tables: Tensors, ranges: list[float], engine: str) -> Tensor:
     return tables[0].new_empty(plans[0].shape[0], tables[0].shape[1])
 
 
 @torch.library.impl("sckit::embed_backward", "CompositeExplicitAutograd")
-def _backward(grad: Tensor, plans: Tensors, scalars: Tensors, *rest: Any) -> tuple[Tensor, ...]:
-    ranges, rows, engine = rest
-    return _kernels(engine).embed_backward(grad.contiguous(), *_plans(plans), tuple(scalars), ranges, rows)
+def _backward(
+    grad: Tensor, plans: Tensors, scalars: Tensors, ranges: list[float], rows: list[int], engine: str
+) -> tuple[Tensor, ...]:
+    kernels = load_engine("embed", engine)
+    return kernels.embed_backward(grad.contiguous(), *_plans(plans), tuple(scalars), ranges, rows)
 
 
 @torch.library.register_fake("sckit::embed_backward")
-def _backward_fake(grad: Tensor, _plans: Tensors, _scalars: Tensors, *rest: Any) -> tuple[Tensor, ...]:
+def _backward_fake(
+    grad: Tensor, plans: Tensors, scalars: Tensors, ranges: list[float], rows: list[int], engine: str
+) -> tuple[Tensor, ...]:
     width = grad.shape[1]
-    _, rows, _ = rest
     return *(grad.new_empty(count, width) for count in rows), grad.new_empty(width), grad.new_empty(width)
 
 

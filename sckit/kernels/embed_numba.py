@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sckit.kernels.rows import RowPlan
 from sckit.kernels.rows_numba import segment_sums
-from sckit.kernels.threads import share_out
+from sckit.kernels.threads import run_ranges
 
 PART = 1024  # tokens that share one copy of the small tables' gradient; fixed, so that threads change no sum
 
@@ -27,23 +27,23 @@ def _knot(value, low, high, knots):
 @njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
 def _forward(genes, cells, scalars, tables, ranges, out, first, last):
     """Write the states of the tokens from first to last."""
-    values, residual, guess, hidden = scalars
-    gene, cell, curve, guess_curve, surprise, marker = tables
+    values, residual, expected, hidden = scalars
+    gene, cell, curve, expected_curve, residual_vector, hidden_vector = tables
     width = out.shape[1]
     for t in range(first, last):
         g, c = genes[t], cells[t]
-        q, above = _knot(guess[t], ranges[2], ranges[3], len(guess_curve))
+        q, above = _knot(expected[t], ranges[2], ranges[3], len(expected_curve))
         below = np.float32(1.0) - above
         if hidden[t]:
             for e in range(width):
-                curves = below * guess_curve[q, e] + above * guess_curve[q + 1, e]
-                out[t, e] = gene[g, e] + cell[c, e] + curves + marker[e]
+                curves = below * expected_curve[q, e] + above * expected_curve[q + 1, e]
+                out[t, e] = gene[g, e] + cell[c, e] + curves + hidden_vector[e]
         else:
             v, upper = _knot(values[t], ranges[0], ranges[1], len(curve))
             lower, r = np.float32(1.0) - upper, residual[t]
             for e in range(width):
-                curves = below * guess_curve[q, e] + above * guess_curve[q + 1, e]
-                curves += lower * curve[v, e] + upper * curve[v + 1, e] + r * surprise[e]
+                curves = below * expected_curve[q, e] + above * expected_curve[q + 1, e]
+                curves += lower * curve[v, e] + upper * curve[v + 1, e] + r * residual_vector[e]
                 out[t, e] = gene[g, e] + cell[c, e] + curves
 
 
@@ -59,10 +59,10 @@ def _add(grad, t, a, a_row, a_weight, b, b_row, b_weight):
 def _backward(grad, order, present, bounds, scalars, ranges, cell, small, starts, knots, part, last_part):
     """Sum the gradient of the cell rows and of the small tables over the cells of the parts.
 
-    Part p holds the cells present[starts[p]:starts[p + 1]] and its own copy small[p] of curve, guess curve, surprise
-    and marker, one below the other; knots: rows of the two curves.
+    Part p holds the cells present[starts[p]:starts[p + 1]] and its own copy small[p] of both curves, the
+    residual vector and the hidden vector, one below the other; knots: rows of the two curves.
     """
-    values, residual, guess, hidden = scalars
+    values, residual, expected, hidden = scalars
     one = np.float32(1.0)
     for p in range(part, last_part):
         mine = small[p]
@@ -70,7 +70,7 @@ def _backward(grad, order, present, bounds, scalars, ranges, cell, small, starts
             for i in range(bounds[segment], bounds[segment + 1]):
                 t = order[i]
                 c = present[segment]
-                q, above = _knot(guess[t], ranges[2], ranges[3], knots[1])
+                q, above = _knot(expected[t], ranges[2], ranges[3], knots[1])
                 q += knots[0]
                 _add(grad, t, mine, q, one - above, mine, q + 1, above)
                 if hidden[t]:
@@ -94,20 +94,20 @@ def embed_forward(
         np.array(ranges, np.float32),
         out.numpy(),
     )
-    share_out(partial(_forward, *arguments), len(out))
+    run_ranges(partial(_forward, *arguments), len(out))
     return out
 
 
 def embed_backward(
     grad: Tensor, genes: RowPlan, cells: RowPlan, scalars: tuple[Tensor, ...], ranges: list[float], rows: list[int]
 ) -> tuple[Tensor, ...]:
-    """Return the gradients of the six tables from that of the states; rows: of gene, cell, curve and guess table."""
+    """Return the gradients of the six tables from that of the states; rows: of the first four tables."""
     width = grad.shape[1]
-    curve, guess_curve = rows[2:]
+    curve, expected_curve = rows[2:]
     bounds = cells.bounds.numpy()
     starts = np.searchsorted(bounds, np.arange(0, len(grad) + PART, PART)).clip(max=len(bounds) - 1)
     cell = grad.new_zeros(rows[1], width)
-    small = grad.new_zeros(len(starts) - 1, curve + guess_curve + 2, width)
+    small = grad.new_zeros(len(starts) - 1, curve + expected_curve + 2, width)
     arguments = (
         grad.numpy(),
         cells.order.numpy(),
@@ -118,9 +118,9 @@ def embed_backward(
         cell.numpy(),
         small.numpy(),
         starts,
-        (curve, guess_curve),
+        (curve, expected_curve),
     )
-    share_out(partial(_backward, *arguments), len(small))
+    run_ranges(partial(_backward, *arguments), len(small))
     total = torch.from_numpy(small.numpy().sum(0))  # in the order of the parts
     gene, _ = segment_sums(grad, genes, rows[0])
     curves = [part.clone() for part in total[:-2].split(rows[2:])]

@@ -12,17 +12,18 @@ def embed_reference(
     tables: tuple[Tensor, ...],
     ranges: list[float],
 ) -> Tensor:
-    """Return gene + cell + curve of the guess + (marker where hidden, else curve of the value + residual * surprise).
+    """Return the states [T, E] by the formula of `sckit.kernels.embed.embed`.
 
-    Shapes: genes, cells and scalars [T]; tables as in `EmbedTables`; ranges: low and high of the value and the guess.
+    Shapes: genes, cells and scalars [T]; tables as in `EmbedTables`; ranges: low and high of `value_range`, then of
+    `expected_range`.
     Differentiable by torch's own autograd; rows are taken by F.embedding, whose gradient adds in a fixed order.
     """
-    values, residual, guess, hidden = scalars
+    values, residual, expected, hidden = scalars
     values, residual = values.masked_fill(hidden, 0), residual.masked_fill(hidden, 0)  # whatever they are, even NaN
-    gene, cell, curve, guess_curve, surprise, marker = tables
-    seen = _curve(values, curve, *ranges[:2]) + residual[:, None].to(surprise.dtype) * surprise
-    h = F.embedding(genes, gene) + F.embedding(cells, cell) + _curve(guess, guess_curve, *ranges[2:])  # [T, E]
-    return h + torch.where(hidden[:, None], marker, seen)
+    gene, cell, curve, expected_curve, residual_vector, hidden_vector = tables
+    seen = _curve(values, curve, *ranges[:2]) + residual[:, None].to(residual_vector.dtype) * residual_vector
+    h = F.embedding(genes, gene) + F.embedding(cells, cell) + _curve(expected, expected_curve, *ranges[2:])  # [T, E]
+    return h + torch.where(hidden[:, None], hidden_vector, seen)
 
 
 def _curve(values: Tensor, table: Tensor, low: float, high: float) -> Tensor:

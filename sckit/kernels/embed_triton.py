@@ -35,9 +35,10 @@ def _curve(TABLE, at, column, mask, last: tl.constexpr, E: tl.constexpr):
 
 @triton.jit(do_not_specialize=["tokens"])  # every batch has another number
 def _forward_kernel(
-    GENES, CELLS, VALUES, RESIDUAL, GUESS, HIDDEN, GENE, CELL, CURVE, GUESS_CURVE, SURPRISE, MARKER, OUT,
-    tokens, low, scale, guess_low, guess_scale,
-    K: tl.constexpr, GUESS_K: tl.constexpr, E: tl.constexpr, B: tl.constexpr, M: tl.constexpr,
+    GENES, CELLS, VALUES, RESIDUAL, EXPECTED, HIDDEN,
+    GENE, CELL, CURVE, EXPECTED_CURVE, RESIDUAL_VECTOR, HIDDEN_VECTOR, OUT,
+    tokens, low, scale, expected_low, expected_scale,
+    K: tl.constexpr, EXPECTED_K: tl.constexpr, E: tl.constexpr, B: tl.constexpr, M: tl.constexpr,
 ):  # fmt: skip
     """Write one strip of the states of M tokens."""
     token = tl.program_id(0).to(tl.int64) * M + tl.arange(0, M)
@@ -51,23 +52,23 @@ def _forward_kernel(
     seen = mask & (hidden == 0)[:, None]
     state = tl.load(GENE + gene[:, None] * E + column[None, :], mask=mask, other=0.0).to(tl.float32)
     state += tl.load(CELL + cell[:, None] * E + column[None, :], mask=mask, other=0.0).to(tl.float32)
-    state += _curve(GUESS_CURVE, _position(GUESS + token, live, guess_low, guess_scale, GUESS_K - 1), column, mask,
-                    GUESS_K - 1, E)  # fmt: skip
+    expected_at = _position(EXPECTED + token, live, expected_low, expected_scale, EXPECTED_K - 1)
+    state += _curve(EXPECTED_CURVE, expected_at, column, mask, EXPECTED_K - 1, E)
     shown = _curve(CURVE, _position(VALUES + token, live, low, scale, K - 1), column, seen, K - 1, E)
     residual = tl.load(RESIDUAL + token, mask=live, other=0.0).to(tl.float32)
-    surprise = tl.load(SURPRISE + column, mask=inside, other=0.0).to(tl.float32)
-    marker = tl.load(MARKER + column, mask=inside, other=0.0).to(tl.float32)
-    state += tl.where(hidden[:, None], marker[None, :], shown + residual[:, None] * surprise[None, :])
+    residual_vector = tl.load(RESIDUAL_VECTOR + column, mask=inside, other=0.0).to(tl.float32)
+    hidden_vector = tl.load(HIDDEN_VECTOR + column, mask=inside, other=0.0).to(tl.float32)
+    state += tl.where(hidden[:, None], hidden_vector[None, :], shown + residual[:, None] * residual_vector[None, :])
     tl.store(OUT + token[:, None] * E + column[None, :], state.to(OUT.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["tokens"])  # every batch has another number
 def _table_kernel(
-    GRAD, VALUES, RESIDUAL, GUESS, HIDDEN, SUMS, tokens, low, scale, guess_low, guess_scale,
-    K: tl.constexpr, GUESS_K: tl.constexpr, E: tl.constexpr, B: tl.constexpr, M: tl.constexpr,
+    GRAD, VALUES, RESIDUAL, EXPECTED, HIDDEN, SUMS, tokens, low, scale, expected_low, expected_scale,
+    K: tl.constexpr, EXPECTED_K: tl.constexpr, E: tl.constexpr, B: tl.constexpr, M: tl.constexpr,
     PART: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Write ROWS of one part's sums over its tokens, [K + GUESS_K + 2, E]: curve, guess curve, surprise, marker.
+    """Write ROWS of one part's sums over its tokens, [K + EXPECTED_K + 2, E]: both curves, then the two vectors.
 
     The weight of a token at a knot is the hat function max(0, 1 - |position - knot|), so all of it is one product.
     """
@@ -76,8 +77,8 @@ def _table_kernel(
     inside = column < E
     row = tl.program_id(2) * ROWS + tl.arange(0, ROWS)
     of_curve = (row < K)[:, None]
-    of_guess = (row < K + GUESS_K)[:, None]
-    of_surprise = (row == K + GUESS_K)[:, None]
+    of_expected = (row < K + EXPECTED_K)[:, None]
+    of_residual = (row == K + EXPECTED_K)[:, None]
     sums = tl.zeros([ROWS, B], tl.float32)
     for i in range(0, PART, M):
         token = part * PART + i + tl.arange(0, M)
@@ -86,14 +87,15 @@ def _table_kernel(
         hidden = (tl.load(HIDDEN + token, mask=live, other=0) != 0)[None, :]
         residual = tl.load(RESIDUAL + token, mask=live, other=0.0)[None, :]
         at = _position(VALUES + token, live, low, scale, K - 1)[None, :] - row[:, None]  # [ROWS, M]
-        guess_at = _position(GUESS + token, live, guess_low, guess_scale, GUESS_K - 1)[None, :] - (row - K)[:, None]
-        knot = tl.maximum(1.0 - tl.abs(tl.where(of_curve, at, guess_at)), 0.0, tl.PropagateNan.ALL)
-        seen = tl.where(of_curve, knot, tl.where(of_surprise, residual, 0.0))
-        veiled = tl.where(of_curve | of_surprise, 0.0, 1.0)
-        weight = tl.where(of_guess & (of_curve == 0), knot, tl.where(hidden, veiled, seen))
+        expected_at = _position(EXPECTED + token, live, expected_low, expected_scale, EXPECTED_K - 1)[None, :]
+        expected_at -= (row - K)[:, None]
+        knot = tl.maximum(1.0 - tl.abs(tl.where(of_curve, at, expected_at)), 0.0, tl.PropagateNan.ALL)
+        seen = tl.where(of_curve, knot, tl.where(of_residual, residual, 0.0))
+        veiled = tl.where(of_curve | of_residual, 0.0, 1.0)
+        weight = tl.where(of_expected & (of_curve == 0), knot, tl.where(hidden, veiled, seen))
         sums = tl.dot(weight, grad.to(tl.float32), sums, input_precision="ieee")
-    to = SUMS + part * ((K + GUESS_K + 2) * E) + row[:, None] * E + column[None, :]
-    tl.store(to, sums, mask=(row < K + GUESS_K + 2)[:, None] & inside[None, :])
+    to = SUMS + part * ((K + EXPECTED_K + 2) * E) + row[:, None] * E + column[None, :]
+    tl.store(to, sums, mask=(row < K + EXPECTED_K + 2)[:, None] & inside[None, :])
 
 
 def embed_forward(
@@ -107,7 +109,7 @@ def embed_forward(
     with torch.cuda.device_of(out):
         _forward_kernel[triton.cdiv(tokens, TILE), triton.cdiv(width, strip)](
             genes.rows, cells.rows, *scalars, *tables, out, tokens, *_scales(ranges, *knots),
-            K=knots[0], GUESS_K=knots[1], E=width, B=strip, M=TILE, num_warps=4, enable_fp_fusion=True,
+            K=knots[0], EXPECTED_K=knots[1], E=width, B=strip, M=TILE, num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
     return out
 
@@ -115,16 +117,16 @@ def embed_forward(
 def embed_backward(
     grad: Tensor, genes: RowPlan, cells: RowPlan, scalars: tuple[Tensor, ...], ranges: list[float], rows: list[int]
 ) -> tuple[Tensor, ...]:
-    """Return the gradients of the six tables from that of the states; rows: of gene, cell, curve and guess table."""
+    """Return the gradients of the six tables from that of the states; rows: of the first four tables."""
     tokens, width = grad.shape
-    curve, guess_curve = rows[2:]
+    curve, expected_curve = rows[2:]
     strip = strip_of(width)
     parts = triton.cdiv(tokens, PART)
-    sums = grad.new_empty(parts, curve + guess_curve + 2, width, dtype=torch.float32)
+    sums = grad.new_empty(parts, curve + expected_curve + 2, width, dtype=torch.float32)
     with torch.cuda.device_of(grad):
         _table_kernel[parts, triton.cdiv(width, strip), triton.cdiv(sums.shape[1], ROWS)](
-            grad, *scalars, sums, tokens, *_scales(ranges, curve, guess_curve),
-            K=curve, GUESS_K=guess_curve, E=width, B=strip, M=TILE, PART=PART, ROWS=ROWS,
+            grad, *scalars, sums, tokens, *_scales(ranges, curve, expected_curve),
+            K=curve, EXPECTED_K=expected_curve, E=width, B=strip, M=TILE, PART=PART, ROWS=ROWS,
             num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
     gene = segment_sums(grad, genes, grad.new_zeros(rows[0], width), step=8)
@@ -134,7 +136,7 @@ def embed_backward(
     return gene, cell, *curves, total[-2].clone(), total[-1].clone()
 
 
-def _scales(ranges: list[float], knots: int, guess_knots: int) -> tuple[float, ...]:
+def _scales(ranges: list[float], knots: int, expected_knots: int) -> tuple[float, ...]:
     """Return low and knots per unit of the two curves."""
-    low, high, guess_low, guess_high = ranges
-    return low, (knots - 1) / (high - low), guess_low, (guess_knots - 1) / (guess_high - guess_low)
+    low, high, expected_low, expected_high = ranges
+    return low, (knots - 1) / (high - low), expected_low, (expected_knots - 1) / (expected_high - expected_low)

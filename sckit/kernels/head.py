@@ -1,13 +1,11 @@
 """The masked head, predictions and loss of hidden tokens only: checks, engine, and one operator with its gradient."""
 
-from importlib import import_module
-from types import ModuleType
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 
-from sckit.kernels.engines import once_differentiable, pick_engine
+from sckit.kernels.engines import load_engine, once_differentiable, pick_engine
 from sckit.kernels.head_reference import head_reference
 from sckit.kernels.rows import RowPlan, check_plan, each_row, plan_rows
 
@@ -102,11 +100,6 @@ def _check(
         raise ValueError(message)
 
 
-def _kernels(engine: str) -> ModuleType:
-    """Import an engine when it is first used: compilers are slow to load and not everywhere installed."""
-    return import_module(f"sckit.kernels.head_{engine}")
-
-
 torch.library.define(
     "sckit::head_forward",
     "(Tensor h, Tensor bias, Tensor shared, Tensor weight, Tensor[] plans, Tensor? truth, str engine)"
@@ -119,25 +112,29 @@ torch.library.define(
 
 
 @torch.library.impl("sckit::head_forward", "CompositeExplicitAutograd")
-def _forward(h: Tensor, bias: Tensor, shared: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    plans, truth, engine = rest
-    return _kernels(engine).head_forward(h, bias, shared, weight, *_plans(plans), truth)
+def _forward(
+    h: Tensor, bias: Tensor, shared: Tensor, weight: Tensor, plans: list[Tensor], truth: Tensor | None, engine: str
+) -> tuple[Tensor, Tensor]:
+    return load_engine("head", engine).head_forward(h, bias, shared, weight, *_plans(plans), truth)
 
 
 @torch.library.register_fake("sckit::head_forward")
-def _forward_fake(_h: Tensor, bias: Tensor, *_rest: Any) -> tuple[Tensor, Tensor]:
+def _forward_fake(
+    h: Tensor, bias: Tensor, shared: Tensor, weight: Tensor, plans: list[Tensor], truth: Tensor | None, engine: str
+) -> tuple[Tensor, Tensor]:
     return bias.new_empty(bias.shape), bias.new_empty(())
 
 
 @torch.library.impl("sckit::head_backward", "CompositeExplicitAutograd")
-def _backward(slope: Tensor, h: Tensor, shared: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    plans, engine = rest
-    return _kernels(engine).head_backward(slope.contiguous(), h, shared, weight, *_plans(plans))
+def _backward(
+    slope: Tensor, h: Tensor, shared: Tensor, weight: Tensor, plans: list[Tensor], engine: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    return load_engine("head", engine).head_backward(slope.contiguous(), h, shared, weight, *_plans(plans))
 
 
 @torch.library.register_fake("sckit::head_backward")
 def _backward_fake(
-    _slope: Tensor, h: Tensor, shared: Tensor, weight: Tensor, *_rest: Any
+    slope: Tensor, h: Tensor, shared: Tensor, weight: Tensor, plans: list[Tensor], engine: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     return h.new_empty(h.shape), shared.new_empty(shared.shape), weight.new_empty(weight.shape)
 

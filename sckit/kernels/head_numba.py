@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sckit.kernels.rows import RowPlan
 from sckit.kernels.rows_numba import segment_sums
-from sckit.kernels.threads import share_out
+from sckit.kernels.threads import run_ranges
 
 PART = 1024  # targets that share one sum of squared errors; fixed, so that the number of threads changes no sum
 
@@ -44,7 +44,7 @@ def head_forward(
         None if part is None else part.detach().numpy()
         for part in (h, bias, shared, weight, genes.rows, rows.rows, truth, prediction)
     ]
-    share_out(partial(_forward, *arguments, squares), len(squares))
+    run_ranges(partial(_forward, *arguments, squares), len(squares))
     return prediction, torch.tensor(squares.sum() / max(len(bias), 1), dtype=torch.float32)
 
 

@@ -70,8 +70,3 @@ def segment_sums(
 def strip_of(width: int) -> int:
     """Return the columns of a program: all up to 64, else 64."""
     return min(STRIP, max(16, triton.next_power_of_2(width)))
-
-
-def interpreted() -> bool:
-    """Return whether the kernels run in Triton's interpreter, on CPU tensors: TRITON_INTERPRET=1 at import."""
-    return not isinstance(_segment_kernel, triton.JITFunction)

@@ -8,7 +8,7 @@ from functools import cache
 import torch
 
 
-def side_by_side(work: Callable[[int, int], None], most: int) -> None:
+def run_threads(work: Callable[[int, int], None], most: int) -> None:
     """Call work(thread, threads) on every thread, at most so many; work has to let go of the GIL."""
     threads = max(1, min(torch.get_num_threads(), most))
     others = [_pool(os.getpid()).submit(work, thread, threads) for thread in range(1, threads)]
@@ -20,9 +20,9 @@ def side_by_side(work: Callable[[int, int], None], most: int) -> None:
         other.result()
 
 
-def share_out(work: Callable[[int, int], None], count: int) -> None:
+def run_ranges(work: Callable[[int, int], None], count: int) -> None:
     """Call work(first, last) so that the ranges cover 0..count once, side by side."""
-    side_by_side(lambda thread, threads: work(count * thread // threads, count * (thread + 1) // threads), count)
+    run_threads(lambda thread, threads: work(count * thread // threads, count * (thread + 1) // threads), count)
 
 
 @cache

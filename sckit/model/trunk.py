@@ -101,7 +101,7 @@ class Trunk(nn.Module, ABC):
             TokenScalars(tokens.values, residual, expected, tokens.hidden),
             EmbedTables(self.gene.weight, cells, self.curve, self.guess_curve, self.surprise, self.marker),
             value_range=VALUE_RANGE,
-            guess_range=EXPECTED_RANGE,
+            expected_range=EXPECTED_RANGE,
             engine=self.engine,
         )
 

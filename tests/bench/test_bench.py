@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import sckit.bench.attention as bench
 from sckit.bench.cases import CASES, PERCENTS, SHAPES, Case, cases_for
-from sckit.bench.competitors import competitors
+from sckit.bench.competitors import attention_competitors
 from sckit.bench.counts import bench_counts
 from sckit.bench.ops import bench_ops
 from sckit.bench.report import append_rows, draw_kernels, print_comparison, print_kernels, read_rows
@@ -94,9 +94,9 @@ def test_a_competitor_that_cannot_run_is_left_out_and_named(monkeypatch):
             message = "not on this machine"
             raise RuntimeError(message)
 
-        return competitors(lengths, keys, device) | {"torch-split": refuse}
+        return attention_competitors(lengths, keys, device) | {"torch-split": refuse}
 
-    monkeypatch.setattr(bench, "competitors", broken)
+    monkeypatch.setattr(bench, "attention_competitors", broken)
     document = bench.bench_kernels(FEW[:1], rounds=1)
     assert document["left_out"] == {"torch-split": "not on this machine"}
     assert "torch-split" not in {row["engine"] for row in document["rows"]}
@@ -109,7 +109,7 @@ def test_every_competitor_computes_attention(keys):
     q, k, v = torch.randn(3, sum(lengths), 2, 8, generator=torch.Generator().manual_seed(0)).unbind(0)
     offsets = torch.tensor([0, 40, 49, 50, 120])
     want = attention(q, k, v, offsets, torch.tensor(keys), engine="reference")
-    for variant in competitors(lengths, keys, "cpu").values():
+    for variant in attention_competitors(lengths, keys, "cpu").values():
         torch.testing.assert_close(variant(q, k, v), want)
 
 
@@ -187,7 +187,7 @@ def test_command_ends_with_the_document(monkeypatch, tmp_path):
 
 
 def test_ops_time_every_engine_and_refuse_a_wrong_one(monkeypatch):
-    rows = bench_ops(1, cases=[(700, 16)])
+    rows = bench_ops(1, cases=[(700, 16)])["rows"]
     assert {(row["op"], row["engine"]) for row in rows} == {
         *(("embed", name) for name in ("numba", "reference", "torch-bag")),
         *(("head", name) for name in ("numba", "reference", "torch-vecdot")),
@@ -195,7 +195,7 @@ def test_ops_time_every_engine_and_refuse_a_wrong_one(monkeypatch):
     assert len(rows) == 12
     wrong = torch.linalg.vecdot
     monkeypatch.setattr(torch.linalg, "vecdot", lambda *parts: wrong(*parts) * 1.001)
-    with pytest.raises(SckitError, match=r"'torch-vecdot' is off by .* in head"):
+    with pytest.raises(SckitError, match=r"'torch-vecdot' is wrong by .*op head, .*no speed"):
         bench_ops(1, cases=[(700, 16)])
 
 

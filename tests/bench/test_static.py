@@ -19,14 +19,15 @@ from pathlib import Path
 import triton
 import triton.language as tl
 
+from sckit.bench.shipped import ship_attention
 from sckit.bench.static import bench_static
 from sckit.kernels import attention_triton as engine
 from sckit.kernels.attention_launch import LAUNCHES, Launch
-from sckit.bench.attention_shipped import ship
+
 
 def one(name, target, width, kind="bf16", **constants):
     row = LAUNCHES[target][width, 2]
-    kernel = next(made for made in ship(target, width, kind, row) if made.name == "attention " + name)
+    kernel = next(made for made in ship_attention(target, width, kind, row) if made.name == "attention " + name)
     return kernel._replace(constants=kernel.constants | constants, case=kernel.case + " " + str(constants))
 
 def dkv(target, keys, queries):

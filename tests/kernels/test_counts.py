@@ -1,16 +1,17 @@
-"""Counts kernels: each equals its reference in every type, and the split follows the laws it claims."""
+"""Counts kernels: each equals its reference in every type, and halves follow the laws they claim."""
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import betabinom, binom, chi2
 
-from sckit.bench import counts_competitors as bench_counts_rivals
+from sckit.bench import competitors
 from sckit.bench.counts import bench_counts
 from sckit.errors import SckitError
 from sckit.kernels import counts_numba, counts_reference
+from sckit.kernels.counts_reference import Hide
+from sckit.kernels.hashing import entry_uniform
 
 COUNT_TYPES = (np.uint8, np.uint16, np.uint32, np.int64)
 GENE_TYPES = (np.uint16, np.int32)
@@ -72,14 +73,14 @@ def test_normalise_is_the_reference(drawn):
     outside=st.sampled_from([0, 1, 700]),
     size=st.sampled_from([None, 1e-3, 2.0, 1e4]),
 )
-def test_split_is_the_reference_and_its_halves_add_up(drawn, key, outside, size):
+def test_halves_are_the_reference_and_add_up(drawn, key, outside, size):
     csr, cells = drawn
     totals = totals_of(csr, outside)
     sizes = None if size is None else np.full(GENES, size)
     halves = []
     for second in (False, True):
         fast, slow = (
-            engine.split(csr, cells, totals, key, sizes=sizes, second=second)
+            engine.halve(csr, cells, totals, key, sizes=sizes, second=second)
             for engine in (counts_numba, counts_reference)
         )
         assert_same(fast, slow)
@@ -94,7 +95,7 @@ def test_split_is_the_reference_and_its_halves_add_up(drawn, key, outside, size)
 @given(drawn=csr_counts(), key=st.integers(0, 2**64 - 1))
 def test_packing_is_the_reference_in_every_type(drawn, key):
     csr, cells = drawn
-    arguments = csr, cells, np.maximum(totals_of(csr), 1), (key, np.full(len(cells), 0.4))
+    arguments = csr, cells, np.maximum(totals_of(csr), 1), Hide(key, np.full(len(cells), 0.4))
     assert_same(*(e.pack(*arguments, vocabulary=VOCABULARY, max_genes=9) for e in (counts_numba, counts_reference)))
 
 
@@ -105,7 +106,7 @@ def test_a_total_of_zero_is_infinite_as_in_the_reference():
     fast, slow = (engine.normalise(csr, totals, VOCABULARY) for engine in (counts_numba, counts_reference))
     np.testing.assert_allclose(fast[2], slow[2], rtol=1e-15)
     assert np.isinf(fast[2]).tolist() == [True, True, False]
-    arguments = csr, np.arange(2), totals, (7, np.full(2, 0.4))
+    arguments = csr, np.arange(2), totals, Hide(7, np.full(2, 0.4))
     assert_same(*(e.pack(*arguments, vocabulary=VOCABULARY, max_genes=9) for e in (counts_numba, counts_reference)))
 
 
@@ -127,12 +128,12 @@ def test_dot_products_of_entries_are_the_reference(rng):
     np.testing.assert_allclose(strided, (of_gene[genes, :2] * of_cell[cells, :2]).sum(1), rtol=1e-12, atol=1e-13)
 
 
-def test_huge_counts_are_split_without_overflow():
+def test_huge_counts_are_halved_without_overflow():
     largest = 2**31 - 1
     csr = np.array([0, 3]), np.array([0, 1, 2], np.int32), np.array([largest, largest, 2**32 - 1], np.uint32)
     total = np.array([2 * largest + 2**32 - 1])
     (first, first_total), (second, second_total) = (
-        counts_numba.split(csr, np.array([5]), total, 1, second=half) for half in (False, True)
+        counts_numba.halve(csr, np.array([5]), total, 1, second=half) for half in (False, True)
     )
     np.testing.assert_array_equal(dense(first) + dense(second), dense(csr))
     assert first_total[0] + second_total[0] == total[0] > 2**32
@@ -143,7 +144,7 @@ def test_huge_counts_are_split_without_overflow():
 
 def test_a_cell_without_counts_has_halves_of_total_one():
     csr = np.zeros(3, np.int64), np.zeros(0, np.uint16), np.zeros(0, np.uint8)
-    empty, totals = counts_numba.split(csr, np.array([1, 2]), np.zeros(2, np.int64), 0)
+    empty, totals = counts_numba.halve(csr, np.array([1, 2]), np.zeros(2, np.int64), 0)
     assert empty[0].tolist() == [0, 0, 0]
     assert totals.tolist() == [1, 1]
 
@@ -151,7 +152,7 @@ def test_a_cell_without_counts_has_halves_of_total_one():
 def drawn_halves(count, n, sizes=None, key=3):
     """First halves of one count in n cells of one gene, int64 [n]."""
     csr = np.arange(n + 1), np.full(n, 4, np.int32), np.full(n, count, np.uint32)
-    (indptr, _, kept), totals = counts_numba.split(csr, np.arange(n), np.full(n, count), key, sizes=sizes)
+    (indptr, _, kept), totals = counts_numba.halve(csr, np.arange(n), np.full(n, count), key, sizes=sizes)
     first = np.zeros(n, np.int64)
     first[np.diff(indptr) > 0] = kept
     np.testing.assert_array_equal(totals, np.maximum(first, 1))
@@ -159,13 +160,13 @@ def drawn_halves(count, n, sizes=None, key=3):
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 63, 64, 65, 150])
-def test_a_split_count_is_binomial(count):
+def test_a_halved_count_is_binomial(count):
     assert_law(drawn_halves(count, 40_000), binom(count, 0.5), count)
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 40])
 @pytest.mark.parametrize("size", [0.3, 2.0, 1e4])
-def test_a_count_split_by_the_urn_is_beta_binomial(count, size):
+def test_a_count_halved_by_the_urn_is_beta_binomial(count, size):
     first = drawn_halves(count, 40_000, np.full(GENES, size))
     assert_law(first, betabinom(count, size / 2, size / 2), count)
 
@@ -180,18 +181,16 @@ def assert_law(first, law, count):
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 63, 64, 65, 150])
-def test_rivals_of_the_benchmark_follow_the_laws_too(rng, count):
+def test_competitors_of_the_benchmark_follow_the_laws_too(rng, count):
     csr = np.arange(40_001), np.arange(40_000, dtype=np.int32), np.full(40_000, count, np.uint32)
-    assert_law(spread(bench_counts_rivals.split_numpy(csr, rng)), binom(count, 0.5), count)
-    assert_law(spread(bench_counts_rivals.split_urn_numpy(csr, rng, 2.0)), betabinom(count, 1.0, 1.0), count)
-    torch.manual_seed(0)
-    assert_law(spread(bench_counts_rivals.split_torch(csr)), binom(count, 0.5), count)
+    assert_law(spread(competitors.halve_numpy(csr, rng)), binom(count, 0.5), count)
+    assert_law(spread(competitors.halve_urn_numpy(csr, rng, 2.0)), betabinom(count, 1.0, 1.0), count)
 
 
-def test_a_rival_splits_without_bitwise_count(rng, monkeypatch):
+def test_a_competitor_halves_without_bitwise_count(rng, monkeypatch):
     monkeypatch.delattr(np, "bitwise_count", raising=False)
     csr = np.arange(40_001), np.arange(40_000, dtype=np.int32), np.full(40_000, 7, np.uint32)
-    assert_law(spread(bench_counts_rivals.split_numpy(csr, rng)), binom(7, 0.5), 7)
+    assert_law(spread(competitors.halve_numpy(csr, rng)), binom(7, 0.5), 7)
 
 
 def spread(half):
@@ -207,7 +206,7 @@ def test_halves_of_poisson_counts_are_independent(rng):
     cell, gene = np.nonzero(counts)
     csr = np.searchsorted(cell, np.arange(20_001)), gene.astype(np.uint16), counts[cell, gene].astype(np.uint8)
     (first, _), (second, _) = (
-        counts_numba.split(csr, np.arange(20_000), counts.sum(1), 9, second=half) for half in (False, True)
+        counts_numba.halve(csr, np.arange(20_000), counts.sum(1), 9, second=half) for half in (False, True)
     )
     a, b = dense(first)[:, :2], dense(second)[:, :2]
     correlation = np.corrcoef(np.column_stack([a, b]).T)
@@ -217,25 +216,25 @@ def test_halves_of_poisson_counts_are_independent(rng):
     assert a.var() == pytest.approx(1.5, abs=0.05)
 
 
-def test_a_split_does_not_know_the_other_cells_nor_the_hash_that_hides(rng):
+def test_a_half_does_not_know_the_other_cells_nor_the_hash_that_hides(rng):
     counts = rng.integers(1, 30, (50, GENES)).astype(np.uint16)
     csr = np.arange(51) * GENES, np.tile(np.arange(GENES, dtype=np.uint16), 50), counts.ravel()
-    whole, totals = counts_numba.split(csr, np.arange(50) * 3, counts.sum(1), 8)
+    whole, totals = counts_numba.halve(csr, np.arange(50) * 3, counts.sum(1), 8)
     one = np.array([0, GENES]), csr[1][:GENES], counts[20]
-    alone, total = counts_numba.split(one, np.array([60]), counts[20:21].sum(1), 8)
+    alone, total = counts_numba.halve(one, np.array([60]), counts[20:21].sum(1), 8)
     np.testing.assert_array_equal(dense(alone)[0], dense(whole)[20])
     assert total[0] == totals[20]
-    u = counts_reference.entry_uniform(9, np.repeat(np.arange(50) * 3, GENES), csr[1])
+    u = entry_uniform(9, np.repeat(np.arange(50) * 3, GENES), csr[1])
     assert abs(np.corrcoef(u, (dense(whole) / counts).ravel())[0, 1]) < 5 / np.sqrt(50 * GENES)
 
 
 def test_bench_reports_every_operation_and_refuses_a_wrong_engine(monkeypatch):
     told = []
-    document = bench_counts(1, told.append, cells=[20])
+    document = bench_counts(1, lambda kind, facts: told.append(facts) if kind == "row" else None, cells=[20])
     assert document["rows"] == told
-    assert {row["engine"] for row in told} == {"sckit", "numpy", "scipy", "torch"}
+    assert {row["engine"] for row in told} == {"sckit", "numpy", "torch"}
     assert all(row["p20_ms"] <= row["median_ms"] <= row["p80_ms"] for row in told)
-    for engine, name in ((counts_numba, "entry_dot"), (bench_counts_rivals, "dot_torch")):
+    for engine, name in ((counts_numba, "entry_dot"), (competitors, "dot_torch")):
         with monkeypatch.context() as patch:
             patch.setattr(engine, name, lambda *_: np.zeros(7))
             with pytest.raises(SckitError, match="entry dot"):

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from sckit.kernels import engines
 from sckit.kernels.embed import EmbedTables, TokenScalars, embed, plan_rows
 
-RANGES = {"value_range": (0.0, 9.25), "guess_range": (-2.0, 6.0)}
-NAMES = ("out", "gene", "cell", "curve", "guess_curve", "surprise", "marker")
+RANGES = {"value_range": (0.0, 9.25), "expected_range": (-2.0, 6.0)}
+NAMES = ("out", "gene", "cell", "curve", "expected_curve", "residual_vector", "hidden_vector")
 COMPILED = ("numba", "triton")
 
 
@@ -21,8 +22,8 @@ def a_batch(lengths: list[int], n_genes: int = 90, hidden: float = 0.4) -> tuple
     cells = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths, dtype=torch.int64))
     values = torch.rand(tokens, generator=generator) * 14 - 2  # some outside the range
     residual = torch.randn(tokens, generator=generator)
-    guess = torch.randn(tokens, generator=generator) * 4
-    shown = TokenScalars(values, residual, guess, torch.rand(tokens, generator=generator) < hidden)
+    expected = torch.randn(tokens, generator=generator) * 4
+    shown = TokenScalars(values, residual, expected, torch.rand(tokens, generator=generator) < hidden)
     return torch.cat([*genes, torch.empty(0, dtype=torch.int64)]), cells, shown
 
 
@@ -104,10 +105,10 @@ def test_reference_is_the_sum_of_its_parts() -> None:
     tables = EmbedTables(*(part.double() for part in some_tables(3, 1, 4, (3, 5))))
     rows, one = plan_rows(torch.tensor([2, 0, 1])), plan_rows(torch.zeros(3, dtype=torch.int64))
     out = embed(rows, one, scalars, tables, **RANGES, engine="reference") - tables.cell
-    gene, _, curve, guess, surprise, marker = tables
-    torch.testing.assert_close(out[0], gene[2] + (curve[0] + curve[1]) / 2 + 2 * surprise + guess[0])
-    torch.testing.assert_close(out[1], gene[0] + marker + guess[2])
-    torch.testing.assert_close(out[2], gene[1] + curve[2] + guess[4])
+    gene, _, curve, expected, residual_vector, hidden_vector = tables
+    torch.testing.assert_close(out[0], gene[2] + (curve[0] + curve[1]) / 2 + 2 * residual_vector + expected[0])
+    torch.testing.assert_close(out[1], gene[0] + hidden_vector + expected[2])
+    torch.testing.assert_close(out[2], gene[1] + curve[2] + expected[4])
 
 
 def test_reference_passes_gradcheck() -> None:
@@ -132,7 +133,9 @@ def test_what_is_hidden_is_not_looked_at(engine: str) -> None:
 
 @pytest.mark.parametrize("engine", ["reference", *COMPILED])
 @pytest.mark.parametrize(
-    ("field", "table"), [("values", "curve"), ("residual", "surprise"), ("guess", "guess_curve")], ids=lambda name: name
+    ("field", "table"),
+    [("values", "curve"), ("residual", "residual_vector"), ("expected", "expected_curve")],
+    ids=lambda name: name,
 )
 def test_a_value_that_is_no_number_shows(engine: str, field: str, table: str) -> None:
     genes, cells, scalars = a_batch([20], hidden=0.0)
@@ -146,12 +149,12 @@ def test_a_value_that_is_no_number_shows(engine: str, field: str, table: str) ->
 
 
 @pytest.mark.parametrize("engine", ["reference", *COMPILED])
-def test_a_guess_that_is_no_number_shows_where_the_value_is_hidden(engine: str) -> None:
+def test_an_expectation_that_is_no_number_shows_where_the_value_is_hidden(engine: str) -> None:
     genes, cells, scalars = a_batch([20], hidden=1.0)
-    scalars.guess[3] = torch.nan
+    scalars.expected[3] = torch.nan
     results = run(genes, cells, scalars, some_tables(90, 1, 16), torch.float32, engine)
     assert results[0].isnan().any(1).nonzero().flatten().tolist() == [3]
-    assert [name for name, part in zip(NAMES, results, strict=True) if part.isnan().any()] == ["out", "guess_curve"]
+    assert [name for name, part in zip(NAMES, results, strict=True) if part.isnan().any()] == ["out", "expected_curve"]
 
 
 @pytest.mark.parametrize("engine", COMPILED)
@@ -250,7 +253,7 @@ def test_wrong_rows_are_named(rows: list, message: str) -> None:
     [
         pytest.param({"gene": torch.zeros(4, 16)}, "genes takes row 8 of a table that has 4 rows", id="few-genes"),
         pytest.param({"cell": torch.zeros(1, 16)}, "cells takes row 1 of a table that has 1", id="few-cells"),
-        pytest.param({"marker": torch.zeros(8)}, "two of \\[E\\]", id="narrow-marker"),
+        pytest.param({"hidden_vector": torch.zeros(8)}, "two of \\[E\\]", id="narrow-hidden-vector"),
         pytest.param({"curve": torch.zeros(1, 16)}, "at least 2 knots", id="one-knot"),
         pytest.param({"curve": torch.zeros(4, 16).double()}, "one floating dtype", id="two-dtypes"),
         pytest.param({"values": torch.zeros(8)}, r"values must be floating \[9\]", id="few-values"),
@@ -281,9 +284,7 @@ def test_engines_refuse_float64(engine: str) -> None:
 
 
 def test_triton_refuses_cpu_tensors_outside_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sckit.kernels import rows_triton
-
-    monkeypatch.setattr(rows_triton, "interpreted", lambda: False)
+    monkeypatch.setattr(engines, "interpreted", lambda: False)
     with pytest.raises(ValueError, match="needs GPU tensors"):
         run(*a_batch([5]), some_tables(90, 1, 16), torch.float32, "triton")
 
@@ -293,7 +294,7 @@ def test_operators_pass_opcheck(engine: str) -> None:
     genes, cells, scalars = a_batch([7, 5], n_genes=9)
     tables = [part.requires_grad_() for part in some_tables(9, 2, 16, (4, 3))]
     plans = [*plan_rows(genes).tensors(), *plan_rows(cells).tensors()]
-    ranges = [*RANGES["value_range"], *RANGES["guess_range"]]
+    ranges = [*RANGES["value_range"], *RANGES["expected_range"]]
     torch.library.opcheck(torch.ops.sckit.embed_forward, (plans, list(scalars), tables, ranges, engine))
     rows = [len(part) for part in tables[:4]]
     torch.library.opcheck(

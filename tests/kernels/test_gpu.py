@@ -12,7 +12,8 @@ from sckit.bench.cases import Case
 from sckit.config import ModelConfig, PretrainConfig
 from sckit.data.batch import Hiding, Packer
 from sckit.data.split import run_vocabulary
-from sckit.kernels.attention import attention, choose_engine, plan_attention
+from sckit.kernels.attention import attention, plan_attention
+from sckit.kernels.engines import choose_engine
 from sckit.model.closed_forms import fit_closed_forms
 from sckit.model.tokens import Tokens
 from sckit.model.transformer import Model

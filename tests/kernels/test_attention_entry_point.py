@@ -7,12 +7,12 @@ import time
 import pytest
 import torch
 
-from sckit.kernels import attention as door
+from sckit.kernels import engines
 from sckit.kernels.attention import attention, choose_engine
 
 
 def test_threads_are_done_before_an_error_leaves() -> None:
-    from sckit.kernels.threads import side_by_side
+    from sckit.kernels.threads import run_threads
 
     done = []
 
@@ -26,7 +26,7 @@ def test_threads_are_done_before_an_error_leaves() -> None:
     torch.set_num_threads(2)
     try:
         with pytest.raises(KeyboardInterrupt):
-            side_by_side(work, 2)
+            run_threads(work, 2)
     finally:
         torch.set_num_threads(threads)
     assert done == [1]
@@ -70,9 +70,7 @@ def test_engines_say_what_they_cannot_do(shape: tuple, dtype: torch.dtype, engin
 
 
 def test_triton_refuses_cpu_tensors_outside_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sckit.kernels import attention_triton
-
-    monkeypatch.setattr(attention_triton, "interpreted", lambda: False)
+    monkeypatch.setattr(engines, "interpreted", lambda: False)
     q = torch.zeros(6, 1, 16)
     with pytest.raises(ValueError, match="needs GPU tensors"):
         attention(q, q, q, torch.tensor([0, 6]), engine="triton")
@@ -99,4 +97,4 @@ def test_engines_load_when_first_used() -> None:
     code = "import sys, sckit.kernels.attention; print(sorted({'numba', 'triton', 'llvmlite'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-    assert door.ENGINES[0] == "auto"
+    assert engines.ENGINES[0] == "auto"

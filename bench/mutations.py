@@ -1,6 +1,6 @@
 """Plant plausible bugs in the kernels, one at a time: the tests have to catch every one.
 
-`python tests/mutations.py [--only PART]` copies the package and its tests, makes one edit, runs the tests of that
+`python bench/mutations.py [--only PART]` copies the package and its tests, makes one edit, runs the tests of that
 kernel, and fails when they pass. The untouched copy has to pass, or the rest would prove nothing.
 """
 
@@ -88,7 +88,7 @@ BUGS = [
     Bug("the last tile of a cell is dropped", "attention_plan.py",
         "count = (span + TILE - 1) // TILE", "count = (span + TILE - 2) // TILE", TRITON),
     Bug("a hidden token shows its value", "embed_triton.py",
-        "tl.where(hidden[:, None], marker[None, :], shown", "tl.where(hidden[:, None], shown, shown", EMBED),
+        "tl.where(hidden[:, None], hidden_vector[None, :], shown", "tl.where(hidden[:, None], shown, shown", EMBED),
     Bug("a knot below its weight and above it are swapped", "embed_numba.py",
         "_add(grad, t, mine, v, one - upper, mine, v + 1, upper)",
         "_add(grad, t, mine, v, upper, mine, v + 1, one - upper)", EMBED),
