@@ -1,15 +1,14 @@
 """The comparison: arms and baselines on the same units, seeds and splits, with intervals, ceilings and a verdict."""
 
-import multiprocessing as mp
 import os
-import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import joblib
 import torch
 
 from sckit.config.finetune import FinetuneConfig
@@ -55,8 +54,7 @@ def finetune(
     """Compare arms that start from a run (path or name; the latest one by default) on perturbation data.
 
     data: a store, or anything `prepare` reads. on_event(kind, facts) hears "note", "cells" (the table of cells per
-    condition and context, before anything is trained) and "progress" events. With more than one worker processes are
-    started, so a script has to call this from under `if __name__ == "__main__":`. Raises ConfigError and DataError.
+    condition and covariate group, before anything is trained) and "progress" events. Raises ConfigError and DataError.
     """
     opened = open_run(find_run(run, Path(runs)))
     compute = choose_compute(config.device, config.engine)
@@ -98,51 +96,34 @@ def _jobs(config: FinetuneConfig) -> Iterator[Job]:
 
 
 def _run(screen: Screen, config: FinetuneConfig, split: str, arms: Arms, jobs: list[Job]) -> Iterator[Found]:
-    """Scores of each job as it ends; the numbers do not depend on how many run at a time."""
-    workers = config.workers or (1 if _on_gpu(config) else os.cpu_count() or 1)
-    if workers == 1 or len(jobs) == 1:
-        for job in jobs:
-            yield score_job(screen, config, split, arms, job)
-        return
-    context = mp.get_context("spawn")  # torch and Numba have threads, which do not survive a fork
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), context, _begin, (screen, config, split, arms))
-    try:
-        for future in as_completed([pool.submit(_work_here, job) for job in jobs]):
-            yield future.result()
-    except BaseException:
-        for process in list(pool._processes.values()):  # a running job would be waited for otherwise
-            process.terminate()
-        raise
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+    """Yield the result of each job as it ends; the numbers do not depend on how many run at a time."""
+    on_cpu = choose_compute(config.device, config.engine).device.type == "cpu"
+    workers = config.workers or (os.cpu_count() or 1 if on_cpu else 1)
+    # BLAS rounds differently with another number of threads, so workers get as many as this process has.
+    with joblib.parallel_config("loky", inner_max_num_threads=torch.get_num_threads()):
+        parallel = joblib.Parallel(min(workers, len(jobs)), return_as="generator_unordered")
+    work = joblib.delayed(_work)
+    yield from parallel(work(os.getpid(), screen, config, split, arms, job) for job in jobs)
 
 
-_HERE: dict[str, Any] = {}  # what the jobs of a worker process share
-
-
-def _begin(screen: Screen, config: FinetuneConfig, split: str, arms: Arms) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it and ends the workers
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _HERE["given"] = screen, config, split, arms
-
-
-def _end_with_parent() -> None:
-    parent = mp.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _work_here(job: Job) -> Found:
-    screen, config, split, arms = _HERE["given"]
+def _work(parent: int, screen: Screen, config: FinetuneConfig, split: str, arms: Arms, job: Job) -> Found:
+    if os.getpid() != parent:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     return score_job(screen, config, split, arms, job)
+
+
+def _end_with(parent: int) -> None:
+    """End this worker when its parent is gone: joblib would first let it finish the job, which can take hours."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def score_job(screen: Screen, config: FinetuneConfig, split: str, arms: Arms, job: Job) -> Found:
     """Train the arms of a job and score every predictor; returns the scores, and how each training went."""
     compute = choose_compute(config.device, config.engine)
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # sums would come out otherwise by a bit with more
+    torch.set_num_threads(1)  # with more, sums are rounded differently
     try:
         fold = FoldData(screen, config, split, arms.table, seed=job.seed, share=job.share)
         trained = {name: train_arm(name, arms, fold, compute) for name in job.arms}
@@ -158,10 +139,6 @@ def score_job(screen: Screen, config: FinetuneConfig, split: str, arms: Arms, jo
         return scores, about
     finally:
         torch.set_num_threads(threads)
-
-
-def _on_gpu(config: FinetuneConfig) -> bool:
-    return choose_compute(config.device, config.engine).device.type != "cpu"
 
 
 def _notes(run: Run, screen: Screen, config: FinetuneConfig) -> list[str]:
