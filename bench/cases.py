@@ -1,7 +1,7 @@
 """Where the cases of `sckit bench kernels` come from.
 
 `python bench/cases.py` prints their table: cells, median, maximum.
-`python bench/cases.py FILE [--genes 3000]` measures a data set: the quantiles that `sckit/bench_cases.py` holds.
+`python bench/cases.py FILE [--genes 3000]` measures a data set: the quantiles that `sckit/bench/cases.py` holds.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def main() -> None:
     """Print the table of the cases, or measure a data set."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, nargs="?", help="store, h5ad, 10x h5 or mtx folder to measure")
-    parser.add_argument("--genes", default="all", help="all, or so many variable genes")
+    parser.add_argument("--genes", default="all", help="all, or a number of variable genes")
     arguments = parser.parse_args()
     if arguments.data is not None:
         lengths = detected_genes(arguments.data, arguments.genes)

@@ -24,7 +24,7 @@ def main() -> None:
     finetuned = arguments.folder / "finetune.json"
     what = _finetuned(finetuned) if finetuned.exists() else _evaluated(arguments.folder, arguments.eval)
     path = Path(__file__).parent / "results" / f"{arguments.name}.json"
-    # One line a row of a table: a result is read by programs, and its difference by people.
+    # One line per row of a table, so that people can read how a result changed.
     text = json.dumps({"commit": commit} | what, indent=1)
     path.write_text(
         re.sub(r"\{\n\s+([^{}]*?)\n\s+\}", lambda m: "{" + re.sub(r"\s*\n\s*", " ", m[1]) + "}", text) + "\n"
@@ -44,7 +44,7 @@ def _evaluated(run: Path, folder: str) -> dict[str, Any]:
 
 
 def _finetuned(path: Path) -> dict[str, Any]:
-    """Without the paths of the machine that it ran on."""
+    """Return the result without the paths of the machine that it ran on."""
     result = json.loads(path.read_text())
     facts = result["facts"]
     names = {key: Path(facts[key]).name for key in ("run", "data")}
@@ -52,7 +52,7 @@ def _finetuned(path: Path) -> dict[str, Any]:
     result["notes"] = [note.replace(facts["run"], names["run"]) for note in result["notes"]]
     for key in ("target_map", "panel"):
         facts["config"][key] = facts["config"][key] and Path(facts["config"][key]).name
-    # The CSV that the command writes has everything; kept are the scores, and the differences of the headline.
+    # The CSV that the command writes has everything; here only the scores and the headline's differences are kept.
     for part in (result, result["repeating"]):
         part["paired"] = [row for row in part["paired"] if row["metric"] == result["headline"]]
         part.pop("gap")

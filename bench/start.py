@@ -1,6 +1,6 @@
-"""What the first call of the CPU kernels costs a process: `python bench/start.py`, seconds of processor time.
+"""Measure what the first call of each CPU kernel costs a process: `python bench/start.py`, seconds of processor time.
 
-Runs itself twice with one cache folder of its own: with nothing on disk, then with the compiled code there.
+The calls run twice with one new cache folder: first with nothing on disk, then with the compiled code there.
 """
 
 import os

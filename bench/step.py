@@ -1,7 +1,7 @@
-"""Where the time of a training step goes: `python bench/step.py [DATA] [--preset small] [--steps 5]`.
+"""Show where the time of a training step goes: `python bench/step.py [DATA] [--preset small] [--steps 5]`.
 
-Prints the share of attention, of matrix products and of the largest other operations in the processor time of training
-steps after two of warm-up, by torch's profiler. Without DATA it is the sample inside scanpy.
+Prints the shares of attention, of matrix products and of the largest other operations in the processor time of training
+steps, by torch's profiler, after two steps of warm-up. Without DATA it trains on the sample inside scanpy.
 """
 
 import argparse

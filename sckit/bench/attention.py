@@ -78,12 +78,8 @@ def _contest(case: Case, engine: str, device: str, dtype: torch.dtype, *, tune: 
         gflops = case.gflop(backward=row["pass"] == "fwd+bwd") / row["median_ms"] * 1e3
         return {"gflops": gflops, "share_of_peak": gflops / _peak_gflops(device, yardstick_s)} | case.facts()
 
-    exact = partial(
-        attention,
-        offsets=_offsets([lengths[c] for c in chosen]),
-        keys=torch.tensor([keys[c] for c in chosen]),
-        engine="reference",
-    )
+    offsets, few_keys = _offsets([lengths[c] for c in chosen]), torch.tensor([keys[c] for c in chosen])
+    exact = partial(attention, offsets=offsets, keys=few_keys, engine="reference")
     return Contest(
         facts={"op": "attention", "case": case.name, "heads": case.heads, "head_dim": case.head_dim},
         variants={name: with_gradients(run, leaves, slope, few) for name, run in runs.items()},

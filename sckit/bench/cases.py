@@ -10,7 +10,7 @@ PERCENTS = (0, 1, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 98, 99, 100)
 
 @dataclass(frozen=True)
 class Shape:
-    """The law of detected genes a cell in one real data set; `bench/cases.py` measures it."""
+    """The distribution of detected genes per cell in one real data set, as `bench/cases.py` measures it."""
 
     source: str
     measured_cells: int
@@ -38,7 +38,7 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Case:
-    """A batch of cells whose detected genes lie at even steps along the law of a shape."""
+    """A batch of cells whose numbers of detected genes lie at even steps along the distribution of a shape."""
 
     shape: str
     heads: int
@@ -52,31 +52,26 @@ class Case:
         return self.shape + ("-half-hidden" if self.hidden_share else "")
 
     def lengths(self) -> list[int]:
-        """Tokens of each cell, in random order, the same in every run."""
+        """Return the number of tokens of each cell, in a random order that never changes."""
         quantiles = SHAPES[self.shape].quantiles
         at = (np.arange(self.cells) + 0.5) / self.cells * 100
         lengths = np.interp(at, PERCENTS, quantiles).astype(int)
         return np.random.default_rng(0).permutation(lengths).tolist()
 
     def keys(self) -> list[int]:
-        """Tokens of each cell that are keys."""
+        """Return the number of tokens of each cell that are keys."""
         return [tokens - int(self.hidden_share * tokens) for tokens in self.lengths()]
 
     def gflop(self, *, backward: bool) -> float:
-        """Work of the two products of the forward pass, times 3.5 with the five of the backward pass, in 1e9."""
+        """Return the work of the two products of the forward pass in 1e9, times 3.5 with the five of the backward."""
         pairs = sum(tokens * keys for tokens, keys in zip(self.lengths(), self.keys(), strict=True))
         return 4 * pairs * self.heads * self.head_dim * (3.5 if backward else 1.0) / 1e9
 
     def facts(self) -> dict[str, int | str]:
-        """What the table says of the cells."""
+        """Return what the table says of the cells."""
         lengths = self.lengths()
-        return {
-            "source": SHAPES[self.shape].source,
-            "cells": self.cells,
-            "tokens": sum(lengths),
-            "median_tokens": int(np.median(lengths)),
-            "max_tokens": max(lengths),
-        }
+        facts: dict[str, int | str] = {"source": SHAPES[self.shape].source, "cells": self.cells, "tokens": sum(lengths)}
+        return facts | {"median_tokens": int(np.median(lengths)), "max_tokens": max(lengths)}
 
 
 CASES = (

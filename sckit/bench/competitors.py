@@ -86,7 +86,7 @@ def _on_gpu(lengths: list[int], keys: list[int], device: str) -> dict[str, Atten
     """Return the kernels for packed cells that other packages bring: FlashAttention, torch's own, FlexAttention."""
     variants: dict[str, Attend] = {"flex": _flex(lengths, keys, device)}
     if keys != lengths:
-        return variants  # the others have no key prefix with oneself besides
+        return variants  # the others cannot give a hidden token its own key in addition to the prefix
     offsets = pad(torch.tensor(lengths, dtype=torch.int32).cumsum(0, dtype=torch.int32), (1, 0)).to(device)
     longest = max(lengths)
     if find_spec("torch.nn.attention.varlen") is not None:
@@ -148,7 +148,7 @@ def mean_and_variance(total: np.ndarray, squares: np.ndarray, n_cells: int) -> t
 
 
 def normalise_numpy(csr: Csr, totals: np.ndarray, vocabulary: np.ndarray) -> Csr:
-    """Renumber, take the known, look the logarithms up."""
+    """Renumber the genes, keep those of the model and look up their logarithms."""
     indptr, genes, counts = csr
     gene = vocabulary.take(genes)
     at = np.flatnonzero(gene >= 0)
@@ -168,13 +168,13 @@ def _log_values(counts: np.ndarray, indptr: np.ndarray, totals: np.ndarray) -> n
 
 
 def cut_numpy(csr: Csr, vocabulary: np.ndarray) -> Csr:
-    """Right for cells none of which has too many genes."""
+    """Keep the genes of the model; right only where no cell has more than the limit."""
     indptr, genes, counts = csr
     return _taken(np.flatnonzero(vocabulary.take(genes) >= 0), indptr, genes, counts)
 
 
 def pack_numpy(csr: Csr, totals: np.ndarray, vocabulary: np.ndarray, key: int, rate: float) -> tuple:
-    """The whole batch at once, where the reference goes cell by cell; no cell may have too many genes."""
+    """Pack the whole batch at once, where the reference goes cell by cell; no cell may be over the limit."""
     indptr, genes, counts = csr
     gene = vocabulary.take(genes)
     at = np.flatnonzero(gene >= 0)
@@ -206,7 +206,7 @@ def halve_numpy(csr: Csr, generator: np.random.Generator) -> Csr:
 
 
 def halve_urn_numpy(csr: Csr, generator: np.random.Generator, size: float) -> Csr:
-    """Binomial with the probability from a beta law; a single molecule goes either way."""
+    """Draw binomials with probabilities from a beta distribution; a single molecule goes either way."""
     indptr, genes, counts = csr
     first = (generator.bit_generator.random_raw(len(counts)) >> np.uint64(63)).astype(np.uint32)
     more = np.flatnonzero(counts > 1)
@@ -215,7 +215,7 @@ def halve_urn_numpy(csr: Csr, generator: np.random.Generator, size: float) -> Cs
 
 
 def dot_torch(csr: Csr, of_gene: np.ndarray, of_cell: np.ndarray) -> np.ndarray:
-    """The product of the two matrices, at the entries only."""
+    """Return the product of the two matrices at the entries only."""
     indptr, genes, _ = (torch.from_numpy(part) for part in (csr[0].astype(np.int32), *csr[1:]))
     entries = torch.zeros(len(genes), dtype=torch.float64)
     shape = len(of_cell), len(of_gene)

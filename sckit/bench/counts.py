@@ -45,7 +45,7 @@ class Counts:
 
 
 def make_counts(n_cells: int) -> Counts:
-    """Cells of lognormal depth, median 2,300; lognormal gene shares; about 940 genes a cell, 63 % of their counts 1."""
+    """Make cells of lognormal depth (median 2,300) and gene shares, with about 940 genes, 63 % of their counts 1."""
     generator = np.random.default_rng(0)
     share = generator.lognormal(0, 2.4, _GENES)
     base = min(n_cells, CELLS[1])

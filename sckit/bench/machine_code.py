@@ -48,7 +48,7 @@ def measure(shipped: Shipped) -> dict[str, Any]:
 
 
 def compile_kernel(shipped: Shipped) -> Any:
-    """Return Triton's compiled kernel for the target; the compiler's cache makes a second time quick."""
+    """Return Triton's compiled kernel for the target; from the compiler's cache where it was made before."""
     import triton
     from triton.backends.compiler import GPUTarget
 

@@ -107,7 +107,7 @@ def check_writable(out: Path | None, chart: Path | None = None) -> None:
         if path is not None and not path.resolve().parent.is_dir():
             raise ConfigError(f"the folder of {path} does not exist; make it first.")
     if chart is not None and chart.suffix not in (".png", ".pdf", ".svg"):
-        raise ConfigError(f"--chart {chart} is no picture that can be written; choose a name in .png, .pdf or .svg.")
+        raise ConfigError(f"--chart {chart} has an unknown format; choose a name that ends in .png, .pdf or .svg.")
 
 
 def append_rows(document: dict[str, Any], path: Path) -> None:

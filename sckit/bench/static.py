@@ -1,7 +1,7 @@
 """`sckit bench static`: compile every shipped kernel for GPUs that are not here and judge the machine code.
 
-It proves the absence of known failures, not speed: spilled registers, a fall back to older matrix instructions,
-tensors that silently became float32, loads that wait, and any figure that is worse than the recorded one.
+It shows that known failures are absent, and says nothing of speed: spilled registers, older matrix instructions,
+tensors that silently became float32, loads that wait, and figures that are worse than the recorded ones.
 """
 
 import json

@@ -32,12 +32,12 @@ def attention(
     """Attend within cells: softmax(q k' / sqrt(D)) v over the first keys[c] tokens of the cell and the query itself.
 
     Shapes: q, k, v and the result [T, H, D] of one dtype; offsets [C + 1] int32 or int64, cell c being the tokens
-    offsets[c]:offsets[c + 1]; keys [C] integers, None for the length of each cell. `plan`, made once a batch by
-    `plan_attention(offsets, keys)`, takes the place of both and spares every layer the sorting. Differentiable in q, k
-    and v.
+    offsets[c]:offsets[c + 1]; keys [C] integers, None for the length of each cell. `plan`, made once per batch
+    by `plan_attention(offsets, keys)`, replaces both, so that not every layer has to sort the cells. Differentiable in
+    q, k and v.
 
-    q, k and v may be strided views, such as the slices of one [T, 3, H, D] projection: only the last dimension has to
-    be contiguous, and is made so by a copy where it is not.
+    q, k and v may be strided views, such as the slices of one [T, 3, H, D] projection. Only the last dimension has to
+    be contiguous; where it is not, the tensor is copied.
 
     engine: "reference" (plain torch, any float dtype), "numba" (CPU, float32), "triton" (GPU; float16, bfloat16 or
     float32 in, float32 sums), or "auto", which is `choose_engine` for the tensors' device and dtype.

@@ -20,18 +20,18 @@ class Launch(NamedTuple):
     stages: int
     """Depth of the load pipeline."""
     reload: bool = False
-    """Read the own tile again for the last, ragged step: frees the registers of a second copy of wide tiles."""
+    """Read the program's own tile again for the last, ragged step, which frees the registers of a second copy."""
     poly: int = 0
-    """Work out one exponential in 2 ** poly with multiply-adds; 0, none. Unmeasured, so 0 in the table."""
+    """Compute one of 2 ** poly exponentials with multiply-adds; 0 for none. The table has 0: it is not measured yet."""
     mfma: int = 0
-    """Rows of AMD's matrix instruction, 16 or 32; 0 lets Triton choose, which takes 32."""
+    """Rows of AMD's matrix instruction, 16 or 32; with 0 Triton chooses, and takes 32."""
 
     def constants(self) -> dict[str, Any]:
         """Return the constexpr arguments of a kernel."""
         return {"STAGES": self.stages, "RELOAD": self.reload, "POLY": self.poly}
 
     def options(self) -> dict[str, Any]:
-        """Return what the compiler is told. Fusion of a * b + c is said aloud, because Triton's default will change."""
+        """Return the compiler's options; fusion of a * b + c is set, because Triton's default will change."""
         options = {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
         return {**options, "matrix_instr_nonkdim": self.mfma} if self.mfma else options
 
@@ -55,8 +55,8 @@ _FLOAT32 = dict.fromkeys(
 _TWO = Launches(Launch(32, 2, 2), Launch(32, 2, 2), Launch(32, 2, 2))
 _FOUR = Launches(Launch(32, 4, 2, mfma=16), Launch(32, 4, 2, mfma=16), Launch(32, 4, 2, mfma=16))
 
-# Architecture, then head width and bytes of a number. No row spills a register with Triton 3.6 to 3.9,
-# and `sckit bench static` sees to it.
+# By architecture, then by head width and bytes of a number. No row spills a register with Triton 3.6 to 3.9, which
+# `sckit bench static` checks.
 LAUNCHES: dict[str, dict[tuple[int, int], Launches]] = {
     "sm_80": {
         (16, 2): _PLAIN,
@@ -92,19 +92,19 @@ LAUNCHES: dict[str, dict[tuple[int, int], Launches]] = {
     },
 }
 
-LONG_CELLS = 512  # mean tokens of a cell from which a batch counts as long
+LONG_CELLS = 512  # mean tokens per cell from which a batch counts as long
 TUNED: dict[tuple[str, int, torch.dtype, str], Launches] = {}  # filled by attention_tune.tune, and only by it
 
 
 def choose_launches(q: Tensor, cells: int) -> Launches:
-    """Return how to launch for tensors like q [T, H, D] that hold so many cells: the tuned row or the table's."""
+    """Return how to launch for tensors like q [T, H, D] with this number of cells: the tuned row or the table's."""
     name, width = architecture(q.device), q.shape[2]
     tuned = TUNED.get((name, width, q.dtype, length_class(q.shape[0], cells)))
     return tuned or LAUNCHES[name][width, q.dtype.itemsize]
 
 
 def length_class(tokens: int, cells: int) -> str:
-    """Return "short" or "long" by the mean tokens of a cell; no finer, since no two batches have as many tokens."""
+    """Return "short" or "long" by the mean tokens per cell; finer classes would differ from batch to batch."""
     return "long" if tokens >= LONG_CELLS * max(cells, 1) else "short"
 
 

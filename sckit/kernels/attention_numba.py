@@ -39,10 +39,10 @@ from sckit.kernels.threads import run_threads
 QUERIES = 48  # per block: a multiple of three vectors of any width
 FORWARD_KEYS = 128  # per block: scores [keys, queries] stay in the first-level cache
 BACKWARD_KEYS = 64  # the same for two such buffers
-PIECE = 384  # queries per forward task, so that one long cell does not hold up the end
+PIECE = 384  # queries per forward task, so that one long cell does not delay the end
 LOG2_E = math.log2(math.e)
-BOUND = np.float32(50.0)  # of scores: exp2 of twice this, times the keys of a cell, is far from the ends of float32
-LARGEST_VALUE = np.float32(1e18)  # norm of a value: exp2(BOUND) times it, times the keys, is too
+BOUND = np.float32(50.0)  # of scores: exp2 of twice this, times the keys of a cell, is far from the limits of float32
+LARGEST_VALUE = np.float32(1e18)  # norm of a value: exp2(BOUND) times it, times the keys, is also far from them
 
 
 @njit(nogil=True, error_model="numpy")
@@ -53,7 +53,7 @@ def _place(tensor, token, head):
 
 @njit(nogil=True, error_model="numpy")
 def _load_block(host, source, source_row, rows, row, lanes, width, first, n, factor):
-    """Copy factor * rows first..n into a block that is else zero, and transposed into lanes [width, QUERIES]."""
+    """Copy factor * rows first..n into a block that is zero elsewhere, and transposed into lanes [width, QUERIES]."""
     padded = (n + 15) // 16 * 16  # the transposition takes eights, and a vector has up to sixteen lanes
     fill(host, rows, padded * row // 4, np.float32(0.0))
     skip = first * source_row
@@ -124,7 +124,7 @@ def _forward_tasks(host, tensors, lse, pieces, shape, counter, scratch):
                 else:
                     softmax_step(host, scores, line, rows, n_vectors, top_at, total_at, sums, width)
                 product(host, values_at + j0 * row, 4, row, scores, line, sums, line, width, n_vectors, rows, 1)
-            own = min(max(0, n_keys - q0), n)  # from here on a query is not among the keys, and sees its own besides
+            own = min(max(0, n_keys - q0), n)  # queries from here on are no keys, and see their own
             own_weight[:] = 0.0
             for x in range(n):
                 log_total = top[x] + np.log2(total[x])
@@ -236,8 +236,8 @@ def attention_forward(
 ) -> tuple[Tensor, Tensor]:
     """Return the output [T, H, D] and, for the backward pass, the log2-sum-exp2 of the scaled scores [H, T].
 
-    q, k and v [T, H, D] are float32 on the CPU with contiguous last dimensions. `vector_width` stands in for the
-    host's own, for tests.
+    q, k and v [T, H, D] are float32 on the CPU with contiguous last dimensions. `vector_width` replaces the
+    host's own in tests.
     """
     out = torch.empty(q.shape, dtype=torch.float32)
     lse = torch.empty(q.shape[1], q.shape[0], dtype=torch.float32)
@@ -291,7 +291,7 @@ _own = threading.local()
 
 
 def _scratch(sizes: list[int]) -> tuple[int, ...]:
-    """Return addresses of this thread's reused memory, cut into pieces of so many floats on cache lines."""
+    """Return addresses of this thread's reused memory, cut into pieces of these sizes on cache lines."""
     starts = list(accumulate(((size + 15) // 16 * 16 for size in sizes), initial=16))
     if getattr(_own, "memory", np.empty(0)).size < starts[-1]:
         _own.memory = np.zeros(starts[-1], np.float32)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-TILE = 64  # queries, or keys, owned by one GPU program; kernels.README says why this size
+TILE = 64  # queries, or keys, owned by one GPU program; sckit/kernels/README.md gives the reason
 
 
 class AttentionPlan(NamedTuple):
@@ -14,11 +14,11 @@ class AttentionPlan(NamedTuple):
     cells: Tensor  # [C, 3]: first token, tokens, keys
     query_tiles: Tensor  # [N, 4]: first token, tokens and keys of the cell, first query of the tile
     key_tiles: Tensor  # [N, 4]: the same with the first key of the tile
-    tokens: int  # of the batch: the kernels trust the tiles, so a plan of another batch has to be told apart
+    tokens: int  # of the batch; the kernels trust the tiles, so a plan of another batch must be recognised
 
     def to(self, device: torch.device | str) -> "AttentionPlan":
         """Return the plan with its tensors on `device`."""
-        ahead = torch.device(device).type != "cpu"  # towards the CPU the copy would be read before it is done
+        ahead = torch.device(device).type != "cpu"  # a copy to the CPU could be read before it is complete
         return AttentionPlan._make([*(part.to(device, non_blocking=ahead) for part in self.tensors()), self.tokens])
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:

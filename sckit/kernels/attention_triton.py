@@ -118,7 +118,7 @@ def _forward_kernel(
 ):  # fmt: skip
     """Write the output [T, H, D] and the log2-sum-exp2 of the scaled scores [H, T] of one tile of queries."""
     head, start, length, keys, first = _tile(TILES, H)
-    if first >= length:  # the map has spare rows at its end
+    if first >= length:  # the plan has unused rows at its end
         return
     column = tl.arange(0, D)
     row = tl.arange(0, M)
@@ -353,8 +353,8 @@ def attention_backward(
 def _alike(q: Tensor, k: Tensor, v: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return the tensors with one pair of strides, as the slices of a fused projection have anyway.
 
-    Offsets within a tile of so many rows are int32, so tokens that lie too far apart for that are brought together; and
-    strides are compiled in, so heads must not lie a whole batch apart, which has another length every time.
+    Offsets within a tile of this number of rows are int32, so tokens that lie too far apart are copied together.
+    Strides are compiled in, so heads must not lie a whole batch apart, since every batch has another length.
     """
     if q.stride() == k.stride() == v.stride() and rows * q.stride(0) < 2**31 and q.stride(1) <= q.stride(0):
         return q, k, v

@@ -26,7 +26,7 @@ def tune(
     The choice holds for the architecture, head width, dtype and length class of the tensors, whatever their number of
     tokens; the first candidate is what is chosen now, so a tie changes nothing. By default the candidates are the
     table's rows of this width for the same maker's GPUs, and each of them with the polynomial exponential for 16-bit
-    numbers. One that the GPU has no room for is passed over.
+    numbers. A candidate that does not fit the GPU is skipped.
     """
     now = choose_launches(q, plan.cells.shape[0])
     if candidates is None:
@@ -50,14 +50,14 @@ def _candidates(q: Tensor) -> list[Launches]:
     amd = architecture(q.device) == "gfx942"
     size = (q.shape[2], q.dtype.itemsize)
     rows = [table[size] for name, table in LAUNCHES.items() if (name == "gfx942") == amd]
-    sparing = [Launches(*(launch._replace(poly=2) for launch in row)) for row in rows]
-    return rows + sparing if q.dtype.itemsize == 2 else rows
+    polynomial = [Launches(*(launch._replace(poly=2) for launch in row)) for row in rows]
+    return rows + polynomial if q.dtype.itemsize == 2 else rows
 
 
 def _seconds(
     run: Callable[[Launches], object], launches: Launches, q: Tensor, rounds: int, clock: Callable[[], float]
 ) -> float:
-    """Return the shortest of some timed runs after one that compiles; infinity where the GPU has no room."""
+    """Return the shortest of some timed runs after one that compiles; infinity where they do not fit the GPU."""
     from triton.runtime.errors import OutOfResources
 
     wait = torch.cuda.synchronize if q.is_cuda else lambda: None

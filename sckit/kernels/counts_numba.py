@@ -1,7 +1,7 @@
 """Counts kernels in Numba: one loop over the entries of CSR counts where numpy makes a pass for every step.
 
 All take CSR as (indptr int64 [C + 1], genes [nnz], counts [nnz]) with any integer types, run on one thread without the
-GIL, and allocate nothing that grows with the number of genes. What is random is a hash of (key, cell, gene): a cell
+GIL, and allocate nothing that grows with the number of genes. Random choices are hashes of (key, cell, gene), so a cell
 gives the same result alone and in any batch.
 """
 
@@ -11,13 +11,13 @@ from numba import njit
 from sckit.kernels.counts_reference import TARGET_SUM, Csr, Half, Hide, Packed
 from sckit.kernels.hashing import GOLDEN, entry_uniform
 
-_OUTSIDE = np.uint64(2**32 - 1)  # a gene number no store has: the counts of a cell in other genes
-_TABLED = 16  # 96 % of the counts of PBMC are below; the rest cost a logarithm each
+_OUTSIDE = np.uint64(2**32 - 1)  # a gene number that no store has, for a cell's counts in other genes
+_TABLED = 16  # 96 % of the counts of PBMC are below; each of the others costs a logarithm
 
 
 @njit(cache=True, nogil=True)
 def mix(x):
-    """The finaliser of SplitMix64 (Steele, Lea, Flood 2014)."""
+    """Apply the finaliser of SplitMix64 (Steele, Lea, Flood 2014)."""
     x = np.uint64(x) + GOLDEN
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -36,7 +36,7 @@ def _uniform(state):
 
 @njit(cache=True, nogil=True)
 def _popcount(x):
-    """Ones among 64 bits; LLVM makes one instruction of it."""
+    """Count the ones among 64 bits; LLVM makes one instruction of it."""
     x -= (x >> np.uint64(1)) & np.uint64(0x5555555555555555)
     x = (x & np.uint64(0x3333333333333333)) + ((x >> np.uint64(2)) & np.uint64(0x3333333333333333))
     x = (x + (x >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
@@ -65,7 +65,7 @@ def _normalise(indptr, genes, counts, totals, vocabulary, out_indptr, out_genes,
 
 
 def normalise(csr: Csr, totals: np.ndarray, vocabulary: np.ndarray) -> Csr:
-    """Renumber the genes, leave out those of number -1, turn counts into values.
+    """Renumber the genes, leave out those of number -1, and turn counts into values.
 
     totals: [C], above 0; vocabulary: [genes of the store] -> number of the model's gene or -1.
     Returns CSR with genes int32 and values float64, log1p of counts per 10,000.
@@ -77,9 +77,9 @@ def normalise(csr: Csr, totals: np.ndarray, vocabulary: np.ndarray) -> Csr:
 
 
 def _thresholds(csr: Csr, cells: np.ndarray, key: int, vocabulary: np.ndarray, max_genes: int) -> np.ndarray:
-    """The hash below which each cell's genes of the vocabulary are kept; 1.0 keeps all, float64 [C].
+    """Return the hash below which each cell's genes of the vocabulary are kept, float64 [C]; 1.0 keeps all.
 
-    In numpy, because few cells are that long and Numba needs seconds to compile a sort.
+    This is numpy, because few cells are over the limit and Numba needs seconds to compile a sort.
     """
     indptr, genes, _ = csr
     thresholds = np.ones(len(cells))
@@ -106,9 +106,10 @@ def _cut(indptr, genes, counts, cells, key, vocabulary, thresholds, out_indptr, 
 
 
 def cut(csr: Csr, cells: np.ndarray, key: int, *, vocabulary: np.ndarray, max_genes: int) -> Csr:
-    """Keep the genes of the vocabulary, of a cell with more than max_genes a random max_genes; CSR, types as given.
+    """Keep the genes of the vocabulary, and of a cell with more than max_genes of them a random max_genes.
 
-    cells: [C] their numbers, part of the hash; key: below 2^64; vocabulary: as in `normalise`, numbers are not changed.
+    cells: [C], numbers of the cells, part of the hash; key: below 2^64; vocabulary: as in `normalise`.
+    Returns CSR, types and gene numbers as given.
     """
     indptr, genes, counts = np.zeros(len(csr[0]), np.int64), np.empty_like(csr[1]), np.empty_like(csr[2])
     thresholds = _thresholds(csr, cells, key, vocabulary, max_genes)
@@ -133,7 +134,7 @@ def _pack(
     offsets,
     visible,
 ):
-    """Fill the outputs cell by cell; returns how many entries were cut from cells over max_genes."""
+    """Fill the outputs cell by cell, and return how many entries were cut from cells over max_genes."""
     left_out = 0
     at = 0
     longest = 0
@@ -190,7 +191,7 @@ def pack(
 
 @njit(cache=True, nogil=True)
 def _binomial(n, state):
-    """Ones among the first n bits of a SplitMix64 stream: exactly binomial(n, 1/2)."""
+    """Count the ones among the first n bits of a SplitMix64 stream, which is exactly binomial(n, 1/2)."""
     ones = np.int64(0)
     while n > 64:
         ones += _popcount(mix(state))
@@ -201,7 +202,7 @@ def _binomial(n, state):
 
 @njit(cache=True, nogil=True)
 def _urn(n, size, state):
-    """Polya's urn, one uniform a molecule: exactly beta-binomial(n, size / 2, size / 2)."""
+    """Draw from Polya's urn, one uniform per molecule, which is exactly beta-binomial(n, size / 2, size / 2)."""
     ones = np.int64(0)
     for drawn in range(n):
         ones += _uniform(state) * (size + drawn) < 0.5 * size + ones
@@ -255,7 +256,7 @@ def _entry_dot(of_gene, genes, of_cell, cells, out):
 
 
 def entry_dot(of_gene: np.ndarray, genes: np.ndarray, of_cell: np.ndarray, cells: np.ndarray) -> np.ndarray:
-    """Dot product of the gene's row and the cell's row of each entry: [G, k], [N], [C, k], [N] -> float64 [N]."""
+    """Return each entry's dot product of its gene's and its cell's row: [G, k], [N], [C, k], [N] to float64 [N]."""
     out = np.empty(len(genes))
     _entry_dot(of_gene, genes, of_cell, cells, out)
     return out

@@ -41,7 +41,7 @@ class Half(NamedTuple):
 
 
 def normalise(csr: Csr, totals: np.ndarray, vocabulary: np.ndarray) -> Csr:
-    """Renumber genes, turn counts into values; arguments and results as in `counts_numba.normalise`."""
+    """Renumber the genes and turn counts into values; arguments and results as in `counts_numba.normalise`."""
     indptr, genes, counts = csr
     gene, values = vocabulary[genes], np.log1p(counts * np.repeat(TARGET_SUM / totals, np.diff(indptr)))
     known = gene >= 0
@@ -49,7 +49,7 @@ def normalise(csr: Csr, totals: np.ndarray, vocabulary: np.ndarray) -> Csr:
 
 
 def cut(csr: Csr, cells: np.ndarray, key: int, *, vocabulary: np.ndarray, max_genes: int) -> Csr:
-    """Keep at most max_genes genes of the vocabulary a cell; arguments and results as in `counts_numba.cut`."""
+    """Keep at most max_genes genes of the vocabulary per cell; arguments and results as in `counts_numba.cut`."""
     indptr, genes, counts = csr
     keep = vocabulary[genes] >= 0
     for c in range(len(cells)):
@@ -61,7 +61,7 @@ def cut(csr: Csr, cells: np.ndarray, key: int, *, vocabulary: np.ndarray, max_ge
 def pack(
     csr: Csr, cells: np.ndarray, totals: np.ndarray, hide: Hide, *, vocabulary: np.ndarray, max_genes: int
 ) -> Packed:
-    """Pack detected genes visible first; arguments and results as in `counts_numba.pack`."""
+    """Pack the detected genes, visible ones first; arguments and results as in `counts_numba.pack`."""
     indptr, genes, counts = csr
     tokens, lengths, visible, left_out = [(genes[:0], np.zeros(0), np.zeros(0))], [], [], 0
     for c in range(len(cells)):
@@ -110,29 +110,29 @@ def halve(
 
 
 def entry_dot(of_gene: np.ndarray, genes: np.ndarray, of_cell: np.ndarray, cells: np.ndarray) -> np.ndarray:
-    """Dot products of paired rows; arguments and result as in `counts_numba.entry_dot`."""
+    """Return the dot products of paired rows; arguments and result as in `counts_numba.entry_dot`."""
     return (of_gene[genes] * of_cell[cells]).sum(1)
 
 
 def _before(entries: np.ndarray) -> np.ndarray:
-    """Sum of the entries before each, and of all: [nnz + 1] int64."""
+    """Return the sum of the entries before each, and of all, int64 [nnz + 1]."""
     return np.concatenate([[0], np.cumsum(entries, dtype=np.int64)])
 
 
 def _words(state: np.uint64, n: int) -> np.ndarray:
-    """The first n words of the SplitMix64 stream that begins at a state."""
+    """Return the first n words of the SplitMix64 stream that begins at a state."""
     with np.errstate(over="ignore"):
         return mix(state + np.arange(n, dtype=np.uint64) * GOLDEN)
 
 
 def _ones(n: int, state: np.uint64) -> int:
-    """Ones among the first n bits of a stream, the highest bit of a word first."""
+    """Count the ones among the first n bits of a stream, the highest bit of a word first."""
     bits = np.unpackbits(_words(state, -(-n // 64)).astype(">u8").view(np.uint8)) if n > 0 else np.zeros(0, np.uint8)
     return int(bits[: max(n, 0)].sum())
 
 
 def _urn(n: int, size: float, state: np.uint64) -> int:
-    """Polya's urn: a molecule goes where the more of them are, from size / 2 on each side."""
+    """Draw from Polya's urn: each molecule more likely joins the larger side; both start with size / 2."""
     ones = 0
     for drawn, u in enumerate((_words(state, n) >> np.uint64(11)) * 2.0**-53):
         ones += int(u * (size + drawn) < 0.5 * size + ones)

@@ -54,7 +54,7 @@ def embed(
                 + (hidden_vector where hidden, else curve(value) + residual * residual_vector)
 
     A curve is piecewise linear between knots that are evenly spaced over its range, and flat outside. `genes` and
-    `cells` are plans of the tokens' rows, `plan_rows(rows)`, made once a batch.
+    `cells` are plans of the tokens' rows, `plan_rows(rows)`, made once per batch.
 
     engine: "reference" (plain torch), "numba" (CPU, float32), "triton" (GPU; float16, bfloat16 or float32, float32
     sums), or "auto", the compiled one for the device.
@@ -141,7 +141,7 @@ def _backward_fake(
 
 
 def _plans(tensors: Tensors) -> tuple[RowPlan, RowPlan]:
-    """Return the plans of genes and cells; their rows were checked against the tables at the door."""
+    """Return the plans of genes and cells; their rows were checked against the tables on entry."""
     return RowPlan._make([*tensors[:4], -1]), RowPlan._make([*tensors[4:], -1])
 
 

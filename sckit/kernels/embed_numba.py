@@ -20,7 +20,7 @@ def _knot(value, low, high, knots):
     at = (value - low) / (high - low)
     at = np.float32(0.0) if at < 0 else np.float32(1.0) if at > 1 else at
     at = at * np.float32(knots - 1)
-    row = min(int(at), knots - 2) if at >= 0 else 0  # NaN, which then stands in the weight
+    row = min(int(at), knots - 2) if at >= 0 else 0  # NaN, which the weight then carries
     return row, at - np.float32(row)
 
 
@@ -49,7 +49,7 @@ def _forward(genes, cells, scalars, tables, ranges, out, first, last):
 
 @njit(nogil=True, error_model="numpy", fastmath={"contract"})
 def _add(grad, t, a, a_row, a_weight, b, b_row, b_weight):
-    """Add a token's gradient to two rows; more in one loop is more than LLVM compares addresses for to vectorise."""
+    """Add a token's gradient to two rows; beyond two, LLVM gives up comparing addresses and does not vectorise."""
     for e in range(grad.shape[1]):
         a[a_row, e] += a_weight * grad[t, e]
         b[b_row, e] += b_weight * grad[t, e]

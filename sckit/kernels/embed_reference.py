@@ -27,8 +27,8 @@ def embed_reference(
 
 
 def _curve(values: Tensor, table: Tensor, low: float, high: float) -> Tensor:
-    """Piecewise-linear function of values [T] with its knots evenly spaced in a table [knots, E]; flat outside."""
+    """Return the piecewise-linear function of values [T] with evenly spaced knots table [knots, E]; flat outside."""
     values = values.to(torch.promote_types(values.dtype, table.dtype))
     at = ((values - low) / (high - low)).clamp(0, 1) * (len(table) - 1)
-    row = at.nan_to_num(0).long().clamp(max=len(table) - 2)  # NaN stands in the weight
+    row = at.nan_to_num(0).long().clamp(max=len(table) - 2)  # the weight carries NaN
     return torch.lerp(F.embedding(row, table), F.embedding(row + 1, table), (at - row).to(table.dtype)[:, None])

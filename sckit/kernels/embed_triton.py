@@ -13,7 +13,7 @@ from sckit.kernels.rows_triton import segment_sums, strip_of
 
 TILE = 32  # tokens of a program, or of a step
 PART = 512  # tokens that share one copy of the small tables' gradient
-ROWS = 16  # of the small tables, that one program sums: more spill, as float32 products take registers
+ROWS = 16  # of the small tables that one program sums; with more, the float32 products would spill registers
 
 
 @triton.jit
@@ -91,8 +91,8 @@ def _table_kernel(
         expected_at -= (row - K)[:, None]
         knot = tl.maximum(1.0 - tl.abs(tl.where(of_curve, at, expected_at)), 0.0, tl.PropagateNan.ALL)
         seen = tl.where(of_curve, knot, tl.where(of_residual, residual, 0.0))
-        veiled = tl.where(of_curve | of_residual, 0.0, 1.0)
-        weight = tl.where(of_expected & (of_curve == 0), knot, tl.where(hidden, veiled, seen))
+        unseen = tl.where(of_curve | of_residual, 0.0, 1.0)
+        weight = tl.where(of_expected & (of_curve == 0), knot, tl.where(hidden, unseen, seen))
         sums = tl.dot(weight, grad.to(tl.float32), sums, input_precision="ieee")
     to = SUMS + part * ((K + EXPECTED_K + 2) * E) + row[:, None] * E + column[None, :]
     tl.store(to, sums, mask=(row < K + EXPECTED_K + 2)[:, None] & inside[None, :])

@@ -36,8 +36,8 @@ def masked_head(
     """Return bias + <h[rows], shared + weight[genes]> for M targets; with `truth` also the mean squared error.
 
     Shapes: h [T, E], floating, or [M, E] where rows is None; bias, truth and the result [M], shared [E] and weight
-    [G, E] of one dtype; genes and rows are plans of the targets' rows in weight and in h, `plan_rows(...)`, made once a
-    batch. The loss is a scalar, 0 for M = 0. Prediction and loss are differentiable in h, bias, shared and weight.
+    [G, E] of one dtype; genes and rows are plans of the targets' rows in weight and in h, `plan_rows(...)`, made once
+    per batch. The loss is a scalar, 0 for M = 0. Prediction and loss are differentiable in h, bias, shared and weight.
 
     engine: "reference" (plain torch), "numba" (CPU, float32), "triton" (GPU; h float16, bfloat16 or float32, all else
     float32), or "auto", the compiled one for the device.
@@ -140,7 +140,7 @@ def _backward_fake(
 
 
 def _plans(tensors: list[Tensor]) -> tuple[RowPlan, RowPlan]:
-    """Return the plans of genes and rows; they were checked against weight and h at the door."""
+    """Return the plans of genes and rows; they were checked against weight and h on entry."""
     return RowPlan._make([*tensors[:4], -1]), RowPlan._make([*tensors[4:], -1])
 
 

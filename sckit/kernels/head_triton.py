@@ -47,7 +47,7 @@ def head_forward(
     rows: RowPlan,
     truth: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the predictions [M] and their mean squared error, 0 without truth; float32 but for h, contiguous."""
+    """Return the predictions [M] and their mean squared error, 0 without truth; contiguous, all float32 except h."""
     targets, width = len(bias), h.shape[1]
     programs = triton.cdiv(targets, TILE)
     prediction = torch.empty_like(bias)

@@ -1,4 +1,4 @@
-"""Which row of a table each position takes, sorted once a batch so that gradients are sums over segments.
+"""Which row of a table each position takes, sorted once per batch so that gradients are sums over segments.
 
 The gradient of a gathered row is the sum over the positions that took it. Sorted by row those are segments, so every
 sum has one owner and one order: no atomics, and the same bits with any number of threads.
@@ -22,7 +22,7 @@ class RowPlan(NamedTuple):
 
     def to(self, device: torch.device | str) -> "RowPlan":
         """Return the plan with its tensors on `device`."""
-        ahead = torch.device(device).type != "cpu"  # towards the CPU the copy would be read before it is done
+        ahead = torch.device(device).type != "cpu"  # a copy to the CPU could be read before it is complete
         return RowPlan._make([*(part.to(device, non_blocking=ahead) for part in self.tensors()), self.n_rows])
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -46,7 +46,12 @@ def plan_rows(rows: Tensor) -> RowPlan:
     order = np.argsort(keys, kind="stable")
     line = keys[order]
     starts = np.flatnonzero(np.concatenate([[True], line[1:] != line[:-1]])[: len(line)])
-    parts = rows.numpy(), order, line[starts], np.append(starts, len(line))  # copied: `rows` was checked as it is now
+    parts = (
+        rows.numpy(),
+        order,
+        line[starts],
+        np.append(starts, len(line)),
+    )  # copied, so that no later change of `rows` escapes the checks
     return RowPlan._make([*(torch.from_numpy(np.array(part, np.int32)) for part in parts), n_rows])
 
 
@@ -57,7 +62,7 @@ def each_row(count: int, device: torch.device) -> RowPlan:
 
 
 def check_plan(name: str, plan: RowPlan, positions: int, table_rows: int) -> None:
-    """Raise ValueError unless the plan is of so many positions and its rows fit the table."""
+    """Raise ValueError unless the plan has this number of positions and its rows fit the table."""
     if plan.rows.shape[0] != positions:
         message = f"{name} is a plan of {plan.rows.shape[0]} positions, but there are {positions}."
         raise ValueError(message)

@@ -21,7 +21,7 @@ def _sum_parts(out, order, present, bounds, source, index, weights, extra, total
     for p in range(part, last_part):
         for segment in range(p * PART, min((p + 1) * PART, len(present))):
             row = present[segment]
-            out[present[segment - 1] + 1 if segment else 0 : row] = 0  # rows that nobody took
+            out[present[segment - 1] + 1 if segment else 0 : row] = 0  # rows that no position took
             line[:] = 0
             for i in range(bounds[segment], bounds[segment + 1]):
                 position = order[i]

@@ -48,7 +48,7 @@ def vector_type(width: int) -> np.ndarray:
     """Return an empty array whose type tells compiled code the vector width.
 
     The field's name is a digest of the files of vector code. Numba's cache on disk looks at the types and at the file
-    of the jitted function only, and would otherwise answer an edit there with machine code from before.
+    of the jitted function only, and would otherwise keep machine code from before an edit there.
     """
     if width not in TILE_ROWS:
         message = f"vector width must be one of {sorted(TILE_ROWS)}, got {width}."
@@ -59,7 +59,7 @@ def vector_type(width: int) -> np.ndarray:
 
 
 class Code:
-    """An LLVM builder that speaks vectors of one width."""
+    """An LLVM builder for vectors of one width."""
 
     def __init__(self, builder: ir.IRBuilder, width: int) -> None:
         self.builder = builder

@@ -129,7 +129,7 @@ def _score_gradients(
 def score_gradients(
     code: Code, scores: Value, slopes: Value, row: Value, keys: Value, vectors: Value, lse: Value, delta: Value
 ) -> None:
-    """Return what `_score_gradients` does, for any scores."""
+    """Do what `_score_gradients` does, for any scores."""
     _score_gradients(code, scores, slopes, row, keys, vectors, lse, delta, clamp=True)
 
 
@@ -137,5 +137,5 @@ def score_gradients(
 def bounded_score_gradients(
     code: Code, scores: Value, slopes: Value, row: Value, keys: Value, vectors: Value, lse: Value, delta: Value
 ) -> None:
-    """Return the same bits sooner, where no score lies more than 126 below its log-sum-exp."""
+    """Do the same faster, to the same bits, where no score lies more than 126 below its log-sum-exp."""
     _score_gradients(code, scores, slopes, row, keys, vectors, lse, delta, clamp=False)

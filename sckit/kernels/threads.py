@@ -1,4 +1,4 @@
-"""Work on as many threads as torch uses: our own, so that Numba's threading layers are not involved."""
+"""Run work on as many threads as torch uses; they are our own, so that Numba's threading layers are not involved."""
 
 import os
 from collections.abc import Callable
@@ -9,19 +9,19 @@ import torch
 
 
 def run_threads(work: Callable[[int, int], None], most: int) -> None:
-    """Call work(thread, threads) on every thread, at most so many; work has to let go of the GIL."""
+    """Call work(thread, threads) on at most `most` threads at once; work has to release the GIL."""
     threads = max(1, min(torch.get_num_threads(), most))
     others = [_pool(os.getpid()).submit(work, thread, threads) for thread in range(1, threads)]
     try:
         work(0, threads)
     finally:
-        wait(others)  # they write to memory that the caller lets go of
+        wait(others)  # they write to memory that the caller frees
     for other in others:
         other.result()
 
 
 def run_ranges(work: Callable[[int, int], None], count: int) -> None:
-    """Call work(first, last) so that the ranges cover 0..count once, side by side."""
+    """Call work(first, last) on several threads at once, so that the ranges cover 0..count once."""
     run_threads(lambda thread, threads: work(count * thread // threads, count * (thread + 1) // threads), count)
 
 

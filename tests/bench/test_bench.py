@@ -150,7 +150,7 @@ def test_earlier_results_that_are_none(tmp_path):
         (["kernels", "--device", "meta"], "kernels for cpu and cuda only"),
         (["kernels", "--out", "nowhere/rows.jsonl"], "the folder of nowhere/rows.jsonl does not exist"),
         (["counts", "--out", "nowhere/rows.jsonl"], "the folder of nowhere/rows.jsonl does not exist"),
-        (["kernels", "--chart", "kernels.xyz"], "choose a name in .png, .pdf or .svg"),
+        (["kernels", "--chart", "kernels.xyz"], "choose a name that ends in .png, .pdf or .svg"),
         (["kernels", "--compare", "none.jsonl"], "there is no result none.jsonl"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 @pytest.fixture
 def nan_memory() -> Iterator[None]:
-    """Let torch.empty and its kin return NaN, as torch does in its deterministic mode."""
+    """Let torch.empty and the like return NaN, as torch does in its deterministic mode."""
     torch.use_deterministic_algorithms(mode=True)
     assert torch.empty(1).isnan()
     yield

@@ -1,4 +1,4 @@
-"""The door of attention: what it refuses and in which words, which engine it takes, and when engines load."""
+"""The entry point of attention: what it refuses and in which words, which engine it takes, and when engines load."""
 
 import subprocess
 import sys

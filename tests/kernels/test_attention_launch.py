@@ -50,8 +50,8 @@ def test_polynomial_exponential_is_within_rounding(dtype: torch.dtype, poly: int
     qkv = random_qkv(200, 16, dtype)
     leaf = qkv.double().requires_grad_()
     exact = attention_reference(*leaf.unbind(1), plan.cells)
-    sparing = Launches(*[Launch(32, 4, 2, poly=poly)] * 3)
-    results = engine_results(qkv, plan, sparing)
+    polynomial = Launches(*[Launch(32, 4, 2, poly=poly)] * 3)
+    results = engine_results(qkv, plan, polynomial)
     exact.backward(results[0].double())
     assert leaf.grad is not None
     changed = False
@@ -69,11 +69,11 @@ def test_polynomial_exponential_is_within_rounding(dtype: torch.dtype, poly: int
 @pytest.mark.filterwarnings("ignore:All-NaN slice")  # numpy's, under Triton's interpreter
 def test_polynomial_exponential_shows_what_is_no_number(where: int, bits: int) -> None:
     plan = plan_attention(torch.tensor([0, 40]), torch.tensor([40]))
-    sparing = Launches(*[Launch(32, 4, 2, poly=1)] * 3)  # every other block of 8 columns
+    polynomial = Launches(*[Launch(32, 4, 2, poly=1)] * 3)  # every other block of 8 columns
     for token in (3, 11):
         qkv = random_qkv(40, 16, torch.float32)
         qkv[token, where] = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
-        shown = engine_results(qkv, plan, sparing)[0].isnan().any(-1).flatten()
+        shown = engine_results(qkv, plan, polynomial)[0].isnan().any(-1).flatten()
         assert shown.nonzero().flatten().tolist() == ([token] if where == 0 else list(range(40)))
 
 
@@ -117,8 +117,8 @@ def test_addresses_beyond_32_bits(engine: str, dtype: torch.dtype) -> None:
         *(torch.where(torch.arange(part.shape[1]) == 0, tokens - length, part).int() for part in small.tensors()),
         tokens,
     )
-    spare = large.query_tiles[:, 1] == 0  # rows beyond the last tile stay empty
-    large.query_tiles[spare] = 0
+    unused = large.query_tiles[:, 1] == 0  # rows beyond the last tile stay empty
+    large.query_tiles[unused] = 0
     large.key_tiles[large.key_tiles[:, 1] == 0] = 0
     results = []
     for part, plan, slope in ((alone, small, alone[:, 0].contiguous()), (qkv, large, grad)):

@@ -15,7 +15,7 @@ COMPILED = ("numba", "triton")
 
 
 def a_batch(lengths: list[int], n_genes: int = 90, hidden: float = 0.4) -> tuple[Tensor, Tensor, TokenScalars]:
-    """Return genes (distinct in a cell), cells and scalars of cells with so many tokens."""
+    """Return genes (distinct in a cell), cells and scalars of cells with these numbers of tokens."""
     generator = torch.Generator().manual_seed(sum(lengths))
     genes = [torch.randperm(n_genes, generator=generator)[:n] for n in lengths]
     tokens = sum(lengths)

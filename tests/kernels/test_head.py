@@ -14,7 +14,7 @@ COMPILED = ("numba", "triton")
 
 
 class Case(NamedTuple):
-    """Targets of cells that show so many of them each."""
+    """Targets of the masked head, and what predicts them."""
 
     h: Tensor
     bias: Tensor
