@@ -204,7 +204,7 @@ def test_order_of_keys_does_not_matter(engine: str, assert_within_budget: Callab
 
 
 @pytest.mark.parametrize("engine", ["reference", "numba", "triton"])
-def test_only_a_hidden_token_sees_itself(engine: str) -> None:
+def test_a_hidden_token_is_seen_by_itself_only(engine: str) -> None:
     offsets, keys = packed([(80, 50), (10, 10)])
     q, k, v = random_qkv(90, 1, 16).unbind(1)
     before = attention(q, k, v, offsets, keys, engine=engine)
