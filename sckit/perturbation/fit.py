@@ -70,10 +70,10 @@ def fit(model: Responder, lesson: Lesson, compute: Compute, *, frozen: bool, see
 
 
 def predict_response(fitted: Fitted, lesson: Lesson, units: Sequence[int], compute: Compute, seed: tuple) -> np.ndarray:
-    """Predicted deltas [len(units), G]: the mean over `config.context_cells` input controls of each unit's strata."""
+    """Predicted deltas [len(units), G]: the mean over `config.control_cells` input controls of each unit's strata."""
     generator = np.random.default_rng((*seed, 4))
     queries = np.arange(lesson.table.n_genes)
-    count = lesson.config.context_cells
+    count = lesson.config.control_cells
     found = []
     for u in units:
         cells = lesson.control_cells(u, count, generator)
@@ -146,7 +146,7 @@ def _spare(lesson: Lesson, generator: np.random.Generator) -> tuple[list[int], l
     names = sorted(set(groups.values()))
     if len(names) < _ENOUGH:
         return list(lesson.trainable), []
-    spared = {names[i] for i in generator.permutation(len(names))[: round(lesson.config.spare * len(names))]}
+    spared = {names[i] for i in generator.permutation(len(names))[: round(lesson.config.validation_share * len(names))]}
     return [u for u in groups if groups[u] not in spared], [u for u in groups if groups[u] in spared]
 
 

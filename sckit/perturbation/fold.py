@@ -134,7 +134,7 @@ class FoldRun:
             shares: Sequence[float | None] = (None,)
         else:
             shares = self.config.revealed if fixed is None else (len(fixed) / n_genes,)
-        cells = [generator.permutation(self.screen.units[u].cells)[: self.config.context_cells] for u in test]
+        cells = [generator.permutation(self.screen.units[u].cells)[: self.config.control_cells] for u in test]
         state = generator.bit_generator.state
         for share in shares:
             generator.bit_generator.state = state  # so that panels are nested

@@ -104,7 +104,7 @@ def _screen(store: Store, config: FinetuneConfig) -> Screen:
     units, lost = table.units()
     if not units:
         text = f"{config.min_cells} treated and {config.min_cells} control cells"
-        raise DataError(f"no perturbation has {text} in a context; lower --min-cells, or use fewer context columns.")
+        raise DataError(f"no perturbation has {text} in a context; lower --min-cells, or use fewer --covariates.")
     names = sorted({part for unit in units for part in table.parts[unit.name]})
     number = {name: i for i, name in enumerate(names)}
     units = [replace(unit, parts=tuple(number[p] for p in table.parts[unit.name])) for unit in units]
@@ -138,7 +138,7 @@ class _Labels:
 
     def __init__(self, store: Store, labels: np.ndarray, config: FinetuneConfig) -> None:
         self.config, self.labels = config, labels
-        columns = {name: group_values(store.obs, name) for name in config.context}
+        columns = {name: group_values(store.obs, name) for name in config.covariates}
         context = np.array([" | ".join(row) for row in zip(*columns.values(), strict=True)] or ["all"] * len(labels))
         self.contexts, self.context = _numbered(context)
         unseen = columns[config.unseen] if config.unseen else context

@@ -52,13 +52,14 @@ class Profiles:
 def split_name(screen: Screen, config: FinetuneConfig) -> str:
     """The split that "auto" takes, and a check that the one asked for is possible: DataError where not."""
     n_groups = {name: len(set(_groups(screen, name)) - {""}) for name in ("perturbation", "context", "combination")}
-    chosen = config.split
+    chosen = "context" if config.split == "covariate" else config.split
     if chosen == "auto":
         chosen = "perturbation" if n_groups["perturbation"] >= _ENOUGH or n_groups["context"] < 2 else "context"
     if n_groups[chosen] < 2:
         has = ", ".join(f"{count} {name}s" for name, count in n_groups.items())
-        hint = "name a --context-column" if chosen == "context" else "choose another --split"
-        raise DataError(f"--split {chosen} needs two {chosen}s to hold one out; the data have {has}; {hint}.")
+        asked = "covariate" if chosen == "context" else chosen
+        hint = "name a column with --covariates" if chosen == "context" else "choose another --split"
+        raise DataError(f"--split {asked} needs two {chosen}s to hold one out; the data have {has}; {hint}.")
     return chosen
 
 

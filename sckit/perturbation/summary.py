@@ -1,12 +1,12 @@
 """From scores of single units to means with intervals, paired differences, ceilings, gaps and verdicts."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from sckit.config.finetune import ARMS, FinetuneConfig
+from sckit.config import ARMS, FinetuneConfig, as_documented
 from sckit.files import to_json
 from sckit.metrics.effects import HEADLINE, METRICS
 from sckit.metrics.intervals import Estimate, Sample, gap_closed, interval, paired, verdict
@@ -81,8 +81,8 @@ def summarise(
     first: dict[str, float | None] = {
         row["metric"]: row["mean"] for row in ceilings if row["subset"] == "all" and row["kind"] != "replicates"
     }
-    column = f" ({config.unseen or ', '.join(config.context)})" if split == "context" else ""
-    settings = asdict(config) | {"split": split}
+    column = f" ({config.unseen or ', '.join(config.covariates)})" if split == "context" else ""
+    settings = as_documented(config) | {"split": split}
     return Finetuned(
         task=config.task,
         level=config.level,

@@ -21,7 +21,7 @@ from .small_screens import CONFIG, dense_values, fold_run, small_screen, with_co
 CPU = choose_compute("cpu", "numba")
 ARM = "pretrained"
 G = 20
-TAUGHT = {"spare": 0.0}  # so that no arm stays where it began
+TAUGHT = {"validation_share": 0.0}  # so that no arm stays where it began
 
 
 @pytest.fixture(scope="module")

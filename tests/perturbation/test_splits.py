@@ -67,7 +67,7 @@ def test_an_unseen_context_holds_out_all_its_units_or_those_of_its_donor(rng):
         assert len(held_out) == 1
         assert not held_out & {screen.units[u].context for u in fold.train}
     donors = replace(screen, unseen_of_context=("d1", "d2", "d1", "d2"))
-    assert split_name(donors, replace(CONFIG, split="context")) == "context"
+    assert split_name(donors, replace(CONFIG, split="covariate")) == "context"
     for fold in folds(donors, "context", 2):
         assert {screen.units[u].context for u in fold.test} in ({0, 2}, {1, 3})
         assert len(fold.test) == 12
@@ -130,7 +130,7 @@ def test_auto_takes_the_first_split_that_the_data_can_bear(rng, conditions, cont
     ("split", "words"),
     [
         ("perturbation", "needs two perturbations to hold one out; the data have 1 perturbation"),
-        ("context", "1 contexts, .*name a --context-column"),
+        ("covariate", "1 contexts, .*name a column with --covariates"),
         ("combination", "choose another --split"),
     ],
 )
