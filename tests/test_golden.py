@@ -36,7 +36,7 @@ def test_the_run_evaluates_to_the_same_scores(run):
         masks=(0.15, 1.0),
         contexts=("detected", "visible", "shuffled"),
         label="cell_type",
-        replicate_split=True,
+        replicate_halves=True,
         bootstraps=50,
     )
     rows = evaluate(run, settings).rows

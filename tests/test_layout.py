@@ -16,7 +16,7 @@ ORDER = [
     ["errors", "files"],
     ["kernels"],
     ["config", "provenance", "device"],
-    ["data"],
+    ["data", "perturb_config"],
     ["model", "metrics"],
     ["training"],
     ["evaluation", "perturbation", "bench"],

@@ -1,35 +1,92 @@
-"""What all commands share: options, errors as one sentence, the JSON document at the end."""
+"""What all commands share: options made from a config, errors as one sentence, the JSON document at the end."""
 
+import functools
+import inspect
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sckit.config.options import Option, options, sentences
 from sckit.errors import SckitError
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document as the last line of stdout.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Command = Callable[..., dict[str, Any]]
 Runs = Annotated[Path, typer.Option(help="Folder that holds the runs.")]
-Engine = Annotated[str, typer.Option(help="Attention engine: auto, reference, numba or triton.")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file of options; the command line wins.")]
-RunArgument = Annotated[str | None, typer.Argument(help="Run folder or name; by default the latest run.")]
+RunArgument = Annotated[
+    str | None, typer.Argument(metavar="RUN", help="Run folder or name; by default the latest run.")
+]
+_Json = Annotated[bool, typer.Option("--json", help="Print one JSON document as the last line of stdout.")]
 
 
-@contextmanager
-def user_errors() -> Iterator[None]:
-    """One sentence and an exit code instead of a traceback: 1 for bad data, 2 for bad usage."""
-    try:
-        yield
-    except SckitError as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(error.exit_code) from None
-    except KeyboardInterrupt:
-        typer.echo("Interrupted.", err=True)
-        raise typer.Exit(130) from None
+def command_of(config: type | None = None, *names: str) -> Callable[[Command], Callable[..., None]]:
+    """Make a command of a function that returns its JSON document.
+
+    The options of a config, all or those named, take the place of the parameter `given`, which receives what the user
+    set, by field name or by a former name where that was typed. `--json` prints the document. An error is one sentence
+    with an exit code, 1 for bad data and 2 for bad usage; a document that is not "ok" ends with 1 too.
+    """
+    told = sentences(config) if config else {}
+    chosen = [option for option in (options(config) if config else {}).values() if option.name in (names or told)]
+    made = [one for option in chosen for one in _parameters(option, told[option.name], panel=not names)]
+
+    def decorate(command: Command) -> Callable[..., None]:
+        @functools.wraps(command)
+        def run(*, as_json: bool, **values: Any) -> None:
+            if made:
+                typed = {parameter.name: values.pop(parameter.name) for parameter in made}
+                values["given"] = {name: value for name, value in typed.items() if value is not None and value != []}
+            try:
+                document = command(**values)
+            except SckitError as error:
+                typer.echo(f"Error: {error}", err=True)
+                raise typer.Exit(error.exit_code) from None
+            except KeyboardInterrupt:
+                typer.echo("Interrupted.", err=True)
+                raise typer.Exit(130) from None
+            if as_json:
+                typer.echo(json.dumps(document, default=str, allow_nan=False))
+            if not document.get("ok", True):
+                raise typer.Exit(1)
+
+        own = inspect.signature(command)
+        last = inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=_Json)
+        parameters = [each for one in own.parameters.values() for each in (made if one.name == "given" else [one])]
+        run.__dict__["__signature__"] = inspect.Signature([*parameters, last])
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in [*parameters, last]}
+        return run
+
+    return decorate
+
+
+def _parameters(option: Option, sentence: str, *, panel: bool) -> Iterator[inspect.Parameter]:
+    """The parameters of one option; former names are hidden and come first, so that today's name wins."""
+    first, *others = option.kinds
+    kind: Any = list[str] if option.repeated else str if option.many or others else first
+
+    def parameter(name: str, flag: str, **settings: Any) -> inspect.Parameter:
+        default = typer.Option(None, flag, **settings)
+        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind | None)
+
+    for key, flag in ({option.name: option.flag} if option.gone else option.former).items():
+        yield parameter(key, flag, hidden=True)
+    if not (option.gone or option.file_only):
+        if option.default not in (None, "", ()) and option.default is not False:
+            shown = ",".join(map(str, option.default)) if option.many else option.default
+            sentence += f" [default: {option.flag[2:] if shown is True else shown}]"
+        yield parameter(
+            option.name,
+            f"{option.flag}/--no-{option.flag[2:]}" if option.default is True else option.flag,
+            help=sentence.replace("[", r"\["),  # brackets are markup
+            metavar="A,B,..." if kind is str and option.many else None,
+            rich_help_panel=option.panel if panel and option.panel else None,
+        )
 
 
 def say(text: str) -> None:
@@ -37,7 +94,8 @@ def say(text: str) -> None:
     typer.echo(text, err=True)
 
 
-def finish(document: dict[str, Any], *, as_json: bool) -> None:
-    """Print the document as the last line of stdout where --json asks for it."""
-    if as_json:
-        typer.echo(json.dumps(document, default=str, allow_nan=False))
+def result_console(width: int = 120) -> "Console":
+    """Return a console for tables on stdout, of a fixed width where stdout is not a terminal."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else width)

@@ -1,7 +1,10 @@
 """Progress of the commands on stderr: a bar with rate and time left, and the lines that last."""
 
-from collections.abc import Callable
 from typing import Any
+
+import typer
+
+from sckit.cli.options import result_console
 
 
 class Bar:
@@ -21,61 +24,44 @@ class Bar:
     def __exit__(self, *error: object) -> None:
         self._progress.__exit__(*error)  # type: ignore[arg-type]
 
-    def cells(self, _kind: str, facts: dict[str, Any]) -> None:
-        """Progress of `prepare`."""
-        done, total, rate = facts["done"], facts["of"], f"{facts['done']:,} cells"
-        self._progress.update(self._task, completed=done, total=total, description=facts["what"], rate=rate)
-
-    def training(self, kind: str, facts: dict[str, Any]) -> None:
-        """Events of `pretrain`."""
+    def on_event(self, kind: str, facts: dict[str, Any]) -> None:
+        """Show an event of any long-running call; "cells" and "row" are results and go to stdout."""
         if kind == "note":
             self._note(facts["text"])
+        elif kind == "validation":
+            self._note(_validation_line(facts))
         elif kind == "step":
             rate = f"{facts['tokens_per_s']:,.0f} tokens/s, loss {facts['loss']:.4f}"
-            share = min(facts["share"], 1.0)
-            self._progress.update(
-                self._task, completed=share, total=1.0, description=f"step {facts['step']}", rate=rate
-            )
+            self._move(min(facts["share"], 1.0), 1.0, f"step {facts['step']}", rate)
+        elif kind == "progress":
+            rate = f"{facts['done']:,} of {facts['of']:,}"
+            self._move(facts["done"], facts["of"], facts.get("what", ""), rate)
         else:
-            self._note(_validation_line(facts))
+            self._progress.stop()  # out of the way of stdout
+            _print_result(kind, facts)
+            self._progress.start()
 
-    def evaluation(self, kind: str, facts: dict[str, Any]) -> None:
-        """Events of `eval` and `embed`."""
-        if kind == "note":
-            self._note(facts["text"])
-        else:
-            label = " ".join(f"{k} {facts[k]}" for k in ("target", "rate") if k in facts)
-            self._progress.update(self._task, completed=facts["done"], total=facts["of"], description=label, rate="")
-
-    def finetuning(self, table: Callable[[list[dict[str, Any]]], None]) -> Callable[[str, dict[str, Any]], None]:
-        """A listener to `finetune`; `table` prints the rows of cells on stdout while the bar is out of the way."""
-
-        def on_event(kind: str, facts: dict[str, Any]) -> None:
-            if kind == "note":
-                self._note(facts["text"])
-            elif kind == "cells":
-                self._progress.stop()
-                table(facts["rows"])
-                self._progress.start()
-            else:
-                done, total = facts["done"], facts["of"]
-                rate = f"{done} of {total}"
-                self._progress.update(self._task, completed=done, total=total, description=facts["what"], rate=rate)
-
-        return on_event
-
-    def timing(self, what: str, done: int, total: int) -> None:
-        """Progress of `bench`."""
-        self._progress.update(self._task, completed=done, total=total, description=what, rate="")
+    def _move(self, done: float, total: float, what: str, rate: str) -> None:
+        self._progress.update(self._task, completed=done, total=total, description=what, rate=rate)
 
     def _note(self, text: str) -> None:
         self._progress.console.print(text, highlight=False, soft_wrap=True)
 
 
+def _print_result(kind: str, facts: dict[str, Any]) -> None:
+    if kind == "cells":
+        from sckit.report.perturbation import print_cells
+
+        print_cells(facts["rows"], result_console())
+    else:  # a row of a benchmark
+        what = f"{facts['op']:<26} {facts['case']:<14} {facts.get('pass', ''):<8} {facts['engine']:<10}"
+        typer.echo(f"{what} {facts['median_ms']:>10.2f} ms  [{facts['p20_ms']:.2f}-{facts['p80_ms']:.2f}]")
+
+
 def _validation_line(row: dict[str, Any]) -> str:
-    """One line per epoch: the model beside gene mean, depth and ridge, on the validation cells."""
+    """One line per epoch: the model and the linear baselines on the validation cells."""
     names = ("gene mean + depth", "detection ridge", "value ridge")
-    beside = ", ".join(f"{name} {row[f'r2 {name}']:.4f}" for name in names)
+    baselines = ", ".join(f"{name} {row[f'r2 {name}']:.4f}" for name in names)
     where = f"epoch {row['epoch']:.2f} step {row['step']}: {row['rate']:.0%} hidden"
     model = f"model R² {row['r2_gene_mean']:.4f} (pooled r {row['pooled_r'] or float('nan'):.3f})"
-    return f"{where}: {model}; gene mean 0, {beside}{' *' if row['better'] else ''}"
+    return f"{where}: {model}; gene mean 0, {baselines}{' *' if row['better'] else ''}"

@@ -55,7 +55,7 @@ def embed(
         for i, part in enumerate(parts):
             with torch.inference_mode(), compute.cast():
                 rows.append(model.embed(Tokens.of(packer(part), compute.device)).cpu().numpy())
-            on_event("progress", {"done": i + 1, "of": len(parts)})
+            on_event("progress", {"done": i + 1, "of": len(parts), "what": "embedding"})
         adata = _anndata(store, np.concatenate(rows))
     if out is not None:
         try:

@@ -30,7 +30,6 @@ from sckit.model.transformer import Model
 from sckit.training.run import Run, find_run, open_run
 
 _CLUSTERS = 20
-SWEEP = (0.15, 0.3, 0.5, 0.75, 0.9, 1.0)
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ class _Evaluator:
     def evaluate(self) -> Evaluation:
         rows, extras, entries = [], [], 0
         targets: dict[str, tuple[CountsView, ClosedForms]] = {"full": (self.store, self.run.forms)}
-        if self.config.replicate_split:
+        if self.config.replicate_halves:
             targets["half"] = self._halves()
         for target, (view, forms) in targets.items():
             labels = self._labels(view, forms)
@@ -98,10 +97,10 @@ class _Evaluator:
     def _halves(self) -> tuple[Halves, ClosedForms]:
         """The A halves of all cells, and the closed forms fitted on the A halves of the training cells."""
         self.on_event(
-            "note", {"text": f"splitting counts into halves ({self.config.split}); refitting the closed forms"}
+            "note", {"text": f"splitting counts into halves ({self.config.halving}); refitting the closed forms"}
         )
         train, settings = self.run.cells(TRAIN), self.run.config
-        sizes = nb_sizes(self.store, train, self._clusters(train)) if self.config.split == "nb" else None
+        sizes = nb_sizes(self.store, train, self._clusters(train)) if self.config.halving == "nb" else None
         view = Halves(self.store, self.config.seed, sizes)
         cut = CutView(view, self.vocabulary, settings.max_genes, settings.seed)
         forms = fit_closed_forms(
@@ -160,7 +159,8 @@ class _Evaluator:
                 predicted[f"model/{context}"] = self._predict(batch, forms)
             scores.add(plain, predicted, view.totals(part))
             self.cut += plain.cut if rate == self.config.masks[0] and target == "full" else 0
-            self.on_event("progress", {"target": target, "rate": rate, "done": i + 1, "of": len(parts)})
+            what = f"target {target} rate {rate}"
+            self.on_event("progress", {"done": i + 1, "of": len(parts), "what": what})
         if not scores.sums("gene mean")[:, 0].any():
             raise DataError(f"no entry is scored with {rate:g} of the values hidden; hide more, or give more cells.")
         return scores
@@ -193,7 +193,7 @@ class _Evaluator:
         groups = None if self.groups is None else self.groups[self.cells]
         half = ["half-depth target: all closed forms, the model's own too, are refitted on halves of training cells"]
         return [
-            *(half if self.config.replicate_split else []),
+            *(half if self.config.replicate_halves else []),
             f"{len(self.cells):,} held-out cells; scored: detected entries with a hash below {SCORED_SHARE}"
             + (" (or below the share hidden, where that is less)" if min(self.config.masks) < SCORED_SHARE else ""),
             *([f"{self.cut:,} entries of cells over {self.run.config.max_genes} genes were cut"] if self.cut else []),

@@ -103,7 +103,7 @@ def _run(screen: Screen, config: FinetuneConfig, split: str, arms: Arms, jobs: l
     with joblib.parallel_config("loky", inner_max_num_threads=torch.get_num_threads()):
         parallel = joblib.Parallel(min(workers, len(jobs)), return_as="generator_unordered")
     work = joblib.delayed(_work)
-    yield from parallel(work(os.getpid(), screen, config, split, arms, job) for job in jobs)
+    yield from parallel(work(os.getpid(), screen, config, split, arms, job) for job in jobs)  # type: ignore[misc]
 
 
 def _work(parent: int, screen: Screen, config: FinetuneConfig, split: str, arms: Arms, job: Job) -> Found:

@@ -82,9 +82,9 @@ def fit(
 
 
 def predict_response(arm: FittedArm, fold: FoldData, compute: Compute) -> np.ndarray:
-    """Predict the deltas [m, G] of the test units: means over `config.context_cells` input controls of their strata."""
+    """Predict the deltas [m, G] of the test units: means over `config.control_cells` input controls of their strata."""
     generator = np.random.default_rng((*fold.key, 4))
-    queries, count = np.arange(len(fold.screen.genes)), fold.config.context_cells
+    queries, count = np.arange(len(fold.screen.genes)), fold.config.control_cells
     found = []
     for u in fold.view.test:
         cells = fold.examples.control_cells(u, count, generator)
@@ -151,7 +151,7 @@ def _split_units(examples: FoldExamples, generator: np.random.Generator) -> tupl
     if len(names) < _ENOUGH:
         return list(groups), []
     order = generator.permutation(len(names))
-    chosen = {names[i] for i in order[: round(examples.config.spare * len(names))]}
+    chosen = {names[i] for i in order[: round(examples.config.validation_share * len(names))]}
     return [u for u in groups if groups[u] not in chosen], [u for u in groups if groups[u] in chosen]
 
 

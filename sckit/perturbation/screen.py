@@ -128,7 +128,7 @@ class _Labels:
 
     def __init__(self, store: Store, labels: np.ndarray, config: FinetuneConfig) -> None:
         self.config, self.labels = config, labels
-        columns = {name: group_values(store.obs, name) for name in config.context}
+        columns = {name: group_values(store.obs, name) for name in config.covariates}
         group = np.array([" | ".join(row) for row in zip(*columns.values(), strict=True)] or ["all"] * len(labels))
         self.names, self.group = _numbered(group)
         unseen = columns[config.unseen] if config.unseen else group

@@ -53,13 +53,13 @@ class Profiles:
 
 def split_name(screen: Screen, config: FinetuneConfig) -> str:
     """Return the split asked for, or the one that "auto" takes; DataError when it is not possible."""
-    n_groups = {name: len(set(_groups(screen, name)) - {""}) for name in ("perturbation", "context", "combination")}
+    n_groups = {name: len(set(_groups(screen, name)) - {""}) for name in ("perturbation", "covariate", "combination")}
     chosen = config.split
     if chosen == "auto":
-        chosen = "perturbation" if n_groups["perturbation"] >= _ENOUGH or n_groups["context"] < 2 else "context"
+        chosen = "perturbation" if n_groups["perturbation"] >= _ENOUGH or n_groups["covariate"] < 2 else "covariate"
     if n_groups[chosen] < 2:
         has = ", ".join(f"{count} {name}s" for name, count in n_groups.items())
-        hint = "name columns with --covariates" if chosen == "context" else "choose another --split"
+        hint = "name columns with --covariates" if chosen == "covariate" else "choose another --split"
         raise DataError(f"--split {chosen} needs at least two {chosen}s, to hold one out; the data have {has}; {hint}.")
     return chosen
 
@@ -94,7 +94,7 @@ def _groups(screen: Screen, split: str) -> list[str]:
             screen.perturbations[u.parts[0]] if len(u.parts) == 1 or screen.perturbations[u.parts[0]] not in single
             else "" for u in units
         ]  # fmt: skip
-    if split == "context":
+    if split == "covariate":
         return [screen.unseen_of_covariates[unit.covariates] for unit in units]
     combined = any(len(unit.parts) > 1 for unit in units)
     labels = [str(unit.parts) if combined else f"{unit.parts} {unit.covariates}" for unit in units]

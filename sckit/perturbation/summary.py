@@ -1,12 +1,12 @@
 """From scores of single units to means with intervals, paired differences, ceilings, gaps and verdicts."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from sckit.config.finetune import ARMS, FinetuneConfig
+from sckit.config import ARMS, FinetuneConfig, as_documented
 from sckit.files import to_json
 from sckit.metrics.effects import HEADLINE, METRICS
 from sckit.metrics.intervals import Estimate, Sample, gap_closed, interval, paired, verdict
@@ -81,12 +81,13 @@ def summarise(
     first: dict[str, float | None] = {
         row["metric"]: row["mean"] for row in ceilings if row["subset"] == "all" and row["kind"] != "replicates"
     }
-    column = f" ({config.unseen or ', '.join(config.context)})" if split == "context" else ""
-    settings = asdict(config) | {"split": split}
+    column = f" ({config.unseen or ', '.join(config.covariates)})" if split == "covariate" else ""
+    documented = "context" if split == "covariate" else split  # as documents have always named it
+    settings = as_documented(config) | {"split": documented}
     return Finetuned(
         task=config.task,
         level=config.level,
-        split=f"unseen {split}{column}",
+        split=f"unseen {documented}{column}",
         seeds=config.seeds,
         margin=config.margin,
         headline=HEADLINE,
@@ -108,8 +109,8 @@ class _Tables:
         self.config = config
         self.largest = max(config.train_shares)
         # What is resampled is what is held out: of two donors with five cell types each there are two, not ten.
-        by_context = split == "context"
-        labels = [screen.unseen_of_covariates[u.covariates] if by_context else str(u.parts) for u in screen.units]
+        by_covariate = split == "covariate"
+        labels = [screen.unseen_of_covariates[u.covariates] if by_covariate else str(u.parts) for u in screen.units]
         number = {label: i for i, label in enumerate(sorted(set(labels)))}
         self.cluster = np.array([number[label] for label in labels])
         found: dict[tuple[str, Where], list[Score]] = {}

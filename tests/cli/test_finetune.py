@@ -2,15 +2,14 @@
 
 import json
 import re
-import sys
-import types
 from dataclasses import fields
 
 import pytest
 from typer.testing import CliRunner
 
+import sckit.perturbation.finetune
 from sckit.cli.app import app
-from sckit.config.finetune import FinetuneConfig
+from sckit.config import FinetuneConfig
 from sckit.errors import DataError
 
 from ..report.made_up_result import made_up
@@ -20,7 +19,7 @@ NEEDED = [*DATA, "--condition", "perturbation", "--control", "none"]
 
 
 def invoke(*arguments):
-    return CliRunner().invoke(app, ["finetune", *map(str, arguments)], env={"COLUMNS": "160"})
+    return CliRunner().invoke(app, ["finetune", *map(str, arguments)], env={"COLUMNS": "200"})
 
 
 def error_of(result):
@@ -45,9 +44,7 @@ def heard(monkeypatch, tmp_path):
         on_event("progress", {"done": 1, "of": 60, "what": "scratch, seed 0"})
         return made_up((0.0, 0.5) if config.task == "partial" else (None,))
 
-    module = types.ModuleType("sckit.perturbation.finetune")
-    monkeypatch.setattr(module, "finetune", finetune, raising=False)
-    monkeypatch.setitem(sys.modules, "sckit.perturbation.finetune", module)
+    monkeypatch.setattr(sckit.perturbation.finetune, "finetune", finetune)
     return calls
 
 
@@ -57,7 +54,7 @@ def place(tmp_path):
 
 
 def flag(name):
-    return "--context-column" if name == "context" else f"--{name.replace('_', '-')}"
+    return f"--{name.replace('_', '-')}"
 
 
 def test_help_has_two_examples_and_the_defaults_of_the_config():
@@ -70,22 +67,23 @@ def test_help_has_two_examples_and_the_defaults_of_the_config():
 
 def test_every_option_reaches_the_config(heard, place):
     given = {
-        "exclude": "unassigned, multiplet", "context": "cell_type,donor", "unseen": "donor", "replicate": "lane",
-        "dose": "um", "target_map": "same", "genes": "50", "min_cells": "6", "task": "partial", "level": "cell",
-        "split": "context", "folds": "3", "train_shares": "0.5,1", "revealed": "0,0.5", "panel": "p.txt",
+        "exclude": "unassigned, multiplet", "covariates": "cell_type,donor", "unseen": "donor", "replicate": "lane",
+        "dose": "um", "target_map": "same", "genes": "50", "min_cells": "6", "task": "partial",
+        "split": "covariate", "folds": "3", "train_shares": "0.5,1", "revealed": "0,0.5", "panel": "p.txt",
         "arms": "pretrained,scratch", "seeds": "2", "margin": "0.1", "bootstraps": "20", "steps": "7", "lr": "0.02",
-        "spare": "0", "batch_tokens": "99", "context_cells": "3", "workers": "1", "engine": "numba", "device": "cpu",
-        "seed": "4",
+        "validation_share": "0", "batch_tokens": "99", "control_cells": "3", "workers": "1", "engine": "numba",
+        "device": "cpu", "seed": "4",
     }  # fmt: skip
     options = [part for name, value in given.items() for part in (flag(name), value)]
     result = invoke(*place, *NEEDED, *options, "--permute", "--allow-seen")
     assert result.exit_code == 0, result.stderr
     expected = FinetuneConfig(
-        "perturbation", "none", exclude=("unassigned", "multiplet"), context=("cell_type", "donor"), unseen="donor",
-        replicate="lane", dose="um", target_map="same", genes=50, min_cells=6, task="partial", level="cell",
-        split="context", folds=3, train_shares=(0.5, 1.0), revealed=(0.0, 0.5), panel="p.txt",
+        "perturbation", "none", exclude=("unassigned", "multiplet"), covariates=("cell_type", "donor"), unseen="donor",
+        replicate="lane", dose="um", target_map="same", genes=50, min_cells=6, task="partial",
+        split="covariate", folds=3, train_shares=(0.5, 1.0), revealed=(0.0, 0.5), panel="p.txt",
         arms=("pretrained", "scratch"), seeds=2, margin=0.1, bootstraps=20, permute=True, allow_seen=True,
-        steps=7, lr=0.02, spare=0.0, batch_tokens=99, context_cells=3, workers=1, engine="numba", device="cpu", seed=4,
+        steps=7, lr=0.02, validation_share=0.0, batch_tokens=99, control_cells=3, workers=1, engine="numba",
+        device="cpu", seed=4,
     )  # fmt: skip
     assert heard[0]["config"] == expected
     assert heard[0]["run"] == "panel"
@@ -113,7 +111,6 @@ def test_cells_come_first_the_verdict_after_the_tables_and_the_document_last(hea
     [
         pytest.param([], "finetune-response", id="response"),
         pytest.param(["--task", "partial"], "finetune-partial", id="partial"),
-        pytest.param(["--task", "partial", "--level", "cell"], "finetune-partial-cell", id="partial-cell"),
     ],
 )
 def test_files_lie_in_the_run_and_the_config_can_be_used_again(options, name, heard, place, tmp_path):
@@ -135,13 +132,13 @@ def test_files_lie_in_the_run_and_the_config_can_be_used_again(options, name, he
         pytest.param([*DATA, "--control", "none"], "--condition is missing", id="no-condition"),
         pytest.param([*DATA, "--condition", "perturbation"], "--control is missing", id="no-control"),
         pytest.param([*NEEDED, "--task", "guess"], "--task guess is unknown", id="task-unknown"),
-        pytest.param([*NEEDED, "--level", "cell"], "--level cell belongs to --task partial", id="level-of-response"),
+        pytest.param([*NEEDED, "--level", "cell"], "--level cannot be cell any more", id="level-cell"),
         pytest.param([*NEEDED, "--split", "gene"], "--split gene is unknown", id="split-unknown"),
         pytest.param([*NEEDED, "--arms", "pretrained,best"], "--arms pretrained,best", id="arm-unknown"),
         pytest.param([*NEEDED, "--revealed", "half"], "--revealed half is not a list", id="share-no-number"),
         pytest.param([*NEEDED, "--train-shares", "0,1"], "shares above 0", id="share-of-nothing"),
         pytest.param([*NEEDED, "--margin", "0"], "--margin must be above 0", id="no-margin"),
-        pytest.param([*NEEDED, "--unseen", "donor"], "--unseen donor", id="unseen-is-no-context"),
+        pytest.param([*NEEDED, "--unseen", "donor"], "--unseen donor", id="unseen-is-no-covariate"),
         pytest.param([*NEEDED, "--config", "nothing.toml"], "nothing.toml cannot be read", id="config-missing"),
     ],
 )
@@ -164,7 +161,7 @@ def test_bad_data_is_one_sentence_and_exit_1_and_leaves_nothing(heard, place, mo
     def refuse(*arguments, **options):
         raise DataError(f"{arguments[1]} has no control cells.")
 
-    monkeypatch.setattr(sys.modules["sckit.perturbation.finetune"], "finetune", refuse)
+    monkeypatch.setattr(sckit.perturbation.finetune, "finetune", refuse)
     result = invoke(*place, *NEEDED)
     assert "no control cells" in error_of(result)
     assert result.exit_code == 1

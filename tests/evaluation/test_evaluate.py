@@ -34,7 +34,7 @@ def run(simulated, tmp_path_factory):
 @pytest.fixture(scope="module")
 def evaluation(run):
     config = EvalConfig(
-        masks=(0.15, 1.0), contexts=("detected", "visible", "shuffled"), label="cell_type", replicate_split=True,
+        masks=(0.15, 1.0), contexts=("detected", "visible", "shuffled"), label="cell_type", replicate_halves=True,
         bootstraps=200, engine="reference",
     )  # fmt: skip
     return evaluate(run, config)

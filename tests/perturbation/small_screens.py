@@ -20,7 +20,7 @@ from sckit.perturbation.screen import Screen, Unit
 UNMEASURED = 300
 """Counts of each cell in genes that are not predicted: totals are over all genes of the source."""
 
-CONFIG = FinetuneConfig("condition", "control", steps=3, batch_tokens=300, context_cells=2, engine="numba")
+CONFIG = FinetuneConfig("condition", "control", steps=3, batch_tokens=300, control_cells=2, engine="numba")
 
 
 def small_screen(

@@ -22,7 +22,7 @@ from .small_screens import CONFIG, dense_values, fold_of, small_screen, table_of
 
 ARM = "pretrained"
 G = 20
-TAUGHT = {"spare": 0.0}  # so that no arm stays where it began
+TAUGHT = {"validation_share": 0.0}  # so that no arm stays where it began
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def cells_of(fold, units):
     return np.concatenate([fold.screen.units[u].cells for u in units])
 
 
-@pytest.mark.parametrize("split", ["perturbation", "context", "combination"])
+@pytest.mark.parametrize("split", ["perturbation", "covariate", "combination"])
 def test_response_predictors_know_nothing_of_test_units_nor_of_reference_controls(run, screen, split):
     fold = fold_of(screen, split=split, **TAUGHT)
     hidden = np.concatenate([cells_of(fold, fold.view.test), np.flatnonzero(fold.examples.cell_halves.reference)])

@@ -23,7 +23,7 @@ from .planted import planted_screen, read_planted, write_planted
 from .small_screens import predictions
 
 WORLD = 1
-QUICK = {"task": "partial", "revealed": (0.25,), "steps": 1, "batch_tokens": 512, "context_cells": 2}
+QUICK = {"task": "partial", "revealed": (0.25,), "steps": 1, "batch_tokens": 512, "control_cells": 2}
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +162,7 @@ def test_where_nothing_happens_several_contexts_say_nothing_particular(tmp_path)
     world = {"genes": 120, "modules": 30, "perturbations": 8, "dead": 8, "contexts": 6}
     adata, _ = planted_screen(np.random.default_rng(3), controls=60, cells_per_unit=30, truth_cells=2, **world)
     adata.write_h5ad(tmp_path / "dead.h5ad")
-    config = FinetuneConfig("condition", "control", context=("context",), split="perturbation")
+    config = FinetuneConfig("condition", "control", covariates=("context",), split="perturbation")
     screen = read_screen(tmp_path / "dead.h5ad", config, on_event=lambda *_: None)
     folds = [fold_of(screen, config, seed=seed) for seed in range(4)]
     for name in (CEILING, "additive", "ridge on components", "nearest neighbours"):

@@ -229,7 +229,7 @@ def test_known_genes_bring_their_vectors_and_unknown_ones_start_as_in_every_arm(
 @pytest.mark.parametrize("task", ["response", "partial"])
 @pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "free"])
 def test_a_frozen_arm_learns_in_its_new_parameters_alone(start, rng, task, frozen):
-    material = fold_of(small_screen(rng, genes=G), task=task, spare=0.0).examples
+    material = fold_of(small_screen(rng, genes=G), task=task, validation_share=0.0).examples
     model = Responder(start, material.table, factors=task == "partial", seed=0, transferred=True)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     trained = fit(model, material, choose_compute("cpu", "reference"), frozen=frozen, seed=(0, 0)).model
@@ -240,7 +240,10 @@ def test_a_frozen_arm_learns_in_its_new_parameters_alone(start, rng, task, froze
 
 
 def test_an_untrained_arm_predicts_the_mean_of_the_training_perturbations(start, rng):
-    fold, compute = fold_of(small_screen(rng, genes=G), spare=0.2, steps=1, lr=1e-12), choose_compute("cpu", "numba")
+    fold, compute = (
+        fold_of(small_screen(rng, genes=G), validation_share=0.2, steps=1, lr=1e-12),
+        choose_compute("cpu", "numba"),
+    )
     model = Responder(start, fold.examples.table, factors=False, seed=0, transferred=True)
     arm = fit(model, fold.examples, compute, frozen=False, seed=(0, 0))
     got = predict_response(arm, fold, compute)

@@ -55,7 +55,7 @@ def test_a_screen_has_the_units_controls_counts_and_totals_of_its_file(tmp_path,
     ("options", "error", "words"),
     [
         pytest.param({"condition": "drug"}, ConfigError, "no column drug in obs; it has .*condition", id="condition"),
-        pytest.param({"context": ("donor",)}, ConfigError, "no column donor", id="context column"),
+        pytest.param({"covariates": ("donor",)}, ConfigError, "no column donor", id="covariate"),
         pytest.param({"replicate": "lane"}, ConfigError, "no column lane", id="replicate column"),
         pytest.param({"dose": "um"}, ConfigError, "no column um", id="dose column"),
         pytest.param(
@@ -121,11 +121,11 @@ def test_a_dose_that_is_none_is_refused_for_treated_cells_that_are_used(tmp_path
 
 def test_contexts_are_combined_from_two_columns_and_one_may_be_held_out(tmp_path):
     obs = pd.concat([obs_of(["control", "A"], kind=kind, donor=donor) for kind in "TB" for donor in ("d1", "d2")])
-    screen = read(tmp_path, obs, context=("kind", "donor"), unseen="donor")
+    screen = read(tmp_path, obs, covariates=("kind", "donor"), unseen="donor")
     assert screen.covariates == ("B | d1", "B | d2", "T | d1", "T | d2")
     assert screen.unseen_of_covariates == ("d1", "d2", "d1", "d2")
     assert set(units_of(screen)) == {("A", context) for context in screen.covariates}
-    assert read(tmp_path, obs, context=("kind", "donor")).unseen_of_covariates == screen.covariates
+    assert read(tmp_path, obs, covariates=("kind", "donor")).unseen_of_covariates == screen.covariates
 
 
 def test_treated_cells_are_compared_with_controls_of_their_own_replicate_or_not_at_all(tmp_path):
@@ -141,7 +141,7 @@ def test_treated_cells_are_compared_with_controls_of_their_own_replicate_or_not_
 def test_strata_are_contexts_within_replicates_whatever_their_names(tmp_path):
     pairs = [("a b", "c"), ("a", "b c"), ("a", "c")]
     obs = pd.concat([obs_of(["control", "A"], kind=kind, lane=lane) for kind, lane in pairs])
-    screen = read(tmp_path, obs, context=("kind",), replicate="lane")
+    screen = read(tmp_path, obs, covariates=("kind",), replicate="lane")
     together = {s: set(zip(obs["kind"][screen.stratum == s], obs["lane"][screen.stratum == s], strict=True))
                 for s in set(screen.stratum)}  # fmt: skip
     assert sorted(map(sorted, together.values())) == sorted([pair] for pair in pairs)
@@ -231,7 +231,7 @@ def test_permuted_labels_are_exchanged_within_strata_and_sizes_stay(tmp_path):
 def test_one_perturbation_cannot_be_permuted(tmp_path):
     obs = pd.concat([obs_of(["control", "A"], kind=kind) for kind in "TB"])
     with pytest.raises(ConfigError, match="--permute exchanges labels between perturbations"):
-        read(tmp_path, obs, context=("kind",), permute=True)
+        read(tmp_path, obs, covariates=("kind",), permute=True)
 
 
 def test_a_store_gives_the_same_screen_as_its_file(tmp_path):
@@ -257,7 +257,7 @@ def test_cells_of_a_store_of_several_sources_keep_their_own_names(tmp_path):
 
 def test_the_table_of_cells_has_controls_first_and_counts_what_is_used(tmp_path):
     obs = pd.concat([obs_of(["control", "B", "A"], kind="T"), obs_of(["control", "A"], kind="B")])
-    table = read(tmp_path, obs, context=("kind",)).table
+    table = read(tmp_path, obs, covariates=("kind",)).table
     assert [(row["condition"], row["context"], row["cells"], row["control"]) for row in table] == [
         ("control", "B", 6, True), ("control", "T", 6, True),
         ("A", "B", 6, False), ("A", "T", 6, False), ("B", "T", 6, False),

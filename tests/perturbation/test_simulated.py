@@ -110,7 +110,7 @@ def numbers(result):
 
 
 def test_a_seed_gives_the_same_numbers_whatever_the_number_of_workers(world):
-    few = {"steps": 2, "batch_tokens": 512, "context_cells": 2, "arms": ("pretrained",)}
+    few = {"steps": 2, "batch_tokens": 512, "control_cells": 2, "arms": ("pretrained",)}
     assert numbers(compare(world, workers=2, **few)) == numbers(compare(world, **few))
 
 
@@ -126,7 +126,7 @@ def test_another_seed_moves_no_score_by_more_than_the_intervals_allow(world, res
 def test_of_half_dead_perturbations_the_live_ones_are_found_and_scored_apart(make, world):
     """In four worlds 47 of 48 live ones were found, and none of 48 dead ones was taken for live."""
     folder, truth = make(dead=12)
-    result = compare(folder, run=world, arms=("scratch",), steps=1, context_cells=2)
+    result = compare(folder, run=world, arms=("scratch",), steps=1, control_cells=2)
     live = {name for name, hit in truth.hits.items() if hit.any()}
     repeats = {row["condition"] for row in result.cells if row["repeats"]}
     assert len(repeats & live) >= 11

@@ -24,7 +24,7 @@ def folds(screen, split, count, **options):
 
 
 @pytest.mark.parametrize("wanted", [2, 4, 6, 50], ids="{}-folds".format)
-@pytest.mark.parametrize("split", ["perturbation", "context"])
+@pytest.mark.parametrize("split", ["perturbation", "covariate"])
 def test_as_many_seeds_as_folds_test_each_group_once(rng, split, wanted):
     screen = small_screen(rng, contexts=6, cells=4, controls=4, genes=4)
     count = min(wanted, 6)
@@ -62,13 +62,13 @@ def test_an_unseen_perturbation_is_not_seen_in_combinations_either(rng):
 
 def test_an_unseen_context_holds_out_all_its_units_or_those_of_its_donor(rng):
     screen = small_screen(rng, contexts=4, cells=4, controls=4, genes=4)
-    for fold in folds(screen, "context", 4):
+    for fold in folds(screen, "covariate", 4):
         held_out = {screen.units[u].covariates for u in fold.test}
         assert len(held_out) == 1
         assert not held_out & {screen.units[u].covariates for u in fold.train}
     donors = replace(screen, unseen_of_covariates=("d1", "d2", "d1", "d2"))
-    assert split_name(donors, replace(CONFIG, split="context")) == "context"
-    for fold in folds(donors, "context", 2):
+    assert split_name(donors, replace(CONFIG, split="covariate")) == "covariate"
+    for fold in folds(donors, "covariate", 2):
         assert {screen.units[u].covariates for u in fold.test} in ({0, 2}, {1, 3})
         assert len(fold.test) == 12
 
@@ -115,9 +115,9 @@ def test_doses_of_a_perturbation_are_held_out_together(rng):
     ("conditions", "contexts", "expected"),
     [
         (tuple("ABCDE"), 3, "perturbation"),
-        (tuple("ABCD"), 3, "context"),
+        (tuple("ABCD"), 3, "covariate"),
         (tuple("ABCD"), 1, "perturbation"),
-        (("A",), 2, "context"),
+        (("A",), 2, "covariate"),
     ],
     ids=["five perturbations", "few perturbations", "few and one context", "one perturbation"],
 )
@@ -130,7 +130,7 @@ def test_auto_takes_the_first_split_that_the_data_can_bear(rng, conditions, cont
     ("split", "words"),
     [
         ("perturbation", "needs at least two perturbations, to hold one out; the data have 1 perturbation"),
-        ("context", "1 contexts, .*name columns with --covariates"),
+        ("covariate", "1 covariates, .*name columns with --covariates"),
         ("combination", "choose another --split"),
     ],
 )
@@ -142,7 +142,7 @@ def test_a_split_that_leaves_nothing_is_refused(rng, split, words):
 
 @pytest.mark.parametrize(
     ("conditions", "split"),
-    [(tuple("ABCDEFGHIJ"), "perturbation"), (tuple("ABC"), "context"), (("A",), "context")],
+    [(tuple("ABCDEFGHIJ"), "perturbation"), (tuple("ABC"), "covariate"), (("A",), "covariate")],
     ids=["of perturbations", "of the cells, other contexts unseen", "of the cells of one perturbation"],
 )
 def test_shares_of_the_training_data_are_nested_and_never_below_two(rng, conditions, split):

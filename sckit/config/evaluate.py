@@ -1,0 +1,51 @@
+"""The options of `eval`."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from sckit.config.options import at_least, check, mark, one_of, share, was
+from sckit.errors import ConfigError
+
+SWEEP = (0.15, 0.3, 0.5, 0.75, 0.9, 1.0)
+"""Shares of the values to hide that show the whole range."""
+_CONTEXT = one_of("detected", "visible", "shuffled")
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """One evaluation of a run on its held-out cells."""
+
+    masks: Annotated[tuple[float, ...], share("(0, 1]"), mark(flag="--mask", repeated=True, panel="What is scored")] = (
+        1.0,
+    )
+    """Share of the values to hide; may be repeated."""
+    contexts: Annotated[tuple[str, ...], _CONTEXT, mark(flag="--context", repeated=True)] = ("detected",)
+    """What hidden tokens show: their gene (detected), nothing (visible), or the genes of another cell of similar depth
+    (shuffled); may be repeated."""
+    known_depth: bool = False
+    """Give every predictor the exact total counts of each cell."""
+    max_cells: Annotated[int | None, at_least(2), was(cells="--cells")] = None
+    """Score a random subset of this many held-out cells."""
+    label: Annotated[str | None, mark(panel="Rows and intervals")] = None
+    """Column of obs, such as a cell type, for the row "label + depth"."""
+    replicate_halves: Annotated[bool, was(replicate_split="--replicate-split")] = False
+    """Halve the molecules of each held-out cell, and predict one half, also by the other half (the replicate)."""
+    halving: Annotated[str, one_of("binomial", "nb"), was(split="--split")] = "binomial"
+    """How molecules are halved: "binomial", or "nb" (negative binomial) where genes vary more than Poisson."""
+    group: str | None = None
+    """Column of obs over whose values the intervals are bootstrapped; by default the run's own group column."""
+    bootstraps: Annotated[int, at_least(1)] = 1000
+    """Bootstrap draws for each interval."""
+    batch_tokens: Annotated[int, at_least(1), mark(panel="Running")] = 32768
+    """Tokens per batch."""
+    seed: Annotated[int, at_least(0)] = 0
+    """Seed of the scored values, the halves and the bootstrap."""
+    engine: Annotated[str, one_of("auto", "reference", "numba", "triton")] = "auto"
+    """Attention engine: auto, reference, numba or triton."""
+    device: str = "auto"
+    """Device to compute on: auto, cpu or cuda."""
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.halving != "binomial" and not self.replicate_halves:
+            raise ConfigError(f"--halving {self.halving} says how --replicate-halves works; give that too.")

@@ -1,0 +1,122 @@
+"""The options of `pretrain` and the shapes of the network."""
+
+from dataclasses import asdict, dataclass
+from typing import Annotated
+
+from sckit.config.options import above, at_least, check, mark, one_of, share
+from sckit.errors import ConfigError
+
+PRESETS = {
+    "tiny": {"width": 64, "layers": 2, "heads": 2},
+    "small": {"width": 128, "layers": 4, "heads": 4},
+    "medium": {"width": 256, "layers": 6, "heads": 8},
+    "base": {"width": 384, "layers": 8, "heads": 12},
+    "large": {"width": 512, "layers": 12, "heads": 8},
+}
+"""Width, layers and heads by name; "large" has the size of the published 51-million-parameter models."""
+
+_MASK = share("(0, 1]", "uniform")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of the lean model."""
+
+    width: int = 64
+    layers: int = 2
+    heads: int = 2
+    knots: int = 32
+    """Knots of the piecewise-linear value embedding, evenly spaced in log1p of counts per 10,000."""
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or self.layers < 0 or self.heads < 1 or self.knots < 2:
+            raise ConfigError(f"the model needs width, heads >= 1, layers >= 0 and knots >= 2, not {asdict(self)}.")
+        if self.width % self.heads or self.width // self.heads % 8:
+            raise ConfigError(
+                f"width {self.width} over {self.heads} heads must give a head width that is a multiple of 8."
+            )
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """One masked pretraining run."""
+
+    mask: Annotated[float | str, _MASK, mark(panel="Masking")] = 0.15
+    """Share of the detected values to hide, above 0 and at most 1, or "uniform": a share drawn for each cell, with all
+    values hidden in three cells of ten."""
+    context: Annotated[str, one_of("detected", "visible")] = "detected"
+    """What a hidden token shows to the other tokens: its gene ("detected") or nothing ("visible")."""
+    visible_share: Annotated[float, share("[0, 1)"), mark(file_only=True)] = 0.1
+    """Share of a "detected" run's batches that are trained in the context "visible", so that both can be evaluated."""
+    known_depth: bool = False
+    """Give the model the exact total counts of every cell, at every mask rate."""
+    shuffle_values: bool = False
+    """Control: exchange the counts among the detected genes of each cell, so that only detection and depth are left."""
+    min_cells: Annotated[int, at_least(1), mark(panel="Data and split")] = 1
+    """Keep the genes that are detected in at least this many training cells."""
+    max_genes: Annotated[int, at_least(1)] = 4096
+    """Cut a cell with more detected genes than this to a random subset of them."""
+    group: str | None = None
+    """Column of obs whose values never appear on both sides of the split."""
+    hold_out: tuple[str, ...] = ()
+    """Values of the group column to hold out; by default a random fifth of the groups, or of the cells."""
+    preset: Annotated[str, one_of(*PRESETS), mark(panel="Model")] = "tiny"
+    """Size of the network: tiny, small, medium, base or large."""
+    warm_start: bool = True
+    """Start from the linear baselines; otherwise only the mean of each gene is given."""
+    components: Annotated[int, at_least(0)] = 11
+    """Principal components of the binary detection matrix that the linear baselines use."""
+    factors: Annotated[int, at_least(0)] = 8
+    """Factors of the visible values that the linear baselines use."""
+    epochs: Annotated[float | None, above(0), mark(panel="Budget")] = None
+    """Train for this many passes over the training cells; 5 when no budget is given."""
+    steps: Annotated[int | None, above(0)] = None
+    """Train for this many steps."""
+    minutes: Annotated[float | None, above(0)] = None
+    """Train for this many minutes; the learning rate follows the clock."""
+    patience: Annotated[int, at_least(1)] = 5
+    """Stop after this many validations in a row without an improvement."""
+    validate_cells: Annotated[int, at_least(1), mark(file_only=True)] = 256
+    """Set aside at most this many training cells for the validation line of each epoch and for early stopping."""
+    batch_tokens: Annotated[int, at_least(1), mark(panel="Training")] = 8192
+    """Tokens per batch."""
+    accumulate: Annotated[int, at_least(1)] = 1
+    """Batches whose gradients are added up before each step."""
+    lr: Annotated[float, above(0)] = 5e-4
+    """Peak learning rate."""
+    gene_lr: Annotated[float, at_least(0), mark(file_only=True)] = 0.1
+    """Learning rate of the gene embedding and the heads, as a share of lr."""
+    linear_lr: Annotated[float, at_least(0), mark(file_only=True)] = 0.02
+    """Learning rate of the coefficients of the linear baseline inside the model, as a share of lr."""
+    weight_decay: Annotated[float, at_least(0), mark(file_only=True)] = 0.01
+    """Weight decay of the network."""
+    warmup: Annotated[float, share("[0, 1)"), mark(file_only=True)] = 0.1
+    """Share of the budget in which the learning rate rises to lr, before it falls on a cosine."""
+    clip: Annotated[float, above(0), mark(file_only=True)] = 1.0
+    """Largest norm of the gradient; longer gradients are scaled down to it."""
+    checkpoint_steps: Annotated[int, at_least(1)] = 200
+    """Steps between checkpoints."""
+    seed: Annotated[int, at_least(0), mark(panel="Running")] = 0
+    """Seed of everything that is random."""
+    engine: Annotated[str, one_of("auto", "reference", "numba", "triton")] = "auto"
+    """Attention engine: auto, reference, numba or triton."""
+    device: str = "auto"
+    """Device to compute on: auto, cpu or cuda."""
+
+    def __post_init__(self) -> None:
+        check(self)
+        budgets = [f"--{name}" for name in ("epochs", "steps", "minutes") if getattr(self, name) is not None]
+        if len(budgets) > 1:
+            raise ConfigError(f"{' and '.join(budgets)} are all budgets; give one of them.")
+        if self.hold_out and not self.group:
+            raise ConfigError(f"--hold-out {','.join(self.hold_out)} names values of a column; say which with --group.")
+
+    @property
+    def model(self) -> ModelConfig:
+        """The shape that the preset names."""
+        return ModelConfig(**PRESETS[self.preset])
+
+
+def check_mask(mask: float | str) -> None:
+    """Raise ConfigError unless the mask is a share in (0, 1] or "uniform"."""
+    PretrainConfig(mask=mask)
