@@ -29,7 +29,7 @@ from sckit.data.split import HELD_OUT, TRAIN, group_values
 from sckit.device import Compute, choose_compute
 from sckit.errors import DataError
 from sckit.files import to_json
-from sckit.metrics.values import CLOSED_FORMS, Scores, resampling_unit
+from sckit.metrics.values import CLOSED_FORMS, Scores, resampling
 from sckit.model.closed_forms import ClosedForms, LabelDepth, fit_closed_forms, fit_label_depth
 from sckit.model.predict import predict
 from sckit.model.regression import value_blocks
@@ -96,7 +96,7 @@ class _Evaluator:
             labels = self._labels(view, forms)
             for rate in self.config.masks:
                 scores = self._score(view, forms, labels, rate, target)
-                entries = max(entries, int(scores.sums("gene mean")[:, 0].sum()))
+                entries = max(entries, scores.entries)
                 more, beside = self._rows(scores, rate, target)
                 rows, extras = rows + more, extras + beside
         notes = self._notes()
@@ -168,7 +168,7 @@ class _Evaluator:
             scores.add(plain, predicted, view.totals(part))
             self.cut += plain.cut if rate == self.config.masks[0] and target == "full" else 0
             self.on_event("progress", {"target": target, "rate": rate, "done": i + 1, "of": len(parts)})
-        if not scores.sums("gene mean")[:, 0].any():
+        if not scores.entries:
             raise DataError(f"no entry is scored with {rate:g} of the values hidden; hide more, or give more cells.")
         return scores
 
@@ -204,7 +204,7 @@ class _Evaluator:
             f"{len(self.cells):,} held-out cells; scored: detected entries with a hash below {SCORED_SHARE}"
             + (" (or below the share hidden, where that is less)" if min(self.config.masks) < SCORED_SHARE else ""),
             *([f"{self.cut:,} entries of cells over {self.run.config.max_genes} genes were cut"] if self.cut else []),
-            f"intervals: 95 % bootstrap over {resampling_unit(groups)}",
+            resampling(groups, len(self.cells)).sentence("cells", "cells" if groups is None else "groups"),
         ]
 
 

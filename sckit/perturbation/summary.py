@@ -129,7 +129,7 @@ class _Tables:
         if as_loss and metric == "slope":
             value = -np.abs(1 - value)
         units = np.array([s.unit for s in scores], np.int64)
-        return Sample(value, self.cluster[units], np.array([s.seed for s in scores], np.int64))
+        return Sample(value, self.cluster[units], np.array([s.seed for s in scores], np.int64), units)
 
     def estimate(self, name: str, where: Where, metric: str, chosen: np.ndarray) -> Estimate:
         """Mean and interval; one generator seed for all, so that the resamples are shared."""
@@ -186,7 +186,7 @@ class _Tables:
             found.append({"kind": kind, "metric": metric, "mean": mean.mean, "ci": mean.ci})
         for metric in METRICS if replicates is not None else ():
             value = np.where(chosen, replicates[metric], np.nan)  # type: ignore[index]
-            sample = Sample(value, self.cluster, np.zeros(len(value), np.int64))
+            sample = Sample(value, self.cluster, np.zeros(len(value), np.int64), np.arange(len(value)))
             mean = interval(sample, self._generator(), draws=self.config.bootstraps)
             found.append({"kind": "replicates", "metric": metric, "mean": mean.mean, "ci": mean.ci})
         return found

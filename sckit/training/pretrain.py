@@ -273,7 +273,7 @@ class _Trainer:
             self.model, packer, self.run.forms, self.run.cells(VALIDATION), self.compute
         ):
             scores.add(batch, predicted)
-        if not scores.sums("gene mean")[:, 0].any():
+        if not scores.entries:
             raise DataError(
                 f"no validation value is hidden with --mask {self.config.mask}; hide more, or give more cells."
             )
