@@ -166,12 +166,12 @@ def _partial_correlation(block: _Block) -> np.ndarray:
     """
     along = centred(block.mean, block.scored)
     size = (along**2).sum(1, keepdims=True)
-    left = []
-    for row in (block.predicted, block.perturbed):
-        row = centred(row, block.scored)
-        share = np.divide((row * along).sum(1, keepdims=True), size, out=np.zeros_like(size), where=size > 0)
-        left.append(row - along * share)
-    return correlation_of_rows(*left, block.scored, removed=(block.mean**2).sum(1))
+    rows = [centred(x, block.scored) for x in (block.predicted, block.perturbed)]
+    a, b = (
+        x - along * np.divide((x * along).sum(1, keepdims=True), size, out=np.zeros_like(size), where=size > 0)
+        for x in rows
+    )
+    return correlation_of_rows(a, b, block.scored, removed=(block.mean**2).sum(1))
 
 
 def _distances(predicted: np.ndarray, candidates: np.ndarray, genes: np.ndarray) -> np.ndarray:

@@ -95,7 +95,10 @@ class Sample:
         return self.cluster if self.unit is None else self.unit
 
     def minus(self, other: "Sample") -> "Sample":
-        """Differences score by score, NaN where either is. DataError unless both are of the same units in one order."""
+        """Subtract score by score, NaN where either is; the interval of the result is that of a paired difference.
+
+        Raises DataError unless both samples are of the same units in the same order.
+        """
         if not all(np.array_equal(getattr(self, k), getattr(other, k)) for k in ("cluster", "seed", "units")):
             raise DataError(
                 f"two samples of {len(self.value)} and {len(other.value)} scores are not of the same perturbations and "
@@ -159,14 +162,6 @@ def interval(sample: Sample, generator: np.random.Generator, *, draws: int = 100
         drawn = drawn + spread * generator.standard_normal(draws)
     low, high = np.quantile(drawn, [0.025, 0.975])
     return Estimate(mean, mean + float(low), mean + float(high), count)
-
-
-def paired(a: Sample, b: Sample, generator: np.random.Generator, *, draws: int = 1000) -> Estimate:
-    """`interval` of a - b, unit by unit: both predictors see the same resamples. A NaN on either side drops the pair.
-
-    Raises DataError unless both samples are of the same units in the same order.
-    """
-    return interval(a.minus(b), generator, draws=draws)
 
 
 def verdict(ci: list[float | None], margin: float) -> str:

@@ -17,6 +17,10 @@ CLOSED_FORMS = (
     "gene mean", "gene mean + depth", "label + depth", "detection ridge", "detection + total ridge", "value ridge",
 )  # fmt: skip
 
+_IN_JSON = (
+    "predictor", "context", "rate", "target", "pooled_r", "centred_r", "r2_gene_mean", "r2_depth", "per_gene_r",
+    "per_cell_r", "known_depth",
+)  # fmt: skip
 _MIN_ENTRIES = 20  # for a gene's own correlation
 
 
@@ -112,25 +116,31 @@ class Scores:
         }
 
     def full_row(self, name: str, groups: np.ndarray | None, **where: Any) -> dict[str, Any]:
-        """`row` with intervals and the paired differences to the detection ridge and to the best closed form."""
+        """Return `row` with the columns of `extras`, with intervals, and with paired differences in R2.
+
+        Differences are to the detection ridge and to the linear baseline of the highest R2.
+        """
         best = max((other for other in self.predictors if other in CLOSED_FORMS), key=self.r2)
-        return self.row(name, **where) | {
-            "ci": self.intervals(name, groups),
-            "minus_ridge": self.difference(name, "detection ridge", groups),
-            "minus_best": {"predictor": best} | self.difference(name, best, groups),
-        }
+        row = self.row(name, **where) | self.extras(name)
+        parts: dict[str, dict[str, Any]] = {column: {"ci": ci} for column, ci in self.intervals(name, groups).items()}
+        parts["minus_ridge"] = self.difference(name, "detection ridge", groups)
+        parts["minus_best"] = {"predictor": best} | self.difference(name, best, groups)
+        for column, part in parts.items():
+            low, high = part.pop("ci")
+            row |= {f"{column}_{key}": value for key, value in part.items()}
+            row |= {f"{column}_low": low, f"{column}_high": high}
+        return row
 
     def extras(self, name: str) -> dict[str, float | None]:
         """Return the columns that only the table and the CSV show."""
-        total, genes = self._total(name), _GeneSums(*self._of_genes[name].T)
-        enough = genes.n >= _MIN_ENTRIES
-        worse = (genes.error > genes.error_of_mean)[enough]
+        total, genes, is_mean = self._total(name), _GeneSums(*self._of_genes[name].T), name.startswith("gene mean")
+        worse = (genes.error > genes.error_of_mean)[genes.n >= _MIN_ENTRIES]
+        with np.errstate(invalid="ignore", divide="ignore"):  # without totals both are 0
+            deviance = 1 - total.deviance[0] / total.deviance_of_mean[0]
         return {
-            "per_gene_r_beyond_depth": None
-            if name.startswith("gene mean")
-            else self._per_gene(name, beyond_depth=True),
-            "deviance_explained": _finite(1 - total.deviance[0] / total.deviance_of_mean[0]),
-            "genes_worse_than_mean": float(worse.mean()) if enough.any() else None,
+            "per_gene_r_beyond_depth": None if is_mean else self._per_gene(name, beyond_depth=True),
+            "deviance_explained": _finite(deviance),
+            "genes_worse_than_mean": float(worse.mean()) if len(worse) else None,
         }
 
     def intervals(self, name: str, groups: np.ndarray | None) -> dict[str, list[float | None]]:
@@ -173,6 +183,22 @@ class Scores:
         r = sums.pooled()
         r = r[np.isfinite(r) & (sums.n >= 3)]
         return float(r.mean()) if len(r) else None
+
+
+def json_row(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a full row as JSON has it: intervals as lists, differences as objects, without the extra columns."""
+
+    def ends(column: str) -> list[float | None]:
+        return [row[f"{column}_low"], row[f"{column}_high"]]
+
+    def difference(column: str) -> dict[str, Any]:
+        return {"r2_gene_mean": row[f"{column}_r2_gene_mean"], "ci": ends(column)}
+
+    return {name: row[name] for name in _IN_JSON} | {
+        "ci": {column: ends(column) for column in ("pooled_r", "r2_gene_mean")},
+        "minus_ridge": difference("minus_ridge"),
+        "minus_best": {"predictor": row["minus_best_predictor"]} | difference("minus_best"),
+    }
 
 
 def resampling(groups: np.ndarray | None, cells: int) -> Resampling:

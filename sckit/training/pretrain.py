@@ -19,7 +19,7 @@ from sckit.data.split import HELD_OUT, TRAIN, VALIDATION, run_vocabulary, split_
 from sckit.device import Compute, choose_compute
 from sckit.errors import DataError
 from sckit.files import to_json
-from sckit.metrics.values import Scores
+from sckit.metrics.values import Scores, json_row
 from sckit.model.closed_forms import fit_closed_forms
 from sckit.model.predict import predictions
 from sckit.model.transformer import Model, Tokens, without_warm_start
@@ -279,7 +279,7 @@ class _Trainer:
             )
         where = {"rate": rate, "context": self.config.context, "known_depth": self.config.known_depth}
         beside = {f"r2 {name}": scores.r2(name) for name in scores.predictors if name != "model"}
-        return to_json(scores.full_row("model", None, **where) | beside)
+        return to_json(json_row(scores.full_row("model", None, **where)) | beside)
 
     def _checkpoint(self) -> None:
         save_checkpoint(self.run.path, vars(self.at).copy(), self.model, self.optimiser)

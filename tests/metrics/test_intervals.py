@@ -7,13 +7,17 @@ from hypothesis import strategies as st
 from scipy.stats import binom, t
 
 from sckit.errors import ConfigError, DataError
-from sckit.metrics.intervals import Resampling, Sample, gap_closed, interval, paired, seed_variance, verdict, widening
+from sckit.metrics.intervals import Resampling, Sample, gap_closed, interval, seed_variance, verdict, widening
 
 
 def crossed(table):
     """The sample of a table [clusters, seeds]."""
     cluster, seed = np.indices(table.shape)
     return Sample(table.ravel(), cluster.ravel(), seed.ravel())
+
+
+def paired(a, b, rng):
+    return interval(a.minus(b), rng)
 
 
 def tables(clusters, seeds, spread, number):
