@@ -5,12 +5,13 @@ paired. For the half-depth target each cell's molecules are split into halves A 
 replicate from B, the others from what A shows.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from sckit.config import EvalConfig
 from sckit.data.batch import SCORED_SHARE, Batch, Hiding, Packer, swap_like_depth
@@ -22,7 +23,7 @@ from sckit.data.views import CountsView, CutView
 from sckit.device import Compute, choose_compute
 from sckit.errors import DataError
 from sckit.files import to_json
-from sckit.metrics.values import CLOSED_FORMS, Scores, resampling_unit
+from sckit.metrics.values import CLOSED_FORMS, Scores, json_row, resampling
 from sckit.model.closed_forms import ClosedForms, LabelDepth, fit_closed_forms, fit_label_depth
 from sckit.model.predict import predict
 from sckit.model.regression import value_blocks
@@ -34,19 +35,23 @@ _CLUSTERS = 20
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Result of `evaluate`: the rows of the table, columns that only the table shows, and what they rest on."""
+    """Result of `evaluate`: one row for each predictor, rate and target, and sentences on what they rest on."""
 
     run: Path
     cells: int
     entries: int
-    rows: list[dict[str, Any]]
-    extras: list[dict[str, Any]]
+    table: pd.DataFrame  # the columns of `Scores.full_row`; intervals end in _low and _high
     notes: list[str]
 
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """Rows of the table as JSON has them, intervals and differences as lists and objects of their own."""
+        return [json_row(row) for row in to_json(self.table.to_dict("records"))]
+
     def document(self) -> dict[str, Any]:
-        """The one JSON document that `sckit eval --json` prints."""
+        """Return the one JSON document that `sckit eval --json` prints."""
         facts = {"run": str(self.run), "cells": self.cells, "entries": self.entries, "rows": self.rows}
-        return {"command": "eval"} | to_json(facts)
+        return {"command": "eval"} | facts
 
 
 def evaluate(
@@ -80,7 +85,8 @@ class _Evaluator:
         self.groups = group_values(self.store.obs, column) if column else None
 
     def evaluate(self) -> Evaluation:
-        rows, extras, entries = [], [], 0
+        rows: list[dict[str, Any]] = []
+        entries = 0
         targets: dict[str, tuple[CountsView, ClosedForms]] = {"full": (self.store, self.run.forms)}
         if self.config.replicate_halves:
             targets["half"] = self._halves()
@@ -88,11 +94,10 @@ class _Evaluator:
             labels = self._labels(view, forms)
             for rate in self.config.masks:
                 scores = self._score(view, forms, labels, rate, target)
-                entries = max(entries, int(scores.sums("gene mean")[:, 0].sum()))
-                more, beside = self._rows(scores, rate, target)
-                rows, extras = rows + more, extras + beside
-        notes = self._notes()
-        return Evaluation(self.run.path, len(self.cells), entries, rows, extras, notes)
+                entries = max(entries, scores.entries)
+                rows += self._rows(scores, rate, target)
+        ends = {name: float for name in rows[0] if name.endswith(("_low", "_high"))}  # None where there is no interval
+        return Evaluation(self.run.path, len(self.cells), entries, pd.DataFrame(rows).astype(ends), self._notes())
 
     def _halves(self) -> tuple[Halves, ClosedForms]:
         """The A halves of all cells, and the closed forms fitted on the A halves of the training cells."""
@@ -161,7 +166,7 @@ class _Evaluator:
             self.cut += plain.cut if rate == self.config.masks[0] and target == "full" else 0
             what = f"target {target} rate {rate}"
             self.on_event("progress", {"done": i + 1, "of": len(parts), "what": what})
-        if not scores.sums("gene mean")[:, 0].any():
+        if not scores.entries:
             raise DataError(f"no entry is scored with {rate:g} of the values hidden; hide more, or give more cells.")
         return scores
 
@@ -177,28 +182,32 @@ class _Evaluator:
         start = "value ridge" if self.run.config.warm_start and batch.context != "visible" else "gene mean"
         return values + forms.predict(batch)[start] - self.run.forms.predict(batch)[start]
 
-    def _rows(self, scores: Scores, rate: float, target: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Table rows of one rate and target, each paired with the detection ridge and the best closed form."""
+    def _rows(self, scores: Scores, rate: float, target: str) -> Iterator[dict[str, Any]]:
+        """Table rows of one rate and target: linear baselines, the replicate, and the model in each context."""
         groups = None if self.groups is None else self.groups[scores.cells]
-        rows, extras = [], []
         order = [name for name in (*CLOSED_FORMS, "replicate") if name in scores.predictors]
         for name in order + [name for name in scores.predictors if name.startswith("model/")]:
             predictor, _, context = name.partition("/")
             where = {"rate": rate, "context": context or None, "known_depth": self.known_depth, "target": target}
-            rows.append(scores.full_row(name, groups, **where) | {"predictor": predictor})
-            extras.append(scores.extras(name))
-        return rows, extras
+            yield scores.full_row(name, groups, **where) | {"predictor": predictor}
 
     def _notes(self) -> list[str]:
+        """What a reader of the numbers has to know; the last sentence is about the intervals."""
         groups = None if self.groups is None else self.groups[self.cells]
-        half = ["half-depth target: all closed forms, the model's own too, are refitted on halves of training cells"]
-        return [
-            *(half if self.config.replicate_halves else []),
-            f"{len(self.cells):,} held-out cells; scored: detected entries with a hash below {SCORED_SHARE}"
-            + (" (or below the share hidden, where that is less)" if min(self.config.masks) < SCORED_SHARE else ""),
-            *([f"{self.cut:,} entries of cells over {self.run.config.max_genes} genes were cut"] if self.cut else []),
-            f"intervals: 95 % bootstrap over {resampling_unit(groups)}",
-        ]
+        notes = []
+        if self.config.replicate_halves:
+            notes.append(
+                "half-depth target: the linear baselines, and the one that the model starts from, are refitted on "
+                "halves of the training cells"
+            )
+        less = " (or below the share hidden, where that is less)" if min(self.config.masks) < SCORED_SHARE else ""
+        notes.append(
+            f"{len(self.cells):,} held-out cells; scored: detected entries with a hash below {SCORED_SHARE}{less}"
+        )
+        if self.cut:
+            notes.append(f"{self.cut:,} entries of cells over {self.run.config.max_genes} genes were cut")
+        rule = resampling(groups, len(self.cells))
+        return [*notes, rule.sentence("cells", "cells" if groups is None else "groups")]
 
 
 def _chosen(cells: np.ndarray, config: EvalConfig) -> np.ndarray:

@@ -1,26 +1,24 @@
-"""Scores of predicted perturbation effects, one number a unit: correlations, weighted R2, discrimination, size, genes.
+"""Scores of predicted perturbation effects, one number per unit, and the table of these metrics.
 
 m test units, N candidate units, G genes. Effects are differences of mean log1p(counts per 10,000). The control cells
-that predictors see (input half) are not those of the truth against control (reference half), lest noise be shared.
+that predictors see (input half) are not those of the truth against control (reference half), so that both do not share
+their noise.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.spatial.distance import cdist
 
 from sckit.errors import DataError
+from sckit.metrics.correlation import centred, correlation_of_rows
 
-METRICS = ("delta_r_perturbed", "delta_r", "weighted_r2", "discrimination", "slope", "de_overlap")
-HEADLINE = METRICS[0]
-
+HEADLINE = "delta_r_perturbed"
 WORST_R2 = -1.0
 """Floor of `weighted_r2` of a unit."""
 
-_OF_A_ROW = tuple(name for name in METRICS if name != "discrimination")
 _FEW_TOP, _MOST_TOP = 5, 50
-_ROUNDING = 1e-12  # of the sum of squares: variation under a millionth of the size is the arithmetic's (float32) own
 _BLOCK = 4_000_000  # entries worked on at a time, so that memory does not grow with the number of units
 
 
@@ -50,18 +48,31 @@ class Truth:
                 raise DataError(f"the truth has values in `{name}` that are not finite; leave such units or genes out.")
 
 
+class _Block:
+    """Units of some rows that are scored together; tables are 0 at genes that are not scored."""
+
+    def __init__(self, predicted: np.ndarray, truth: Truth, rows: slice, genes: np.ndarray) -> None:
+        self.genes = genes if genes.ndim == 1 else genes[rows]  # bool [G] or [b, G]
+        self.scored = np.atleast_2d(self.genes)
+        self.raw, self.candidates, self.own = predicted[rows], truth.candidates, truth.own[rows]
+        self.predicted, self.control, self.perturbed, self.mean = (
+            np.where(self.scored, x[rows], 0.0) for x in (predicted, truth.control, truth.perturbed, truth.mean)
+        )
+        se = truth.se[rows]
+        known = self.scored & (se > 0)
+        self.predicted_t, self.t = (  # change / standard error, 0 where that is unknown
+            np.divide(x, se, out=np.zeros_like(x), where=known) for x in (self.predicted, self.control)
+        )
+
+
 def score(predicted: np.ndarray, truth: Truth, genes: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """Every metric of METRICS for each unit, [m]; higher is better, but for the slope, which should be 1.
+    """Score each unit by every metric of METRICS, name -> [m].
 
     predicted: effects against control(input) [m, G]; genes: which are scored, bool [G] or [m, G] (for instance the
-    hidden ones, or all but the gene that was perturbed). Finite always, but for a discrimination without rivals.
+    hidden ones, or all but the gene that was perturbed). All scores are finite, except a discrimination without other
+    candidates.
 
-    delta_r_perturbed: partial correlation over genes of the prediction with `truth.perturbed`, given the mean: what is
-    a multiple of the mean, no change included, scores 0. Without taking its direction out, a prediction that only
-    shrinks the mean, by however little, would score as well as no change at all.
-    delta_r: the same of predicted with `truth.control`; cell-eval's pearson_delta. A correlation without variance on
-    one side is 0 (a predictor that says the same of every gene knows nothing).
-    weighted_r2, discrimination, slope, de_overlap: see the functions of these names.
+    A correlation without variance on one side is 0: a predictor that says the same of every gene knows nothing.
 
     Raises DataError where a prediction is not finite, has another shape than the truth, or no gene is scored.
     """
@@ -77,11 +88,13 @@ def score(predicted: np.ndarray, truth: Truth, genes: np.ndarray | None = None) 
     if not scored.any(-1).all():
         bad = int(np.argmin(np.broadcast_to(scored, shape).any(1)))
         raise DataError(f"unit {bad} has no scored gene; leave such units out.")
-    predicted = predicted.astype(np.float64)
-    parts = [_row_metrics(predicted[rows], truth, rows, np.atleast_2d(scored)) for rows in _blocks(*shape)]
-    found = {name: np.concatenate([np.zeros(0), *(part[name] for part in parts)]) for name in _OF_A_ROW}
-    found["discrimination"] = discrimination(predicted, truth.candidates, truth.own, scored)
-    return {name: found[name] for name in METRICS}
+    predicted, step = predicted.astype(np.float64), max(1, _BLOCK // max(shape[1], 1))
+    found: dict[str, list[np.ndarray]] = {name: [np.zeros(0)] for name in METRICS}
+    for start in range(0, shape[0], step):
+        block = _Block(predicted, truth, slice(start, start + step), scored)
+        for name, metric in METRICS.items():
+            found[name].append(metric.of(block))
+    return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
 def weighted_r2(predicted: np.ndarray, truth: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -105,7 +118,7 @@ def weighted_r2(predicted: np.ndarray, truth: np.ndarray, weight: np.ndarray) ->
 def discrimination(
     predicted: np.ndarray, candidates: np.ndarray, own: np.ndarray, genes: np.ndarray | None = None
 ) -> np.ndarray:
-    """How often [m] the prediction is nearer to its own unit's truth than to another's: 1 always, 0.5 chance, 0 never.
+    """How often [m] the prediction is closer to its own unit's truth than to another's: 1 always, 0.5 chance, 0 never.
 
     predicted [m, G], candidates [N, G], own int [m], genes bool [G] or [m, G]; distances are L1. NaN when N is 1.
     The perturbation discrimination score of cell-eval 0.8.2, with two differences. Candidates as far as the own one
@@ -145,55 +158,20 @@ def de_overlap(predicted: np.ndarray, truth: np.ndarray, genes: np.ndarray) -> n
     return (_in_top(predicted, genes, top) * _in_top(truth, genes, top)).sum(1) / top
 
 
-def _blocks(units: int, genes: int) -> Iterator[slice]:
-    step = max(1, _BLOCK // max(genes, 1))
-    for start in range(0, units, step):
-        yield slice(start, start + step)
+def _partial_correlation(block: _Block) -> np.ndarray:
+    """Correlation [b] over genes of the prediction with the truth against the perturbed, given the mean.
 
-
-def _row_metrics(predicted: np.ndarray, truth: Truth, rows: slice, scored: np.ndarray) -> dict[str, np.ndarray]:
-    """All metrics but the discrimination of some units. predicted [b, G]; scored bool [1 or m, G]."""
-    scored = scored if len(scored) == 1 else scored[rows]
-    control, perturbed, mean = (np.where(scored, x[rows], 0.0) for x in (truth.control, truth.perturbed, truth.mean))
-    se, predicted = truth.se[rows], np.where(scored, predicted, 0.0)
-    known = scored & (se > 0)
-    t, predicted_t = (np.divide(x, se, out=np.zeros_like(x), where=known) for x in (control, predicted))
-    of_mean = (mean**2).sum(1)
-    return {
-        "delta_r_perturbed": _pearson(*_without(mean, (predicted, perturbed), scored), scored, of_mean),
-        "delta_r": _pearson(predicted, control, scored, np.zeros(len(control))),
-        "weighted_r2": weighted_r2(predicted - mean, perturbed, t**2),
-        "slope": slope(predicted, control),
-        "de_overlap": de_overlap(np.abs(predicted_t), np.abs(t), scored),
-    }
-
-
-def _pearson(a: np.ndarray, b: np.ndarray, scored: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """Correlation [b] over the scored genes of a and b [b, G]; 0 where one is constant to rounding.
-
-    size [b]: sum of squares of what was subtracted to get a and b: of their rounding, not only their own size.
+    A multiple of the mean, no change included, scores 0. If only the mean itself were subtracted, a prediction that
+    shrinks the mean, by however little, would get the score of no change at all.
     """
-    count = scored.sum(1, keepdims=True)
-    sizes = [(x**2).sum(1) + size for x in (a, b)]
-    a, b = (np.where(scored, x - x.sum(1, keepdims=True) / count, 0.0) for x in (a, b))
-    squares = [(x**2).sum(1) for x in (a, b)]
-    varies = (squares[0] > _ROUNDING * sizes[0]) & (squares[1] > _ROUNDING * sizes[1])
-    product = np.sqrt(squares[0]) * np.sqrt(squares[1])
-    return np.clip(np.divide((a * b).sum(1), product, out=np.zeros(len(a)), where=varies & (product > 0)), -1, 1)
-
-
-def _without(
-    direction: np.ndarray, rows: tuple[np.ndarray, np.ndarray], scored: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Both rows [b, G], centred over the scored genes, less their projections on the centred direction [b, G]."""
-    count = scored.sum(1, keepdims=True)
-    along, *parts = (np.where(scored, x - x.sum(1, keepdims=True) / count, 0.0) for x in (direction, *rows))
+    along = centred(block.mean, block.scored)
     size = (along**2).sum(1, keepdims=True)
-    one, other = (
+    rows = [centred(x, block.scored) for x in (block.predicted, block.perturbed)]
+    a, b = (
         x - along * np.divide((x * along).sum(1, keepdims=True), size, out=np.zeros_like(size), where=size > 0)
-        for x in parts
+        for x in rows
     )
-    return one, other
+    return correlation_of_rows(a, b, block.scored, removed=(block.mean**2).sum(1))
 
 
 def _distances(predicted: np.ndarray, candidates: np.ndarray, genes: np.ndarray) -> np.ndarray:
@@ -229,3 +207,49 @@ def _in_top(key: np.ndarray, genes: np.ndarray, top: np.ndarray) -> np.ndarray:
     above, tied = key > last, key == last
     share = (top - above.sum(1)) / tied.sum(1)
     return above + tied * share[:, None]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One way to score a predicted effect."""
+
+    name: str  # in JSON and CSV
+    label: str  # for people
+    description: str
+    best: float  # the value of a perfect prediction
+    of: Callable[[_Block], np.ndarray]  # scores [b] of the units of a block
+
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric(
+            "delta_r_perturbed", "Δ r perturbed",
+            "correlation over genes of prediction and truth, both less the mean of the training perturbations and its "
+            "direction, so that what all perturbations share scores 0",
+            1.0, _partial_correlation,
+        ),
+        Metric(
+            "delta_r", "pearson_delta", "the same correlation of the changes against control (delta_r in JSON)",
+            1.0, lambda b: correlation_of_rows(b.predicted, b.control, b.scored),
+        ),
+        Metric(
+            "weighted_r2", "weighted R²", "over genes weighted by their effect, 0 for the mean",
+            1.0, lambda b: weighted_r2(b.predicted - b.mean, b.perturbed, b.t**2),
+        ),
+        Metric(
+            "discrimination", "discrim.",
+            "share of the other perturbations that are farther from the prediction than the right one, 0.5 by chance",
+            1.0, lambda b: discrimination(b.raw, b.candidates, b.own, b.genes),
+        ),
+        Metric(
+            "slope", "slope", "size of the predicted effect as a share of the true one",
+            1.0, lambda b: slope(b.predicted, b.control),
+        ),
+        Metric(
+            "de_overlap", "DE overlap", "share of the top differential genes that are predicted as such",
+            1.0, lambda b: de_overlap(np.abs(b.predicted_t), np.abs(b.t), b.scored),
+        ),
+    )
+}  # fmt: skip
+"""By name, the headline first. Higher is better, but for the slope, which should be 1."""

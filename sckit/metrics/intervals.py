@@ -1,6 +1,6 @@
-"""Means over perturbations with 95 % intervals, paired differences, and the verdict that follows from them.
+"""Bootstrap intervals with one rule of what is resampled, paired differences, and the verdict that follows from them.
 
-Perturbations (clusters) and seeds are both a sample of what could have been. K clusters, S seeds, n scores.
+K groups (held-out perturbations, donors or libraries), S seeds, n units or scores.
 """
 
 from dataclasses import dataclass
@@ -11,32 +11,100 @@ from scipy.stats import t as student
 from sckit.errors import ConfigError, DataError
 
 VERDICTS = ("helps", "hurts", "no difference", "undecided")
+FEW_GROUPS = 5
+"""With fewer groups than this, units are resampled within each group instead of whole groups."""
 
 _NORMAL = 1.959964  # 97.5 % quantile of the normal law
 _BLOCK = 4_000_000  # draws x clusters worked on at a time
 
 
+class Resampling:
+    """The rule of every interval: what is drawn with replacement, and how much wider than its percentiles it is.
+
+    Five groups or more are drawn whole. Resamples of fewer groups take too few values to make an interval, so that the
+    units within each group are drawn instead; the interval then speaks of these groups only, which `sentence` says.
+    Fewer than five groups of a single unit each have no interval.
+
+    Percentiles of a bootstrap are too narrow for few draws. Deviations from the point estimate are widened by
+    sqrt(n / (n - 1)) * t(0.975, freedom) / 1.96, where n is the number drawn from and the degrees of freedom are the
+    sum of n - 1 over the groups that are drawn within: for one mean of normal values this is Student's interval.
+    """
+
+    def __init__(self, groups: np.ndarray) -> None:
+        """Decide by the labels of the groups that n units (cells; perturbations with covariates) belong to."""
+        number, self.groups = _numbered(groups)
+        self.whole = self.groups >= FEW_GROUPS
+        self._piece = number if self.whole else np.arange(len(number))
+        within = [np.flatnonzero(number == group) for group in range(self.groups)]
+        self.strata = [np.arange(self.groups)] if self.whole else within  # what is drawn from among each other
+        sizes = [len(pieces) for pieces in self.strata]
+        freedom = sum(sizes) - len(sizes)
+        self.possible = freedom > 0
+        self.factors = [widening(n, freedom) if n > 1 else 0.0 for n in sizes]  # [strata]
+        self._factor = float(np.average(self.factors, weights=sizes)) if self.possible else 0.0
+
+    def weights(self, generator: np.random.Generator, draws: int) -> np.ndarray:
+        """Draw how often each unit is in each resample, float64 [draws, n]."""
+        counts = np.empty((draws, sum(map(len, self.strata))))
+        for pieces in self.strata:
+            n = len(pieces)
+            counts[:, pieces] = generator.multinomial(n, np.full(n, 1 / n), draws)
+        return counts[:, self._piece]
+
+    def interval(self, point: float, resampled: np.ndarray) -> list[float | None]:
+        """Return the 95 % interval [low, high] of a statistic from its values in resamples; those not finite drop out.
+
+        Groups of different sizes are widened alike, by the mean over units of what each needs.
+        """
+        resampled = resampled[np.isfinite(resampled)]
+        if not self.possible or not len(resampled):
+            return [None, None]
+        low, high = np.quantile((resampled - point) * self._factor, [0.025, 0.975])
+        return [point + float(low), point + float(high)]
+
+    def sentence(self, units: str, groups: str) -> str:
+        """Say what the intervals resample and what they speak of; both names are plurals, like "cells"."""
+        if not self.possible:
+            return f"no intervals: there are fewer than {FEW_GROUPS} {groups}, and none has several {units}"
+        drawn = "intervals: 95 % bootstrap over"
+        if self.whole:
+            return f"{drawn} {self.groups:,} {groups}"
+        if self.groups == 1:
+            return f"{drawn} {units} within one group: they speak of its {units} only, not of other {groups}"
+        return f"{drawn} {units} within each of {self.groups} {groups}: they do not speak of new {groups}"
+
+
 @dataclass(frozen=True)
 class Sample:
-    """Scores of one predictor; a cluster may have several units (contexts, doses) and several seeds."""
+    """Scores of one predictor; a cluster may have several units (covariates, doses), a unit several seeds."""
 
     value: np.ndarray  # [n], NaN where a unit has no score
-    cluster: np.ndarray  # int [n], the perturbation; the context when there is only one perturbation
+    cluster: np.ndarray  # int [n], what is held out as a whole: the perturbation, or the covariate
     seed: np.ndarray  # int [n]
+    unit: np.ndarray | None = None  # int [n]; None where each cluster is a single unit
 
     def __post_init__(self) -> None:
         shapes = {name: getattr(self, name).shape for name in ("value", "cluster", "seed")}
+        shapes |= {"unit": self.units.shape}
         if any(shape != (len(self.value),) for shape in shapes.values()):
-            raise DataError(f"value, cluster and seed must be as long as each other, not {shapes}.")
+            raise DataError(f"value, cluster, seed and unit must be as long as each other, not {shapes}.")
+
+    @property
+    def units(self) -> np.ndarray:
+        """Unit of each score, int [n]."""
+        return self.cluster if self.unit is None else self.unit
 
     def minus(self, other: "Sample") -> "Sample":
-        """Differences score by score, NaN where either is. DataError unless both are of the same units in one order."""
-        if not (np.array_equal(self.cluster, other.cluster) and np.array_equal(self.seed, other.seed)):
+        """Subtract score by score, NaN where either is; the interval of the result is that of a paired difference.
+
+        Raises DataError unless both samples are of the same units in the same order.
+        """
+        if not all(np.array_equal(getattr(self, k), getattr(other, k)) for k in ("cluster", "seed", "units")):
             raise DataError(
                 f"two samples of {len(self.value)} and {len(other.value)} scores are not of the same perturbations and "
                 "seeds in the same order; score both predictors on the same test units."
             )
-        return Sample(self.value - other.value, self.cluster, self.seed)
+        return Sample(self.value - other.value, self.cluster, self.seed, self.unit)
 
 
 @dataclass(frozen=True)
@@ -55,44 +123,45 @@ class Estimate:
 
 
 def interval(sample: Sample, generator: np.random.Generator, *, draws: int = 1000) -> Estimate:
-    """Mean over clusters of the mean within each cluster, with its 95 % bootstrap interval. NaN scores drop out.
+    """Mean over clusters of the mean within each cluster, with the interval of `Resampling`. NaN scores drop out.
 
-    Clusters are resampled whole: their means already carry the noise of their seeds and units, and resampling those as
-    well would count it twice (Davison and Hinkley 1997, section 3.8). The percentiles of K resampled means are too
-    narrow when K is small, so deviations from the mean are widened by sqrt(K / (K - 1)) * t(0.975, K - 1) / 1.96, which
-    makes them those of Student's interval for normal clusters.
+    Clusters that are resampled whole carry the noise of their seeds and units in their means; resampling those as well
+    would count it twice (Davison and Hinkley 1997, section 3.8).
 
-    A seed moves all perturbations at once, because one network predicts them all; resampling clusters does not see
-    that. The variance which clusters share within a seed is estimated by analysis of variance (see `seed_variance`)
-    and normal draws of it, widened for the number of seeds in the same way, are added. With one seed it is unknown and
-    left out: the interval then speaks of that one training only.
+    A seed moves all perturbations at once, because one network predicts them all, and resampling does not see that.
+    The variance that what is drawn shares within a seed is estimated by analysis of variance (see `seed_variance`), and
+    normal draws of it, widened for the number of seeds in the same way, are added. With one seed it is unknown and left
+    out: the interval then speaks of that one training only.
 
-    One cluster says nothing of others: low and high are None. No cluster: the mean is None too.
+    Without any score the mean is None too.
     """
-    value, cluster, seed = _kept(sample)
-    number, count = _numbered(cluster)
+    kept = ~np.isnan(sample.value)
+    value, seed = sample.value[kept], sample.seed[kept]
+    number, count = _numbered(sample.cluster[kept])
     if count == 0:
         return Estimate(None, None, None, 0)
-    means = np.bincount(number, value) / np.bincount(number)
+    scores = np.bincount(number)
+    means = np.bincount(number, value) / scores
     mean = float(means.mean())
-    if count == 1:
-        return Estimate(mean, None, None, 1)
-    deviations = _resampled(means - mean, generator, draws) * widening(count)
+    first, unit = np.unique(sample.units[kept], return_index=True, return_inverse=True)[1:]
+    rule = Resampling(number[first])
+    if not rule.possible:
+        return Estimate(mean, None, None, count)
+    if rule.whole:
+        drawn_as, deviations = Sample(value, number, seed), means - mean
+    else:  # what each unit adds to the mean over clusters: with equally many scores its deviation / clusters
+        centred = value - means[number]
+        share = np.bincount(number[first])[number] / scores[number] / count
+        drawn_as, deviations = Sample(centred, unit, seed), np.bincount(unit, centred * share)
+    strata = zip(rule.strata, rule.factors, strict=True)
+    drawn = sum(_resampled(deviations[pieces], generator, draws) * factor for pieces, factor in strata)
     column, seeds = _numbered(seed)
     if seeds > 1:
-        weight = np.bincount(column, 1 / np.bincount(number)[number]) / count  # [S], of each seed in the mean
-        spread = np.sqrt(seed_variance(sample) * (weight**2).sum()) * _heavier(seeds)
-        deviations = deviations + spread * generator.standard_normal(draws)
-    low, high = np.quantile(deviations, [0.025, 0.975])
+        weight = np.bincount(column, 1 / scores[number]) / count  # [S], of each seed in the mean
+        spread = np.sqrt(seed_variance(drawn_as) * (weight**2).sum()) * _heavier(seeds - 1)
+        drawn = drawn + spread * generator.standard_normal(draws)
+    low, high = np.quantile(drawn, [0.025, 0.975])
     return Estimate(mean, mean + float(low), mean + float(high), count)
-
-
-def paired(a: Sample, b: Sample, generator: np.random.Generator, *, draws: int = 1000) -> Estimate:
-    """`interval` of a - b, unit by unit: both predictors see the same resamples. A NaN on either side drops the pair.
-
-    Raises DataError unless both samples are of the same units in the same order.
-    """
-    return interval(a.minus(b), generator, draws=draws)
 
 
 def verdict(ci: list[float | None], margin: float) -> str:
@@ -123,9 +192,9 @@ def gap_closed(score: float | None, trivial: float | None, ceiling: float | None
     return (score - trivial) / (ceiling - trivial)
 
 
-def widening(count: int) -> float:
+def widening(count: int, freedom: int) -> float:
     """Factor that makes bootstrap deviations of the mean of `count` >= 2 normal numbers those of Student's interval."""
-    return float(np.sqrt(count / (count - 1)) * _heavier(count))
+    return float(np.sqrt(count / (count - 1)) * _heavier(freedom))
 
 
 def seed_variance(sample: Sample) -> float:
@@ -134,7 +203,8 @@ def seed_variance(sample: Sample) -> float:
     Analysis of variance of the means by cluster and seed, value = cluster + seed + noise, fitted by least squares
     whichever of them are missing: the squares of the fitted seed effects, less what noise gives them. NaN drop out.
     """
-    value, cluster, seed = _kept(sample)
+    kept = ~np.isnan(sample.value)
+    value, cluster, seed = sample.value[kept], sample.cluster[kept], sample.seed[kept]
     row, rows = _numbered(cluster)
     column, columns = _numbered(seed)
     flat = row * columns + column
@@ -175,12 +245,6 @@ def _nested_variance(value: np.ndarray, cluster: np.ndarray, seed: np.ndarray) -
     return max(0.0, float((between - within) / typical))
 
 
-def _kept(sample: Sample) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Value, cluster and seed of the scores that are not NaN."""
-    kept = ~np.isnan(sample.value)
-    return sample.value[kept], sample.cluster[kept], sample.seed[kept]
-
-
 def _numbered(labels: np.ndarray) -> tuple[np.ndarray, int]:
     """Labels as numbers from 0 [n], and how many there are."""
     names, number = np.unique(labels, return_inverse=True)
@@ -195,6 +259,6 @@ def _resampled(deviations: np.ndarray, generator: np.random.Generator, draws: in
     return np.concatenate([deviations[generator.integers(count, size=(n, count))].mean(1) for n in sizes])
 
 
-def _heavier(count: int) -> float:
-    """How much wider Student's 95 % interval of `count` numbers is than the normal one."""
-    return float(student.ppf(0.975, count - 1)) / _NORMAL
+def _heavier(freedom: int) -> float:
+    """How much wider Student's 95 % interval is than the normal one."""
+    return float(student.ppf(0.975, freedom)) / _NORMAL

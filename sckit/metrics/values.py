@@ -1,26 +1,52 @@
-"""Scores of predicted values, kept as sums per cell and per gene, so that one pass serves every column and interval.
+"""Scores of predicted values, kept as sums per cell and per gene, so that one pass gives every column and interval.
 
 y is the true value of a scored entry, p the predicted one, m the gene's training mean, d the gene mean + depth row.
 """
 
 import functools
+from collections import namedtuple
 from typing import Any
 
 import numpy as np
 
 from sckit.data.batch import Batch
 from sckit.kernels.counts_reference import TARGET_SUM
+from sckit.metrics.correlation import correlation_of_sums
+from sckit.metrics.intervals import Resampling
 
 CLOSED_FORMS = (
     "gene mean", "gene mean + depth", "label + depth", "detection ridge", "detection + total ridge", "value ridge",
 )  # fmt: skip
 
-_FEW_GROUPS = 5  # below this, resampling whole groups gives no interval; cells are resampled within each group
+_IN_JSON = (
+    "predictor", "context", "rate", "target", "pooled_r", "centred_r", "r2_gene_mean", "r2_depth", "per_gene_r",
+    "per_cell_r", "known_depth",
+)  # fmt: skip
 _MIN_ENTRIES = 20  # for a gene's own correlation
 
-# Columns of the per-cell sums.
-_SUMS = ("n", "y", "yy", "p", "pp", "yp", "c", "cc", "q", "qq", "cq", "sse", "sse_mean", "sse_depth", "dev", "dev_mean")
-_COLUMN = {name: i for i, name in enumerate(_SUMS)}
+
+_CELL_COLUMNS = (
+    "n", "y", "yy", "p", "pp", "yp", "c", "cc", "q", "qq", "cq",
+    "error", "error_of_mean", "error_of_depth", "deviance", "deviance_of_mean",
+)  # fmt: skip
+_GENE_COLUMNS = ("n", "y", "yy", "p", "pp", "yp", "r", "rr", "s", "ss", "rs", "error", "error_of_mean")
+
+
+class _CellSums(namedtuple("_CellSums", _CELL_COLUMNS)):
+    """Sums over the entries of cells, one array per column; c = y - m, q = p - m, errors are squared."""
+
+    def pooled(self) -> np.ndarray:
+        """Correlation of prediction and truth."""
+        return correlation_of_sums(self.n, self.y, self.yy, self.p, self.pp, self.yp)
+
+    def r2(self) -> np.ndarray:
+        """Share of the squared error of the gene mean that the prediction removes."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return 1 - self.error / self.error_of_mean
+
+
+class _GeneSums(namedtuple("_GeneSums", _GENE_COLUMNS)):
+    """Sums over the entries of genes, one array per column; r = y - d, s = p - d, errors are squared."""
 
 
 class Scores:
@@ -30,8 +56,8 @@ class Scores:
         self._n_genes, self._seed, self._bootstraps = n_genes, seed, bootstraps
         self._cells: list[np.ndarray] = []
         self._parts: dict[str, list[np.ndarray]] = {}
-        self._genes: dict[str, np.ndarray] = {}
-        self._drawn: tuple = (None, None, {})
+        self._of_genes: dict[str, np.ndarray] = {}
+        self._drawn: tuple[np.ndarray | None, Resampling, np.ndarray, dict[str, _CellSums]] | None = None
 
     def add(self, batch: Batch, predicted: dict[str, np.ndarray], totals: np.ndarray | None = None) -> None:
         """Add a batch: predictions [M] by name, with "gene mean" and "gene mean + depth" among them.
@@ -41,17 +67,15 @@ class Scores:
         cell, gene = batch.target_cells, batch.genes[batch.targets]
         y, mean, depth = batch.truth.astype(np.float64), predicted["gene mean"], predicted["gene mean + depth"]
         self._cells.append(batch.cells)
-        dev_mean, *deviances = _deviances(y, np.stack([mean, *predicted.values()]), totals, cell)
+        deviance_of_mean, *deviances = _deviances(y, np.stack([mean, *predicted.values()]), totals, cell)
+        one, c, r = np.ones(len(y)), y - mean, y - depth
         for (name, p), deviance in zip(predicted.items(), deviances, strict=True):
-            c, q = y - mean, p - mean
-            columns = [np.ones(len(y)), y, y * y, p, p * p, y * p, c, c * c, q, q * q, c * q, (y - p) ** 2, c * c]
-            columns += [(y - depth) ** 2, deviance, dev_mean]
-            sums = np.stack([np.bincount(cell, x, minlength=len(batch.cells)) for x in columns], 1)
-            self._parts.setdefault(name, []).append(sums)
-            r, s = y - depth, p - depth
-            per_gene = [columns[0], y, y * y, p, p * p, y * p, r, r * r, s, s * s, r * s, (y - p) ** 2, c * c]
-            table = np.stack([np.bincount(gene, x, minlength=self._n_genes) for x in per_gene], 1)
-            self._genes[name] = self._genes.get(name, 0) + table
+            q, s = p - mean, p - depth
+            plain, error = (one, y, y * y, p, p * p, y * p), (y - p) ** 2
+            of_cells = _CellSums(*plain, c, c * c, q, q * q, c * q, error, c * c, r * r, deviance, deviance_of_mean)
+            of_genes = _GeneSums(*plain, r, r * r, s, s * s, r * s, error, c * c)
+            self._parts.setdefault(name, []).append(_summed(cell, of_cells, len(batch.cells)))
+            self._of_genes[name] = self._of_genes.get(name, 0) + _summed(gene, of_genes, self._n_genes)
 
     @property
     def predictors(self) -> list[str]:
@@ -63,146 +87,129 @@ class Scores:
         """Rows of the store scored, int64 [cells], in the order of the sums."""
         return np.concatenate(self._cells)
 
-    def sums(self, name: str) -> np.ndarray:
-        """Per-cell sums of a predictor, [cells, columns]."""
-        return np.concatenate(self._parts[name])
+    @property
+    def entries(self) -> int:
+        """Number of entries scored."""
+        return int(self._total("gene mean").n[0])
 
     def r2(self, name: str) -> float:
         """Share of the squared error of the gene mean that the predictor removes."""
-        return float(_r2(self.sums(name).sum(0)[None])[0])
+        return float(self._total(name).r2()[0])
 
     def row(
         self, name: str, *, rate: float, context: str | None, known_depth: bool, target: str = "full"
     ) -> dict[str, Any]:
-        """The point scores of a predictor as the columns of one row of the evaluation table."""
-        total = self.sums(name).sum(0)[None]
-        centred = None if name == "gene mean" else _finite(_correlation(total, "c", "cc", "q", "qq", "cq")[0])
+        """Return the point scores of a predictor as the columns of one row of the evaluation table."""
+        total, is_mean = self._total(name), name == "gene mean"
+        centred = correlation_of_sums(total.n, total.c, total.cc, total.q, total.qq, total.cq)[0]
         return {
             "predictor": name,
             "context": context,
             "rate": rate,
             "target": target,
-            "pooled_r": _finite(_pooled(total)[0]),
-            "centred_r": centred,
-            "r2_gene_mean": _finite(_r2(total)[0]),
-            "r2_depth": _finite(1 - total[0, _COLUMN["sse"]] / total[0, _COLUMN["sse_depth"]]),
-            "per_gene_r": None if name == "gene mean" else self._per_gene(name, 1),
+            "pooled_r": _finite(total.pooled()[0]),
+            "centred_r": None if is_mean else _finite(centred),
+            "r2_gene_mean": _finite(total.r2()[0]),
+            "r2_depth": _finite(1 - total.error[0] / total.error_of_depth[0]),
+            "per_gene_r": None if is_mean else self._per_gene(name),
             "per_cell_r": self._per_cell(name),
             "known_depth": known_depth,
         }
 
     def full_row(self, name: str, groups: np.ndarray | None, **where: Any) -> dict[str, Any]:
-        """`row` with intervals and the paired differences to the detection ridge and to the best closed form."""
+        """Return `row` with the columns of `extras`, with intervals, and with paired differences in R2.
+
+        Differences are to the detection ridge and to the linear baseline of the highest R2.
+        """
         best = max((other for other in self.predictors if other in CLOSED_FORMS), key=self.r2)
-        return self.row(name, **where) | {
-            "ci": self.intervals(name, groups),
-            "minus_ridge": self.difference(name, "detection ridge", groups),
-            "minus_best": {"predictor": best} | self.difference(name, best, groups),
-        }
+        row = self.row(name, **where) | self.extras(name)
+        parts: dict[str, dict[str, Any]] = {column: {"ci": ci} for column, ci in self.intervals(name, groups).items()}
+        parts["minus_ridge"] = self.difference(name, "detection ridge", groups)
+        parts["minus_best"] = {"predictor": best} | self.difference(name, best, groups)
+        for column, part in parts.items():
+            low, high = part.pop("ci")
+            row |= {f"{column}_{key}": value for key, value in part.items()}
+            row |= {f"{column}_low": low, f"{column}_high": high}
+        return row
 
     def extras(self, name: str) -> dict[str, float | None]:
-        """Columns that only the table and the CSV show."""
-        total, genes = self.sums(name).sum(0), self._genes[name]
-        enough = genes[:, 0] >= _MIN_ENTRIES
+        """Return the columns that only the table and the CSV show."""
+        total, genes, is_mean = self._total(name), _GeneSums(*self._of_genes[name].T), name.startswith("gene mean")
+        worse = (genes.error > genes.error_of_mean)[genes.n >= _MIN_ENTRIES]
+        with np.errstate(invalid="ignore", divide="ignore"):  # without totals both are 0
+            deviance = 1 - total.deviance[0] / total.deviance_of_mean[0]
         return {
-            "per_gene_r_beyond_depth": None if name.startswith("gene mean") else self._per_gene(name, 6),
-            "deviance_explained": _finite(1 - total[_COLUMN["dev"]] / total[_COLUMN["dev_mean"]]),
-            "genes_worse_than_mean": _finite(float((genes[enough, 11] > genes[enough, 12]).mean()))
-            if enough.any()
-            else None,
+            "per_gene_r_beyond_depth": None if is_mean else self._per_gene(name, beyond_depth=True),
+            "deviance_explained": _finite(deviance),
+            "genes_worse_than_mean": float(worse.mean()) if len(worse) else None,
         }
 
-    def intervals(self, name: str, groups: np.ndarray | None) -> dict[str, list[float]]:
+    def intervals(self, name: str, groups: np.ndarray | None) -> dict[str, list[float | None]]:
         """95 % bootstrap intervals of pooled r and of R2 against the gene mean. groups: labels [cells] or None."""
-        drawn = self._resample(name, groups)
-        return {"pooled_r": _interval(_pooled(drawn)), "r2_gene_mean": _interval(_r2(drawn))}
+        total, (rule, drawn) = self._total(name), self._resample(name, groups)
+        return {
+            "pooled_r": rule.interval(total.pooled()[0], drawn.pooled()),
+            "r2_gene_mean": rule.interval(total.r2()[0], drawn.r2()),
+        }
 
     def difference(self, name: str, other: str, groups: np.ndarray | None) -> dict[str, Any]:
         """R2 against the gene mean of one predictor less that of another, with the paired 95 % interval."""
-        difference = _r2(self._resample(name, groups)) - _r2(self._resample(other, groups))
-        return {"r2_gene_mean": self.r2(name) - self.r2(other), "ci": _interval(difference)}
+        (rule, one), (_, two) = self._resample(name, groups), self._resample(other, groups)
+        difference = self.r2(name) - self.r2(other)
+        return {"r2_gene_mean": difference, "ci": rule.interval(difference, one.r2() - two.r2())}
 
-    def _resample(self, name: str, groups: np.ndarray | None) -> np.ndarray:
-        """Sums of a predictor over bootstrap draws, [bootstraps, columns]; all share the draws, so that they pair."""
-        if groups is not self._drawn[0] or self._drawn[1] is None:
-            self._drawn = groups, self._draws(groups), {}
-        _, draws, done = self._drawn
+    def _resample(self, name: str, groups: np.ndarray | None) -> tuple[Resampling, _CellSums]:
+        """Sums of a predictor over bootstrap draws, [bootstraps] each; all share the draws, so that they pair."""
+        if self._drawn is None or groups is not self._drawn[0]:
+            rule = resampling(groups, len(self.cells))
+            self._drawn = groups, rule, rule.weights(np.random.default_rng(self._seed), self._bootstraps), {}
+        _, rule, weights, done = self._drawn
         if name not in done:
-            done[name] = draws @ self.sums(name)
-        return done[name]
+            done[name] = _CellSums(*(weights @ np.concatenate(self._parts[name])).T)
+        return rule, done[name]
 
-    def _draws(self, groups: np.ndarray | None) -> np.ndarray:
-        """How often each cell is drawn, [bootstraps, cells]."""
-        generator = np.random.default_rng(self._seed)
-        n = len(self.cells)
-        labels = np.zeros(n, np.int64) if groups is None else np.unique(groups, return_inverse=True)[1]
-        count = int(labels.max()) + 1
-        if count >= _FEW_GROUPS:
-            return generator.multinomial(count, np.full(count, 1 / count), self._bootstraps)[:, labels].astype(float)
-        weights = np.zeros((self._bootstraps, n))
-        for label in range(count):
-            members = np.flatnonzero(labels == label)
-            weights[:, members] = generator.multinomial(
-                len(members), np.full(len(members), 1 / len(members)), self._bootstraps
-            )
-        return weights
+    def _total(self, name: str) -> _CellSums:
+        return _CellSums(*np.concatenate(self._parts[name]).sum(0)[:, None])
 
-    def _per_gene(self, name: str, first: int) -> float | None:
-        """Median over genes of the correlation across cells; first: column of the first of the five sums."""
-        table = self._genes[name]
-        table = table[table[:, 0] >= _MIN_ENTRIES]
-        n, (a, aa, b, bb, ab) = table[:, 0], table[:, first : first + 5].T
-        r = _pearson(n, a, aa, b, bb, ab)
-        r = r[np.isfinite(r)]
+    def _per_gene(self, name: str, *, beyond_depth: bool = False) -> float | None:
+        """Median over genes of the correlation across cells, of the values or of what is left beyond depth."""
+        g = _GeneSums(*self._of_genes[name].T)
+        r = correlation_of_sums(g.n, *((g.r, g.rr, g.s, g.ss, g.rs) if beyond_depth else (g.y, g.yy, g.p, g.pp, g.yp)))
+        r = r[np.isfinite(r) & (g.n >= _MIN_ENTRIES)]
         return float(np.median(r)) if len(r) else None
 
     def _per_cell(self, name: str) -> float | None:
-        sums = self.sums(name)
-        r = _pooled(sums[sums[:, 0] >= 3])
-        r = r[np.isfinite(r)]
+        """Mean over cells with three entries or more of the correlation across genes."""
+        sums = _CellSums(*np.concatenate(self._parts[name]).T)
+        r = sums.pooled()
+        r = r[np.isfinite(r) & (sums.n >= 3)]
         return float(r.mean()) if len(r) else None
 
 
-def resampling_unit(groups: np.ndarray | None) -> str:
-    """What the intervals resample, in words."""
-    if groups is None:
-        return "cells"
-    count = len(np.unique(groups))
-    return (
-        f"{count} groups"
-        if count >= _FEW_GROUPS
-        else f"cells within each of {count} groups (too few groups to resample)"
-    )
+def json_row(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a full row as JSON has it: intervals as lists, differences as objects, without the extra columns."""
+
+    def ends(column: str) -> list[float | None]:
+        return [row[f"{column}_low"], row[f"{column}_high"]]
+
+    def difference(column: str) -> dict[str, Any]:
+        return {"r2_gene_mean": row[f"{column}_r2_gene_mean"], "ci": ends(column)}
+
+    return {name: row[name] for name in _IN_JSON} | {
+        "ci": {column: ends(column) for column in ("pooled_r", "r2_gene_mean")},
+        "minus_ridge": difference("minus_ridge"),
+        "minus_best": {"predictor": row["minus_best_predictor"]} | difference("minus_best"),
+    }
 
 
-def _pooled(sums: np.ndarray) -> np.ndarray:
-    return _correlation(sums, "y", "yy", "p", "pp", "yp")
+def resampling(groups: np.ndarray | None, cells: int) -> Resampling:
+    """Return the rule of the intervals for cells with these labels [cells]; without labels each is its own group."""
+    return Resampling(np.arange(cells) if groups is None else groups)
 
 
-def _correlation(sums: np.ndarray, *names: str) -> np.ndarray:
-    """Pearson correlation of each row of sums, from the columns of a, aa, b, bb, ab; NaN without variance."""
-    n = sums[:, _COLUMN["n"]]
-    a, aa, b, bb, ab = (sums[:, _COLUMN[name]] for name in names)
-    return _pearson(n, a, aa, b, bb, ab)
-
-
-def _pearson(n: np.ndarray, a: np.ndarray, aa: np.ndarray, b: np.ndarray, bb: np.ndarray, ab: np.ndarray) -> np.ndarray:
-    """Correlation from sums; NaN where one side does not vary beyond rounding."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        variance_a, variance_b = aa - a * a / n, bb - b * b / n
-        r = (ab - a * b / n) / np.sqrt(variance_a * variance_b)
-    return np.where((variance_a > 1e-9 * aa) & (variance_b > 1e-9 * bb), r, np.nan)
-
-
-def _r2(sums: np.ndarray) -> np.ndarray:
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return 1 - sums[:, _COLUMN["sse"]] / sums[:, _COLUMN["sse_mean"]]
-
-
-def _interval(draws: np.ndarray) -> list[float]:
-    draws = draws[np.isfinite(draws)]
-    low, high = np.quantile(draws, [0.025, 0.975]) if len(draws) else (np.nan, np.nan)
-    return [float(low), float(high)]
+def _summed(index: np.ndarray, entries: tuple[np.ndarray, ...], count: int) -> np.ndarray:
+    """Sums of each column of the entries by index, float64 [count, columns]."""
+    return np.stack([np.bincount(index, x, minlength=count) for x in entries], 1)
 
 
 def _finite(x: float) -> float | None:

@@ -3,6 +3,7 @@
 import numpy as np
 import scipy.sparse as sp
 
+from sckit.metrics.correlation import centred, correlation_of_sums
 from sckit.metrics.effects import METRICS, Truth, score
 from sckit.perturbation.screen import Screen
 from sckit.perturbation.splits import composition, group_moments, halve
@@ -92,8 +93,7 @@ def _stratum_means(screen: Screen, values: sp.csr_array, chosen: np.ndarray) -> 
 
 
 def _correlations(a: np.ndarray, b: np.ndarray, scored: np.ndarray) -> np.ndarray:
-    """Pearson correlation of the rows of a and b [N, G] over the scored genes, 0 where one is constant."""
-    count = np.maximum(scored.sum(1, keepdims=True), 1)
-    a, b = (np.where(scored, x - np.where(scored, x, 0.0).sum(1, keepdims=True) / count, 0.0) for x in (a, b))
-    size = np.sqrt((a**2).sum(1) * (b**2).sum(1))
-    return np.divide((a * b).sum(1), size, out=np.zeros(len(a)), where=size > 0)
+    """Correlation of the rows of a and b [N, G] over the scored genes, 0 where one is constant."""
+    a, b = centred(a, scored), centred(b, scored)
+    r = correlation_of_sums(1.0, 0.0, (a**2).sum(1), 0.0, (b**2).sum(1), (a * b).sum(1))
+    return np.nan_to_num(r)

@@ -1,15 +1,17 @@
 """From scores of single units to means with intervals, paired differences, ceilings, gaps and verdicts."""
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from sckit.config import ARMS, FinetuneConfig, as_documented
 from sckit.files import to_json
 from sckit.metrics.effects import HEADLINE, METRICS
-from sckit.metrics.intervals import Estimate, Sample, gap_closed, interval, paired, verdict
+from sckit.metrics.intervals import Estimate, Resampling, Sample, gap_closed, interval, verdict
 from sckit.perturbation.baselines import RESPONSE
 from sckit.perturbation.baselines_partial import PARTIAL
 from sckit.perturbation.questions import CEILING, Score
@@ -17,10 +19,24 @@ from sckit.perturbation.repeats import chance_level, repeat_correlation, replica
 from sckit.perturbation.screen import Screen
 
 TRIVIAL = ("no change", "mean", "additive")
+COLUMNS = {
+    "scores": ("predictor", "revealed", "train_share", "metric", "mean", "low", "high", "perturbations", "subset"),
+    "differences": ("a", "b", "metric", "revealed", "train_share", "diff", "low", "high", "verdict", "subset"),
+    "ceilings": ("kind", "metric", "mean", "low", "high", "subset"),
+    "gaps": ("predictor", "revealed", "train_share", "metric", "baseline", "share", "subset"),
+    "cells": ("condition", "context", "cells", "repeats", "repeat_r"),
+}
+"""Columns of the tables of a result; low and high are the ends of the 95 % interval."""
+
+_IN_JSON = {"rows": "scores", "paired": "differences", "ceilings": "ceilings", "gap": "gaps"}
 _ORDER = {name: i for i, name in enumerate((*dict.fromkeys((*RESPONSE, *PARTIAL)), *ARMS, CEILING))}
 
-Where = tuple[float | None, float]
-"""Revealed share and training share."""
+
+class Where(NamedTuple):
+    """A place in the tables: how much was revealed and how much was learned from."""
+
+    revealed: float | None
+    train_share: float
 
 
 @dataclass(frozen=True)
@@ -28,32 +44,75 @@ class Finetuned:
     """Result of `finetune`; `subset` is "all" perturbations or the "repeating" ones, whose effect repeats."""
 
     task: str
-    level: str
     split: str
+    held_out: str  # what a mean is over, in the plural: "perturbations" or "values of donor"
     seeds: int
     margin: float
     headline: str
-    rows: list[dict[str, Any]]  # predictor, revealed, train_share, metric, mean, ci, perturbations, subset
-    paired: list[dict[str, Any]]  # a, b, metric, revealed, train_share, diff, ci, verdict, subset
-    ceiling: dict[
-        str, float | None
-    ]  # metric -> score of the other half of the same unit's cells (or counts), all units
-    ceilings: list[dict[str, Any]]  # kind, subset, metric, mean, ci
-    gap: list[dict[str, Any]]  # predictor, revealed, train_share, metric, subset, baseline, share
-    cells: list[dict[str, Any]]  # condition, context, cells, repeats, repeat_r
+    scores: pd.DataFrame  # the columns of this and the next four are in COLUMNS
+    differences: pd.DataFrame
+    ceilings: pd.DataFrame  # the other half of the same unit's cells, and replicates, as predictors
+    gaps: pd.DataFrame
+    cells: pd.DataFrame
     facts: dict[str, Any]
     notes: list[str]
+    intervals: list[str]  # what they resample and speak of, a sentence for each subset
+
+    @property
+    def ceiling(self) -> dict[str, float]:
+        """Score of the other half of the same unit's cells by metric, over all units."""
+        halves = self.ceilings[(self.ceilings["kind"] != "replicates") & (self.ceilings["subset"] == "all")]
+        return dict(zip(halves["metric"], halves["mean"], strict=True))
+
+    @property
+    def predictors(self) -> list[str]:
+        """Names: baselines in the order of the scores, then the arms in their own."""
+        # Scores with all training data come first: with less of it only some of the baselines may be there.
+        names = list(self.scores.sort_values("train_share", ascending=False, kind="stable")["predictor"].unique())
+        return [name for name in names if name not in ARMS] + [arm for arm in ARMS if arm in names]
+
+    @property
+    def subsets(self) -> list[str]:
+        """Subsets of the perturbations, "all" first."""
+        return sorted(self.scores["subset"].unique(), key=lambda name: name != "all")
+
+    def shares(self, along: str) -> list[float]:
+        """Shares along "train_share" or "revealed", rising; none where nothing is revealed."""
+        return sorted(self.scores[along].dropna().unique())
+
+    @property
+    def full_share(self) -> float:
+        """The largest share of the training data."""
+        return max(self.shares("train_share"), default=1.0)
+
+    @property
+    def shown_share(self) -> float | None:
+        """Revealed share of the full table: a half, else the middle one of those above 0; None where there is none."""
+        revealed = self.shares("revealed")
+        if 0.5 in revealed or not revealed:
+            return 0.5 if revealed else None
+        positive = [share for share in revealed if share > 0] or revealed
+        return positive[len(positive) // 2]
 
     def document(self) -> dict[str, Any]:
-        """The one JSON document that `sckit finetune --json` prints; `rows` and `paired` are of all perturbations."""
-        parts = {name: getattr(self, name) for name in ("rows", "paired", "ceilings", "gap")}
+        """Return the one JSON document that `sckit finetune --json` prints; `rows` and `paired` are of all units."""
+        names = ("task", "level", "split", "seeds", "margin", "headline", "ceiling", "cells", "facts", "notes")
+        given = vars(self) | {"level": "pseudobulk", "ceiling": self.ceiling, "cells": self.cells.to_dict("records")}
+        head = {"command": "finetune"} | {name: given[name] for name in names}
         whole, repeating = (
-            {name: [_without_subset(row) for row in rows if row["subset"] == subset] for name, rows in parts.items()}
+            {name: _json_rows(getattr(self, table), subset) for name, table in _IN_JSON.items()}
             for subset in ("all", "repeating")
         )
-        names = ("task", "level", "split", "seeds", "margin", "headline", "ceiling", "cells", "facts", "notes")
-        head = {"command": "finetune"} | {name: getattr(self, name) for name in names}
         return to_json(head | whole | {"repeating": repeating})
+
+
+def _json_rows(table: pd.DataFrame, subset: str) -> list[dict[str, Any]]:
+    """Rows of a subset, with the ends of the interval in one list."""
+    rows: Any = table.loc[table["subset"] == subset].drop(columns="subset").to_dict("records")
+    return [
+        {"ci" if k == "low" else k: [v, row["high"]] if k == "low" else v for k, v in row.items() if k != "high"}
+        for row in rows
+    ]
 
 
 def summarise(
@@ -63,168 +122,137 @@ def summarise(
     values = screen.values
     repeat_r, chance = repeat_correlation(screen, values, config.seed), chance_level(screen, values, config.seed)
     repeats = repeat_r > chance
-    tables = _Tables(screen, config, split, list(scores))
     subsets = {"all": np.ones(len(repeats), bool)}
     if 0 < repeats.sum() < len(repeats):
         subsets["repeating"] = repeats
-    rows, pairs, gaps = [], [], []
-    ceilings: list[dict[str, Any]] = []
-    replicates = replicate_scores(screen, values)
+    column = config.unseen or ", ".join(config.covariates)
+    held_out, within = (f"values of {column}", f" ({column})") if split == "covariate" else ("perturbations", "")
+    # A cluster is what is held out: of two donors with five cell types each there are two, not ten.
+    labels = [screen.unseen_of_covariates[u.covariates] if within else str(u.parts) for u in screen.units]
+    cluster = np.unique(labels, return_inverse=True)[1]
+    replicates = replicate_scores(screen, values) or {}
+    scores = sorted(scores, key=lambda s: (s.unit, s.seed))
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in COLUMNS}
+    intervals = []
     for subset, chosen in subsets.items():
-        label = {"subset": subset}
-        rows += [row | label for row in tables.rows(chosen)]
-        pairs += [row | label for row in tables.paired(chosen)]
-        own: list[dict[str, Any]] = [row | label for row in tables.ceilings(chosen, replicates)]
-        ceilings += own
-        of_halves: dict[str, float | None] = {row["metric"]: row["mean"] for row in own if row["kind"] != "replicates"}
-        gaps += [row | label for row in tables.gaps(chosen, of_halves)]
-    first: dict[str, float | None] = {
-        row["metric"]: row["mean"] for row in ceilings if row["subset"] == "all" and row["kind"] != "replicates"
-    }
-    column = f" ({config.unseen or ', '.join(config.covariates)})" if split == "covariate" else ""
+        tables = _Tables(config, cluster, scores, chosen)
+        found = {"scores": tables.scores(), "differences": tables.differences(), "gaps": tables.gaps()}
+        for name, some in (found | {"ceilings": tables.ceilings(replicates)}).items():
+            rows[name] += [row | {"subset": subset} for row in some]
+        those = "" if subset == "all" else "where the effect repeats, "
+        intervals.append(those + tables.resampling.sentence("perturbation-covariate pairs", held_out))
+        notes = notes if tables.resampling.whole else [*notes, intervals[-1]]
+    rows["cells"] = list(_cells(screen, repeat_r, repeats))
     documented = "context" if split == "covariate" else split  # as documents have always named it
     settings = as_documented(config) | {"split": documented}
     return Finetuned(
         task=config.task,
-        level=config.level,
-        split=f"unseen {documented}{column}",
+        split=f"unseen {documented}{within}",
+        held_out=held_out,
         seeds=config.seeds,
         margin=config.margin,
         headline=HEADLINE,
-        rows=rows,
-        paired=pairs,
-        ceiling=first,
-        ceilings=ceilings,
-        gap=gaps,
-        cells=_cells(screen, repeat_r, repeats),
+        **{name: pd.DataFrame(rows[name], columns=pd.Index(columns)) for name, columns in COLUMNS.items()},
         facts=facts | {"chance_repeat_r": chance, "repeating": int(repeats.sum()), "config": settings},
         notes=notes,
+        intervals=intervals,
     )
 
 
 class _Tables:
-    """Scores as samples by predictor and place."""
+    """Rows of the tables of some units, from their scores by predictor and place."""
 
-    def __init__(self, screen: Screen, config: FinetuneConfig, split: str, scores: list[Score]) -> None:
-        self.config = config
-        self.largest = max(config.train_shares)
-        # What is resampled is what is held out: of two donors with five cell types each there are two, not ten.
-        by_covariate = split == "covariate"
-        labels = [screen.unseen_of_covariates[u.covariates] if by_covariate else str(u.parts) for u in screen.units]
-        number = {label: i for i, label in enumerate(sorted(set(labels)))}
-        self.cluster = np.array([number[label] for label in labels])
-        found: dict[tuple[str, Where], list[Score]] = {}
-        for score in sorted(scores, key=lambda s: (s.unit, s.seed)):
-            found.setdefault((score.predictor, (score.revealed, score.train_share)), []).append(score)
-        self.scores = found
-        self.places: list[Where] = sorted({where for _, where in found}, key=lambda w: (w[0] or 0.0, w[1]))
+    def __init__(self, config: FinetuneConfig, cluster: np.ndarray, scores: list[Score], chosen: np.ndarray) -> None:
+        self.config, self.cluster, self.chosen = config, cluster, chosen
+        self.samples: dict[tuple[str, Where], list[Score]] = {}
+        for score in scores:
+            found = self.samples.setdefault((score.predictor, Where(score.revealed, score.train_share)), [])
+            found += [score] if chosen[score.unit] else []
+        tested = {score.unit for found in self.samples.values() for score in found}
+        self.resampling = Resampling(cluster[sorted(tested)])
+        self.places = sorted({where for _, where in self.samples}, key=lambda w: (w.revealed or 0.0, w.train_share))
+        self.estimates = {
+            (*of, metric): self.estimate(self.sample(*of, metric)) for of in self.samples for metric in METRICS
+        }
 
     def names(self, where: Where) -> list[str]:
         """Predictors scored at a place, baselines first."""
-        return sorted((name for name, at in self.scores if at == where and name != CEILING), key=lambda n: _ORDER[n])
+        return sorted((name for name, at in self.samples if at == where and name != CEILING), key=lambda n: _ORDER[n])
 
-    def sample(self, name: str, where: Where, metric: str, chosen: np.ndarray, *, as_loss: bool = False) -> Sample:
-        """Scores of a predictor on the chosen units; as_loss: of the slope, how near to 1 it is."""
-        scores = [s for s in self.scores[name, where] if chosen[s.unit]]
+    def sample(self, name: str, where: Where, metric: str, *, as_loss: bool = False) -> Sample:
+        """Scores of a predictor; as_loss: of the slope, how near to 1 it is."""
+        scores = self.samples[name, where]
         value = np.array([s.metrics[metric] for s in scores], np.float64)
         if as_loss and metric == "slope":
             value = -np.abs(1 - value)
         units = np.array([s.unit for s in scores], np.int64)
-        return Sample(value, self.cluster[units], np.array([s.seed for s in scores], np.int64))
+        return Sample(value, self.cluster[units], np.array([s.seed for s in scores], np.int64), units)
 
-    def estimate(self, name: str, where: Where, metric: str, chosen: np.ndarray) -> Estimate:
+    def estimate(self, sample: Sample) -> Estimate:
         """Mean and interval; one generator seed for all, so that the resamples are shared."""
-        sample = self.sample(name, where, metric, chosen)
-        return interval(sample, self._generator(), draws=self.config.bootstraps)
+        return interval(sample, np.random.default_rng((self.config.seed, 30)), draws=self.config.bootstraps)
 
-    def _generator(self) -> np.random.Generator:
-        return np.random.default_rng((self.config.seed, 30))
-
-    def rows(self, chosen: np.ndarray) -> list[dict[str, Any]]:
-        """Every predictor, place and metric."""
-        found = []
-        for where in self.places:
-            for name in self.names(where):
-                for metric in METRICS:
-                    mean = self.estimate(name, where, metric, chosen)
-                    found.append(
-                        {"predictor": name, **_place(where), "metric": metric, "mean": mean.mean, "ci": mean.ci}
-                        | {"perturbations": mean.clusters}
-                    )
-        return found
-
-    def paired(self, chosen: np.ndarray) -> list[dict[str, Any]]:
-        """The pretrained arm less every other; each arm less the best trivial baseline, the best of all, the mean."""
-        found = []
-        for where in self.places:
-            arms = [name for name in self.names(where) if name in ARMS]
-            pairs = [("pretrained", other) for other in arms if "pretrained" in arms and other != "pretrained"]
-            trivial = self.best(where, chosen, TRIVIAL)
-            strongest = self.best(where, chosen, [n for n in self.names(where) if n not in ARMS])
-            pairs += [(arm, other) for arm in arms for other in dict.fromkeys((trivial, strongest, "mean"))]
-            for a, b in pairs:
-                for metric in METRICS:
-                    one, other = (self.sample(name, where, metric, chosen, as_loss=True) for name in (a, b))
-                    difference = paired(one, other, self._generator(), draws=self.config.bootstraps)
-                    found.append(
-                        {"a": a, "b": b, "metric": metric, **_place(where), "diff": difference.mean}
-                        | {"ci": difference.ci, "verdict": verdict(difference.ci, self.config.margin)}
-                    )
-        return found
-
-    def best(self, where: Where, chosen: np.ndarray, among: Iterable[str]) -> str:
+    def best(self, where: Where, among: Iterable[str]) -> str:
         """The predictor of the highest headline score; a tie goes to the first."""
-        names = [name for name in among if (name, where) in self.scores]
-        return max(names, key=lambda name: self.estimate(name, where, HEADLINE, chosen).mean or 0.0)
+        names = [name for name in among if (name, where) in self.samples]
+        return max(names, key=lambda name: self.estimates[name, where, HEADLINE].mean or 0.0)
 
-    def ceilings(self, chosen: np.ndarray, replicates: dict[str, np.ndarray] | None) -> list[dict[str, Any]]:
-        """The other half of a unit's cells (or of a cell's counts) as a predictor, and one replicate of another."""
-        kind = "count halves" if self.config.level == "cell" else "half-cells"
-        where = next(at for at in reversed(self.places) if (CEILING, at) in self.scores and at[1] == self.largest)
-        found = []
-        for metric in METRICS:
-            mean = self.estimate(CEILING, where, metric, chosen)
-            found.append({"kind": kind, "metric": metric, "mean": mean.mean, "ci": mean.ci})
-        for metric in METRICS if replicates is not None else ():
-            value = np.where(chosen, replicates[metric], np.nan)  # type: ignore[index]
-            sample = Sample(value, self.cluster, np.zeros(len(value), np.int64))
-            mean = interval(sample, self._generator(), draws=self.config.bootstraps)
-            found.append({"kind": "replicates", "metric": metric, "mean": mean.mean, "ci": mean.ci})
-        return found
-
-    def gaps(self, chosen: np.ndarray, ceiling: dict[str, float | None]) -> list[dict[str, Any]]:
-        """Share of the way from the best trivial baseline to the ceiling that each predictor goes."""
-        found = []
+    def scores(self) -> Iterator[dict[str, Any]]:
+        """Every predictor, place and metric."""
         for where in self.places:
-            trivial = self.best(where, chosen, TRIVIAL)
-            for name in (n for n in self.names(where) if n not in TRIVIAL):
-                for metric in (m for m in METRICS if m != "slope"):
-                    score, base = (self.estimate(n, where, metric, chosen).mean for n in (name, trivial))
-                    share = gap_closed(score, base, ceiling[metric])
-                    found.append(
-                        {"predictor": name, **_place(where), "metric": metric, "baseline": trivial, "share": share}
-                    )
-        return found
+            for name, metric in itertools.product(self.names(where), METRICS):
+                found = self.estimates[name, where, metric]
+                row = {"predictor": name, "metric": metric, "perturbations": found.clusters}
+                yield row | where._asdict() | vars(found)
+
+    def differences(self) -> Iterator[dict[str, Any]]:
+        """The pretrained arm less every other; each arm less the best trivial baseline, the best of all, the mean."""
+        for where in self.places:
+            names = self.names(where)
+            arms = [name for name in names if name in ARMS]
+            pairs = [("pretrained", other) for other in arms if "pretrained" in arms and other != "pretrained"]
+            strongest = self.best(where, [name for name in names if name not in ARMS])
+            baselines = dict.fromkeys((self.best(where, TRIVIAL), strongest, "mean"))
+            pairs += itertools.product(arms, baselines)
+            for (a, b), metric in itertools.product(pairs, METRICS):
+                one, other = (self.sample(name, where, metric, as_loss=True) for name in (a, b))
+                found = self.estimate(one.minus(other))
+                row = {"a": a, "b": b, "metric": metric, "verdict": verdict(found.ci, self.config.margin)}
+                yield row | where._asdict() | vars(found) | {"diff": found.mean}
+
+    def ceilings(self, replicates: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+        """The other half of a unit's cells as a predictor, and one replicate as a predictor of another."""
+        where = self._at_ceiling
+        for metric in METRICS:
+            yield {"kind": "half-cells", "metric": metric} | vars(self.estimates[CEILING, where, metric])
+        for metric, of_units in replicates.items():
+            value, units = np.where(self.chosen, of_units, np.nan), np.arange(len(self.chosen))
+            found = self.estimate(Sample(value, self.cluster, np.zeros_like(units), units))
+            yield {"kind": "replicates", "metric": metric} | vars(found)
+
+    def gaps(self) -> Iterator[dict[str, Any]]:
+        """Share of the way from the best trivial baseline to the ceiling that each predictor goes."""
+        for where in self.places:
+            trivial = self.best(where, TRIVIAL)
+            names = [name for name in self.names(where) if name not in TRIVIAL]
+            for name, metric in itertools.product(names, (metric for metric in METRICS if metric != "slope")):
+                places = (name, where), (trivial, where), (CEILING, self._at_ceiling)
+                share = gap_closed(*(self.estimates[*place, metric].mean for place in places))
+                row = {"predictor": name, "metric": metric, "baseline": trivial, "share": share}
+                yield row | where._asdict()
+
+    @property
+    def _at_ceiling(self) -> Where:
+        """Where the ceiling is read off: the most revealed, all training data."""
+        largest = max(self.config.train_shares)
+        return next(at for at in reversed(self.places) if (CEILING, at) in self.samples and at.train_share == largest)
 
 
-def _place(where: Where) -> dict[str, float | None]:
-    return {"revealed": where[0], "train_share": where[1]}
-
-
-def _without_subset(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name != "subset"}
-
-
-def _cells(screen: Screen, repeat_r: np.ndarray, repeats: np.ndarray) -> list[dict[str, Any]]:
+def _cells(screen: Screen, repeat_r: np.ndarray, repeats: np.ndarray) -> Iterator[dict[str, Any]]:
     """The table of cells with what is known of each unit's effect; controls first."""
-    rows = [
-        {"condition": row["condition"], "context": row["context"], "cells": row["cells"], "repeats": None}
-        | {"repeat_r": None}
-        for row in screen.table if row["control"]
-    ]  # fmt: skip
+    for row in screen.table:
+        if row["control"]:
+            yield {"condition": row["condition"], "context": row["context"], "cells": row["cells"]}
     for unit, r, known in zip(screen.units, repeat_r, repeats, strict=True):
-        rows.append(
-            {"condition": unit.name, "context": screen.covariates[unit.covariates], "cells": len(unit.cells)}
-            | {"repeats": bool(known), "repeat_r": float(r)}
-        )
-    return rows
+        where = {"condition": unit.name, "context": screen.covariates[unit.covariates], "cells": len(unit.cells)}
+        yield where | {"repeats": bool(known), "repeat_r": float(r)}

@@ -1,254 +1,234 @@
-"""Perturbation results to tables, sentences, CSV and JSON. Nothing is computed here."""
+"""Perturbation results as tables, sentences and files. Nothing is computed here."""
 
-import csv
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
 from sckit.config.finetune import ARMS
-from sckit.files import to_json
-from sckit.report.perturbation_cells import dead_line, print_cells
-from sckit.report.perturbation_rows import (
-    LABELS,
-    Row,
-    find,
-    full_share,
-    known,
-    metrics,
-    predictors,
-    resampled,
-    share_name,
-    shares,
-    shown_share,
-    subsets,
-    titled_table,
-    with_interval,
-)  # fmt: skip
+from sckit.files import replacing, write_json
+from sckit.metrics.effects import METRICS
+from sckit.report.perturbation_figure import draw_finetuned
+from sckit.report.text import at, is_number, number, revealed_text, share_name, texts, titled_table, with_interval
 
 if TYPE_CHECKING:
     from sckit.perturbation.summary import Finetuned
 
 _WIDE = 190
+_SHOWN_CELLS = 48
+_COLUMNS_OF_COVARIATES = 8
+_NAMED = 12
 _BETTER = {"helps": "better", "hurts": "worse"}
 _LEGEND = (
-    "Δ: profile less that of the control cells. Δ r perturbed: correlation over genes with the truth, both less the "
-    "mean of the training perturbations and its direction, so that what all share scores 0; Δ r: the same against "
-    "control; weighted R²: over genes weighted by their effect, 0 for that mean; discrim.: share of the other "
-    "perturbations that are farther from the prediction than the right one (0.5 by chance); slope: size of the "
-    "predicted effect (1 is right); DE overlap: of the top differential genes; gap closed: share of the way from the "
-    "best of no change, mean and additive to the ceiling from halves, of Δ r perturbed."
+    "Δ: profile less that of the control cells. "
+    + "; ".join(f"{metric.label}: {metric.description}" for metric in METRICS.values())
+    + "; gap closed: share of the way from the best of no change, mean and additive to the ceiling from halves, of "
+    "Δ r perturbed."
 )
 
 
 def print_finetuned(result: "Finetuned", console: Console) -> None:
-    """Score tables, learning curve, revealed shares, paired differences, notes; the verdict is the last line.
+    """Print score tables, learning curve, revealed shares, differences and notes; the verdict is the last line.
 
     A console narrower than 190 columns gets intervals of the headline only; all are in finetune.csv.
     """
-    for subset in subsets(result):
-        console.print(_scores(result, subset, wide=console.width >= _WIDE))
-        console.print()
-    for table in (_curve(result, "train_share", console.width), _curve(result, "revealed", console.width)):
+    wide = console.width >= _WIDE
+    tables = [_scores(result, subset, wide=wide) for subset in result.subsets]
+    tables += [_curve(result, along, console.width) for along in ("train_share", "revealed")]
+    for table in [*tables, _differences(result)]:
         if table is not None:
             console.print(table)
             console.print()
-    if result.paired:
-        console.print(_differences(result))
-        console.print()
-    more = "" if console.width >= _WIDE else " Intervals of all columns are in finetune.csv."
+    more = "" if wide else " Intervals of all columns are in finetune.csv."
     console.print(_LEGEND + more, style="dim", highlight=False)
-    for line in [*dead_line(result.cells), *result.notes, *verdict_lines(result)]:
+    notes = dict.fromkeys([*result.notes, *result.intervals])
+    for line in [*unrepeated_effects(result.cells), *notes, *verdict_lines(result)]:
         console.print(line, highlight=False, soft_wrap=True)
 
 
 def verdict_lines(result: "Finetuned") -> list[str]:
-    """Sentences on the headline with all training data: pretrained against closed forms, then against scratch.
+    """Sentences on the headline with all training data: pretrained against linear baselines, then against scratch.
 
     The last sentence is the main one: every perturbation, the revealed share of the full table.
     """
-    pairs = [p for p in result.paired if p["metric"] == result.headline and p["train_share"] == full_share(result)]
-    shown = shown_share(result)
-    main = [p for p in pairs if (p["a"], p["b"]) == ("pretrained", "scratch")]
-    main = [p for p in main if p["revealed"] == shown or p["subset"] == "all"]
-    main.sort(key=lambda p: (p["revealed"] == shown, p["subset"] == "all"))
-    closed = [p for p in pairs if p["a"] == "pretrained" and p["b"] not in ARMS and p["revealed"] == shown]
-    lines = [_sentence(result, pair) for pair in [*closed, *main]]
+    pairs = at(result.differences, metric=result.headline, train_share=result.full_share, a="pretrained")
+    shown = at(pairs, revealed=result.shown_share)
+    main = at(pairs, b="scratch")
+    main = main.assign(shown=main.index.isin(shown.index), whole=main["subset"] == "all")
+    main = main[main["shown"] | main["whole"]].sort_values(["shown", "whole"], kind="stable")
+    chosen = [*shown[~shown["b"].isin(ARMS)].to_dict("records"), *main.to_dict("records")]
+    lines = [_sentence(result, pair) for pair in chosen]
     return lines or ["no verdict: only the arms pretrained and scratch together give one."]
 
 
-def _sentence(result: "Finetuned", pair: Row) -> str:
+def _sentence(result: "Finetuned", pair: dict[str, Any]) -> str:
     word = str(pair["verdict"])
     word = word if pair["b"] in ARMS else _BETTER.get(word, word)
     within = {"no difference": f" within ±{result.margin:g}", "undecided": f" (margin ±{result.margin:g})"}
-    row = find(
-        result.rows, predictor=pair["a"], **{k: pair[k] for k in ("metric", "revealed", "train_share", "subset")}
-    )
-    which = resampled(result) + ("" if pair["subset"] == "all" else " whose effect repeats")
-    few = f"{row['perturbations']} {which}, " if row else f"{which}, "
-    seeds = f"{result.seeds} seed{'s' * (result.seeds != 1)}"
-    where = _where(result, pair["revealed"])
-    score = f"{result.headline} {with_interval(pair['diff'], pair['ci'], signed=True)}"
+    revealed = pair["revealed"] if is_number(pair["revealed"]) else None
+    scores = at(result.scores, revealed=revealed, train_share=pair["train_share"], subset=pair["subset"])
+    one, other = (at(scores, predictor=pair[side], metric=result.headline) for side in ("a", "b"))
+    few = "".join(f"{count} " for count in one["perturbations"]) + result.held_out
+    few += "" if pair["subset"] == "all" else " whose effect repeats"
+    score = f"{result.headline} {with_interval(pair['diff'], pair['low'], pair['high'], signed=True)}"
     # A correlation with a constant counts as exactly 0, so both arms say what the mean of the training says.
-    silent = "; neither says more than the mean of the training perturbations" if _silent(result, pair) else ""
-    return f"{pair['a']} against {pair['b']}, {where}: {word}{within.get(word, '')} ({score}, {few}{seeds}){silent}"
+    silent = all(len(rows) and (rows[["mean", "low", "high"]] == 0).all(axis=None) for rows in (one, other))
+    nothing = "; neither says more than the mean of the training perturbations" if silent else ""
+    name = f"{pair['a']} against {pair['b']}, {_where(result, revealed)}"
+    seeds = f"{result.seeds} seed{'s' * (result.seeds != 1)}"
+    return f"{name}: {word}{within.get(word, '')} ({score}, {few}, {seeds}){nothing}"
 
 
-def _silent(result: "Finetuned", pair: Row) -> bool:
-    where = {k: pair[k] for k in ("revealed", "train_share", "subset")} | {"metric": "delta_r_perturbed"}
-    rows = [find(result.rows, predictor=pair[side], **where) for side in ("a", "b")]
-    return all(row is not None and row["mean"] == 0 and row["ci"] == [0, 0] for row in rows)
-
-
-def _where(result: "Finetuned", revealed: Any) -> str:
-    level = " of single cells" if result.level == "cell" else ""
-    return f"{result.task}{level}, {result.split}{'' if revealed is None else _revealed(revealed)}"
-
-
-def _revealed(share: Any) -> str:
-    return f", {share_name(share)} of the genes revealed"
+def _where(result: "Finetuned", revealed: float | None) -> str:
+    return f"{result.task}, {result.split.replace('context', 'covariate')}{revealed_text(revealed)}"
 
 
 def _scores(result: "Finetuned", subset: str, *, wide: bool) -> Table:
-    revealed, full = shown_share(result), full_share(result)
-    table = titled_table(f"{_where(result, revealed)}\n{_block(result, subset)}")
-    names = metrics(result)
-    table.add_column("predictor", no_wrap=True)
-    for metric in names:
-        interval = " [95 %]" if wide or metric == result.headline else ""
-        table.add_column(LABELS.get(metric, metric) + interval, justify="right", no_wrap=True)
-        if metric == result.headline:
-            table.add_column("gap closed", justify="right", no_wrap=True)
-
-    def add(label: str, found: dict[str, Row | None], gap: Row | None) -> None:
-        cells = []
-        for metric in names:
-            row = found[metric]
-            interval = row["ci"] if row and (wide or metric == result.headline) else None
-            cells.append(with_interval(row["mean"] if row else None, interval))
-            if metric == result.headline:
-                share = gap["share"] if gap else None
-                cells.append(f"{share:.0%}" if known(share) else "-")
-        table.add_row(label, *cells)
-
-    for name in predictors(result):
-        where = {"predictor": name, "revealed": revealed, "train_share": full, "subset": subset}
-        found = {metric: find(result.rows, **where, metric=metric) for metric in names}
-        add(name, found, find(result.gap, **where, metric=result.headline))
-    table.add_section()
-    for kind in dict.fromkeys(row["kind"] for row in result.ceilings):
-        where = {"kind": kind, "subset": subset, "revealed": revealed}
-        found = {metric: find(result.ceilings, **where, metric=metric) for metric in names}
-        if any(found.values()):
-            add(f"ceiling: {kind}", found, None)
+    shown = {"revealed": result.shown_share, "train_share": result.full_share, "subset": subset}
+    metrics = list(dict.fromkeys([result.headline, *result.scores["metric"]]))
+    detailed = metrics if wide else metrics[:1]
+    first, *heads = (METRICS[name].label + " [95 %]" * (name in detailed) for name in metrics)
+    title = f"{_where(result, result.shown_share)}\n{_block(result, subset)}"
+    table = titled_table(title, "predictor", first, "gap closed", *heads)
+    scores, ceilings = at(result.scores, **shown), at(result.ceilings, subset=subset)
+    ceilings = ceilings.assign(predictor="ceiling: " + ceilings["kind"])
+    gaps = at(result.gaps, metric=result.headline, **shown).set_index("predictor")["share"]
+    for found, names in ((scores, result.predictors), (ceilings, ceilings["predictor"].unique())):
+        plain, full = (texts(found, "predictor", "metric", ends=ends) for ends in (False, True))
+        for name in names:
+            first, *rest = ((full if m in detailed else plain).get((name, m), "-") for m in metrics)
+            share = gaps.get(name)
+            table.add_row(name, first, f"{share:.0%}" if is_number(share) else "-", *rest)
+        table.add_section()
     return table
 
 
 def _block(result: "Finetuned", subset: str) -> str:
     """What the rows of a subset are a mean over, with its number of perturbations."""
-    of = {"metric": result.headline, "revealed": shown_share(result), "train_share": full_share(result)}
-    counted = {name: find(result.rows, subset=name, **of) for name in ("all", "repeating")}
-    count = {name: row["perturbations"] for name, row in counted.items() if row}
-    units = resampled(result)
+    where = {"metric": result.headline, "revealed": result.shown_share, "train_share": result.full_share}
+    count = at(result.scores, **where).groupby("subset")["perturbations"].first()
     if subset != "all":
-        return f"the {count.get(subset, 0)} {units} whose effect repeats"
-    dead = count.get("all", 0) - count.get("repeating", count.get("all", 0))
-    without = f", {dead} of them without an effect that repeats" if dead else ""
-    judged = [row["repeats"] for row in result.cells if row["repeats"] is not None]
+        return f"the {count.get(subset, 0)} {result.held_out} whose effect repeats"
+    unrepeated = count.get("all", 0) - count.get("repeating", count.get("all", 0))
+    without = f", {unrepeated} of them without an effect that repeats" if unrepeated else ""
+    judged = list(result.cells["repeats"].dropna())
     without = ", none of them with an effect that repeats" if judged and not any(judged) else without
-    return f"all {count.get('all', 0)} {units}{without}"
+    return f"all {count.get('all', 0)} {result.held_out}{without}"
 
 
-def _curve(result: "Finetuned", axis: str, width: int) -> Table | None:
+def _curve(result: "Finetuned", along: str, width: int) -> Table | None:
     """The headline over "train_share" or "revealed", and pretrained - scratch; None where there is one share only."""
-    steps = shares(result, axis)
+    steps = result.shares(along)
     if len(steps) < 2:
         return None
-    other = {"revealed": shown_share(result)} if axis == "train_share" else {"train_share": full_share(result)}
-    where = other | {"metric": result.headline, "subset": "all"}
-    of = "training data" if axis == "train_share" else "genes revealed"
-    fixed = "" if axis == "revealed" or where["revealed"] is None else _revealed(where["revealed"])
-    label = LABELS.get(result.headline, result.headline)
-    table = titled_table(f"{label} by the share of the {of}\nall {resampled(result)}{fixed}")
-    table.add_column("predictor", no_wrap=True)
-    for share in steps:
-        table.add_column(share_name(share), justify="right", no_wrap=True)
-    roomy = 27 + 26 * len(steps) <= width
-    for name in predictors(result):
-        found = [find(result.rows, predictor=name, **where, **{axis: share}) for share in steps]
-        if sum(row is not None for row in found) > 1:
-            cells = [with_interval(row["mean"], row["ci"] if roomy else None) if row else "-" for row in found]
-            table.add_row(name, *cells)
-    pairs = [find(result.paired, a="pretrained", b="scratch", **where, **{axis: share}) for share in steps]
-    if any(pairs):
+    fixed = {"revealed": result.shown_share} if along == "train_share" else {"train_share": result.full_share}
+    where, ends = fixed | {"metric": result.headline, "subset": "all"}, 27 + 26 * len(steps) <= width
+    scores = texts(at(result.scores, **where), "predictor", along, ends=ends)
+    pairs = at(result.differences, a="pretrained", b="scratch", **where)
+    pairs = texts(pairs, along, value="diff", ends=ends, signed=True)
+    of = "training data" if along == "train_share" else "genes revealed"
+    title = f"{METRICS[result.headline].label} by the share of the {of}"
+    title += f"\nall {result.held_out}{revealed_text(fixed.get('revealed'))}"
+    table = titled_table(title, "predictor", *map(share_name, steps))
+    for name in result.predictors:
+        row = [scores.get((name, share), "-") for share in steps]
+        if sum((name, share) in scores for share in steps) > 1:
+            table.add_row(name, *row)
+    if pairs:
         table.add_section()
-        ends = [with_interval(p["diff"], p["ci"] if roomy else None, signed=True) if p else "-" for p in pairs]
-        table.add_row("pretrained - scratch", *ends)
+        table.add_row("pretrained - scratch", *(pairs.get((share,), "-") for share in steps))
     return table
 
 
-def _differences(result: "Finetuned") -> Table:
-    revealed, full = shown_share(result), full_share(result)
-    label = LABELS.get(result.headline, result.headline)
-    table = titled_table(f"paired differences of {label}, margin ±{result.margin:g}")
-    table.add_column("", no_wrap=True)
-    for subset in subsets(result):
-        table.add_column("all [95 %]" if subset == "all" else f"{subset} [95 %]", justify="right", no_wrap=True)
-        table.add_column("verdict", no_wrap=True)
-    pairs = dict.fromkeys((pair["a"], pair["b"]) for pair in result.paired)
+def _differences(result: "Finetuned") -> Table | None:
+    where = {"metric": result.headline, "revealed": result.shown_share, "train_share": result.full_share}
+    shown = at(result.differences, **where)
+    if shown.empty:
+        return None
+    heads = [head for subset in result.subsets for head in (f"{subset} [95 %]", "verdict")]
+    title = f"paired differences of {METRICS[result.headline].label}, margin ±{result.margin:g}"
+    table = titled_table(title, "", *heads, left=("", "verdict"))
+    differences = texts(shown, "a", "b", "subset", value="diff", signed=True)
+    verdicts = shown.set_index(["a", "b", "subset"])["verdict"].to_dict()
+    pairs = dict.fromkeys(zip(shown["a"], shown["b"], strict=True))
     for a, b in sorted(pairs, key=lambda pair: (pair[1] not in ARMS, ARMS.index(pair[0]))):
-        where = {"a": a, "b": b, "revealed": revealed, "train_share": full, "metric": result.headline}
-        found = [find(result.paired, **where, subset=subset) for subset in subsets(result)]
-        if any(found):
-            words = _BETTER if b not in ARMS else {}
-            cells = [
-                (with_interval(p["diff"], p["ci"], signed=True), words.get(p["verdict"], p["verdict"]))
-                if p
-                else ("-", "")
-                for p in found
-            ]
-            table.add_row(f"{a} - {b}", *(text for pair in cells for text in pair))
+        cells = []
+        for subset in result.subsets:
+            word = verdicts.get((a, b, subset), "")
+            cells += [differences.get((a, b, subset), "-"), word if b in ARMS else _BETTER.get(word, word)]
+        table.add_row(f"{a} - {b}", *cells)
     return table
+
+
+def print_cells(rows: pd.DataFrame | list[dict[str, Any]], console: Console) -> None:
+    """Print the cells of each condition and covariate, controls first; whether effects repeat where it is known.
+
+    Covariates become columns where there are a few of them; a long table is cut in the middle and says so.
+    """
+    cells = pd.DataFrame(rows).reindex(columns=["condition", "context", "cells", "repeats", "repeat_r"])
+    covariates = list(cells["context"].unique())
+    pivot = 1 < len(covariates) <= _COLUMNS_OF_COVARIATES
+    judged = cells["repeats"].dropna()
+    more = ("effect repeats", "r of the halves") if len(judged) else ()
+    heads = ("condition", *covariates) if pivot else ("condition", "covariate", "cells", *more)
+    table = titled_table("cells of each condition and covariate", *heads, left=("condition", "covariate"), fold=True)
+    lines: dict[str, list[str]] = {}
+    for i, (condition, covariate, count, repeats, r) in enumerate(cells.itertuples(index=False)):
+        if pivot:
+            line = lines.setdefault(condition, [condition, *["-"] * len(covariates)])
+            known = f" {number(r)}" if is_number(r) else ""
+            line[1 + covariates.index(covariate)] = f"{count:,}{known}{'*' * (repeats is True)}"
+        else:
+            repeated = [{True: "yes", False: "no"}.get(repeats, "-"), number(r)] if len(judged) else []
+            lines[str(i)] = [condition, covariate, f"{count:,}", *repeated]
+    shown, kept = list(lines.values()), _SHOWN_CELLS // 2
+    if len(shown) > _SHOWN_CELLS:
+        cut = [f"... {len(shown) - 2 * kept} more", *[""] * (len(heads) - 1)]
+        shown = [*shown[:kept], cut, *shown[-kept:]]
+    for line in shown:
+        table.add_row(*line)
+    console.print(table)
+    if len(judged):
+        few = f"{judged.sum()} of {len(judged)}"
+        star = ", marked *; next to the cells is the correlation of the halves" if pivot else ""
+        console.print(f"{few} have an effect that repeats between halves of their cells{star}.", highlight=False)
+    console.print()
+
+
+def unrepeated_effects(cells: pd.DataFrame) -> list[str]:
+    """Name the units without an effect that repeats, or a few of them; no sentence where there is none."""
+    judged = cells.dropna(subset="repeats")
+    several = cells["context"].nunique() > 1
+    without = judged[~judged["repeats"].astype(bool)]
+    names = [f"{c} in {x}" if several else c for c, x in zip(without["condition"], without["context"], strict=True)]
+    few = ", ".join(names[:_NAMED]) + (", ... (all in finetune.json)" if len(names) > _NAMED else "")
+    sentence = f"no effect that repeats between halves of the cells in {len(names)} of {len(judged)}: {few}"
+    return [sentence] if names else []
 
 
 def save_finetuned(result: "Finetuned", folder: Path) -> list[Path]:
     """Write finetune.json, finetune.csv, and the figure as finetune.png and finetune.svg; returns the paths."""
-    from sckit.report.perturbation_figure import draw_finetuned
-
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "finetune.json").write_text(json.dumps(to_json(result.document()), indent=1, allow_nan=False))
-    _write_csv(result, folder / "finetune.csv")
-    figures = draw_finetuned(result, folder / "finetune")
-    return [folder / "finetune.json", folder / "finetune.csv", *figures]
+    document, table = folder / "finetune.json", folder / "finetune.csv"
+    write_json(document, result.document())
+    _write_csv(result, table)
+    return [document, table, *draw_finetuned(result, folder / "finetune")]
 
 
 def _write_csv(result: "Finetuned", path: Path) -> None:
     """One tidy table: scores with the share of the gap closed, ceilings, paired differences with their verdict."""
-    keys = ("revealed", "train_share", "metric", "subset")
-    lines = []
-    for row in result.rows:
-        gap = find(result.gap, predictor=row["predictor"], **{k: row[k] for k in keys}) or {}
-        line = {"kind": "score", "predictor": row["predictor"], **{k: row[k] for k in keys}, "mean": row["mean"]}
-        line |= _ends(row["ci"]) | {"perturbations": row["perturbations"]}
-        lines.append(line | {"gap_closed": gap.get("share"), "gap_baseline": gap.get("baseline")})
-    for row in result.ceilings:
-        line = {"kind": "ceiling", "predictor": row["kind"], "metric": row["metric"], "subset": row["subset"]}
-        lines.append(line | {"revealed": row.get("revealed"), "mean": row["mean"]} | _ends(row["ci"]))
-    for row in result.paired:
-        line = {"kind": "difference", "predictor": f"{row['a']} - {row['b']}", **{k: row[k] for k in keys}}
-        lines.append(line | {"mean": row["diff"], **_ends(row["ci"]), "verdict": row["verdict"]})
-    names = ("kind", "predictor", *keys, "mean", "ci_low", "ci_high", "perturbations")
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*names, "gap_closed", "gap_baseline", "verdict"])
-        writer.writeheader()
-        writer.writerows(to_json(lines))
-
-
-def _ends(interval: Any) -> dict[str, Any]:
-    low, high = interval or (None, None)
-    return {"ci_low": low, "ci_high": high}
-
-
-__all__ = ["print_cells", "print_finetuned", "save_finetuned", "verdict_lines"]
+    keys = ["predictor", "revealed", "train_share", "metric", "subset"]
+    gaps = result.gaps.rename(columns={"share": "gap_closed", "baseline": "gap_baseline"})
+    pairs = result.differences.rename(columns={"diff": "mean"})
+    parts = {
+        "score": result.scores.merge(gaps, how="left", on=keys),
+        "ceiling": result.ceilings.rename(columns={"kind": "predictor"}),
+        "difference": pairs.assign(predictor=pairs["a"] + " - " + pairs["b"]),
+    }
+    columns = ["kind", *keys, "mean", "ci_low", "ci_high", "perturbations", "gap_closed", "gap_baseline", "verdict"]
+    with replacing(path) as unfinished, unfinished.open("w", newline="") as file:
+        for kind, part in parts.items():
+            part = part.assign(kind=kind).rename(columns={"low": "ci_low", "high": "ci_high"})
+            part.reindex(columns=columns).to_csv(file, index=False, header=kind == "score")

@@ -22,7 +22,7 @@ from sckit.data.views import CountsView, CutView, ShuffledView
 from sckit.device import Compute, choose_compute
 from sckit.errors import DataError
 from sckit.files import to_json
-from sckit.metrics.values import Scores
+from sckit.metrics.values import Scores, json_row
 from sckit.model.closed_forms import fit_closed_forms
 from sckit.model.predict import predictions
 from sckit.model.tokens import Tokens
@@ -274,13 +274,13 @@ class _Trainer:
             self.model, packer, self.run.forms, self.run.cells(VALIDATION), self.compute
         ):
             scores.add(batch, predicted)
-        if not scores.sums("gene mean")[:, 0].any():
+        if not scores.entries:
             raise DataError(
                 f"no validation value is hidden with --mask {self.config.mask}; hide more, or give more cells."
             )
         where = {"rate": rate, "context": self.config.context, "known_depth": self.config.known_depth}
         baselines = {f"r2 {name}": scores.r2(name) for name in scores.predictors if name != "model"}
-        return to_json(scores.full_row("model", None, **where) | baselines)
+        return to_json(json_row(scores.full_row("model", None, **where)) | baselines)
 
     def _checkpoint(self) -> None:
         save_checkpoint(self.run.path, vars(self.at).copy(), self.model, self.optimiser)

@@ -98,7 +98,7 @@ def test_cells_come_first_the_verdict_after_the_tables_and_the_document_last(hea
     assert document["command"] == "finetune"
     assert document["headline"] == "delta_r_perturbed"
     assert lines[-2].startswith("pretrained against scratch, response, unseen perturbation: no difference within")
-    assert lines[0].startswith("cells of each condition and context")
+    assert lines[0].startswith("cells of each condition and covariate")
     assert (
         result.stdout.index("cells of each") < result.stdout.index("gap closed") < result.stdout.index("no difference")
     )

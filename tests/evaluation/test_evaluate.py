@@ -1,8 +1,12 @@
 import csv
+import io
 import json
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from sckit.config import EvalConfig, PretrainConfig
 from sckit.data.batch import Hiding, Packer
@@ -14,7 +18,7 @@ from sckit.evaluation.embed import embed
 from sckit.evaluation.evaluate import evaluate
 from sckit.metrics.values import Scores
 from sckit.model.closed_forms import PREDICTORS, fit_closed_forms
-from sckit.report.evaluation import save_evaluation, verdicts
+from sckit.report.evaluation import print_evaluation, save_evaluation, verdicts
 from sckit.training.pretrain import pretrain
 
 ROW = {
@@ -108,6 +112,33 @@ def test_table_csv_and_figure_are_written(evaluation, tmp_path):
     assert float(lines[0]["pooled_r"]) == pytest.approx(evaluation.rows[0]["pooled_r"])
     assert (tmp_path / "eval.png").read_bytes()[:4] == b"\x89PNG"
     assert "<svg" in (tmp_path / "eval.svg").read_text()
+
+
+def printed(evaluation, width=120):
+    console = Console(file=io.StringIO(), width=width)
+    print_evaluation(evaluation, console)
+    return console.file.getvalue()
+
+
+def test_tables_fit_120_columns_and_say_what_the_intervals_rest_on(evaluation):
+    text = printed(evaluation)
+    assert "\u2026" not in text
+    assert text.count("of the values hidden, target at") == 4
+    assert "model (shuffled)" in text
+    assert "intervals: 95 % bootstrap over cells within one group: they speak of its cells only" in text
+    assert "15% hidden, full depth: the model is " in text
+    assert "worse genes" in printed(evaluation, 200).splitlines()[1]
+
+
+def test_intervals_speak_of_cells_or_are_not_there(run):
+    config = EvalConfig(masks=(1.0,), engine="reference", bootstraps=50, group="cell")
+    many, few = evaluate(run, config), evaluate(run, replace(config, max_cells=3))
+    assert many.notes[-1] == "intervals: 95 % bootstrap over 90 groups"
+    low, high = many.rows[0]["ci"]["pooled_r"]
+    assert low < many.rows[0]["pooled_r"] < high
+    assert few.notes[-1].startswith("no intervals")
+    assert few.rows[-1]["minus_best"]["ci"] == [None, None]
+    assert re.search(r"the model is not distinguishable from .*R² differs by [-+]0\.\d{4}\n", printed(few))
 
 
 def test_shuffled_values_leave_nothing_to_find(simulated, tmp_path):

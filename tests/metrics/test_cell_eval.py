@@ -1,7 +1,7 @@
-"""The scores beside those of cell-eval (Arc Institute) on the same predictions, where it is installed.
+"""The scores compared with those of cell-eval (Arc Institute) on the same predictions, where it is installed.
 
 Checked against cell-eval 0.8.2, which has an environment of its own: `pip install cell-eval pytest`, then
-`python -m pytest --noconftest -o filterwarnings=default tests/test_perturb_cell_eval.py` from the root of the checkout.
+`python -m pytest --noconftest -o filterwarnings=default tests/metrics/test_cell_eval.py` from the root of the checkout.
 
 The same number, to rounding:
 - delta_r is `pearson_delta`. The two sides have their own controls there too: ours of the input half go with the

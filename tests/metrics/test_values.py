@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 from scipy.optimize import brentq
+from scipy.stats import t
 
 from sckit.data.batch import Hiding, Packer
-from sckit.metrics.values import Scores, resampling_unit, truncated_poisson_deviance
+from sckit.metrics.values import Scores, resampling, truncated_poisson_deviance
 
 
 @pytest.fixture
@@ -86,10 +87,21 @@ def test_interval_of_a_null_difference_holds_zero(simulated):
 def test_many_groups_are_resampled_whole_and_few_are_not(scored):
     scores, _ = scored
     few, many = np.arange(60) % 2, np.arange(60) % 10
-    assert resampling_unit(None) == "cells"
-    assert "too few groups" in resampling_unit(few)
-    assert resampling_unit(many) == "10 groups"
+    assert resampling(None, 60).sentence("cells", "cells").endswith("over 60 cells")
+    assert "cells within each of 2 groups" in resampling(few, 60).sentence("cells", "groups")
+    assert resampling(many, 60).sentence("cells", "groups").endswith("over 10 groups")
     assert scores.intervals("good", few) != scores.intervals("good", many)
+
+
+def test_without_groups_only_a_factor_near_one_sets_intervals_apart_from_percentiles(scored):
+    scores, flat = scored
+    rule = resampling(None, 60)
+    drawn = rule.weights(np.random.default_rng(0), 400)
+    squares = {name: (flat["y"] - flat[name]) ** 2 for name in ("good", "gene mean")}
+    error, of_mean = (drawn @ np.bincount(flat["cell"], x) for x in squares.values())
+    plain, found = np.quantile(1 - error / of_mean, [0.025, 0.975]), scores.intervals("good", None)["r2_gene_mean"]
+    factor = np.sqrt(60 / 59) * t.ppf(0.975, 59) / 1.959964
+    assert np.array(found) - scores.r2("good") == pytest.approx(factor * (plain - scores.r2("good")))
 
 
 @pytest.mark.parametrize("mean", [1.2, 2.0, 7.5], ids=str)

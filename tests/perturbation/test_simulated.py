@@ -56,13 +56,13 @@ def compare(folder, *, run=None, **changes):
 
 
 def headlines(result, subset="all"):
-    rows = [row for row in result.rows if row["metric"] == HEADLINE and row["subset"] == subset]
-    return {row["predictor"]: row for row in rows}
+    scores = result.scores.set_index(["metric", "subset"]).loc[(HEADLINE, subset)]
+    return {row["predictor"]: row for row in scores.to_dict("records")}
 
 
 def against_scratch(result):
-    wanted = "pretrained", "scratch", HEADLINE, "all"
-    return next(row for row in result.paired if (row["a"], row["b"], row["metric"], row["subset"]) == wanted)
+    differences = result.differences.set_index(["a", "b", "metric", "subset"]).sort_index()
+    return differences.loc[("pretrained", "scratch", HEADLINE, "all")].iloc[0]
 
 
 def test_pretraining_on_cells_like_the_controls_helps_to_place_targets_never_seen(response):
@@ -99,14 +99,15 @@ def test_with_exchanged_labels_nobody_is_better_than_the_mean(world, task):
     """The mean scores 0 by definition, so that a row is its own paired difference from the mean."""
     result = compare(world, permute=True, **SHOWN | {"task": task, "steps": 30})
     for name, row in headlines(result).items():
-        low, high = row["ci"]
-        assert low <= 0 <= high or (low >= -MARGIN and high <= MARGIN), (name, row["mean"], row["ci"])
+        low, high = row["low"], row["high"]
+        assert low <= 0 <= high or (low >= -MARGIN and high <= MARGIN), (name, row)
     assert abs(result.ceiling[HEADLINE]) < 0.2
     assert any("exchanged" in note for note in result.notes)
 
 
 def numbers(result):
-    return result.rows, result.paired, result.ceilings, result.gap, result.facts["trained"]
+    document = result.document()
+    return [document[name] for name in ("rows", "paired", "ceilings", "gap", "repeating")], result.facts["trained"]
 
 
 def test_a_seed_gives_the_same_numbers_whatever_the_number_of_workers(world):
@@ -119,7 +120,7 @@ def test_another_seed_moves_no_score_by_more_than_the_intervals_allow(world, res
     assert other["pretrained"]["mean"] != first["pretrained"]["mean"]
     for name in other:
         rows = first[name], other[name]
-        widths = [(row["ci"][1] - row["ci"][0]) / 2 for row in rows]
+        widths = [(row["high"] - row["low"]) / 2 for row in rows]
         assert abs(rows[0]["mean"] - rows[1]["mean"]) <= sum(widths), name
 
 
@@ -128,11 +129,12 @@ def test_of_half_dead_perturbations_the_live_ones_are_found_and_scored_apart(mak
     folder, truth = make(dead=12)
     result = compare(folder, run=world, arms=("scratch",), steps=1, control_cells=2)
     live = {name for name, hit in truth.hits.items() if hit.any()}
-    repeats = {row["condition"] for row in result.cells if row["repeats"]}
+    judged = result.cells.dropna()
+    repeats = set(judged.loc[judged["repeats"].astype(bool), "condition"])
     assert len(repeats & live) >= 11
     assert len(repeats - live) <= 1
     of_all, of_live = headlines(result), headlines(result, "repeating")
     assert set(of_all) == set(of_live)
     assert 0 < of_live["mean"]["perturbations"] < of_all["mean"]["perturbations"]
-    ceilings = {row["subset"]: row["mean"] for row in result.ceilings if row["metric"] == HEADLINE}
+    ceilings = result.ceilings[result.ceilings["metric"] == HEADLINE].set_index("subset")["mean"]
     assert ceilings["repeating"] > ceilings["all"] + 0.1

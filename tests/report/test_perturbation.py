@@ -8,14 +8,16 @@ import re
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from rich.console import Console
 
+from sckit.perturbation.summary import COLUMNS
 from sckit.report.perturbation import print_cells, print_finetuned, save_finetuned, verdict_lines
 from sckit.report.perturbation_figure import finetuned_figure
-from sckit.report.perturbation_rows import find, shown_share
+from sckit.report.text import at
 
-from .made_up_result import ARMS, CLOSED, made_up
+from .made_up_result import ARMS, BASELINES, made_up
 
 
 def printed(show, what, width=120):
@@ -31,43 +33,48 @@ def rows_after(text, title):
     return [re.split(r"\s{2,}", line.strip())[0] for line in body][1:]
 
 
-def test_the_headline_is_the_first_column_and_rows_are_closed_forms_then_arms():
+def test_the_headline_is_the_first_column_and_rows_are_baselines_then_arms():
     text = printed(print_finetuned, made_up())
     heads = next(line for line in text.splitlines() if "gap closed" in line)
     order = [heads.index(name) for name in ("predictor", "\u0394 r perturbed [95 %]", "gap closed", "weighted R\u00b2")]
     assert order == sorted(order)
     arms = ["pretrained", "scratch", "frozen", "shuffled"]
-    assert rows_after(text, "all 25 perturbations") == [*CLOSED, *arms]
+    assert rows_after(text, "all 25 perturbations") == [*BASELINES, *arms]
     ceilings = text[: text.index("the 12 perturbations")].splitlines()
     assert [line.split()[1] for line in ceilings if "ceiling:" in line] == ["half-cells", "replicates"]
     assert re.search(r"pretrained +0.430 \[0.400, 0.460\] +55% +0.420 +0.440", text)
 
 
-def test_perturbations_whose_effect_repeats_stand_apart_and_the_dead_are_counted():
+def test_perturbations_whose_effect_repeats_stand_apart_and_the_others_are_counted():
     text = printed(print_finetuned, made_up())
     assert "all 25 perturbations, 13 of them without an effect that repeats" in text
     assert text.index("13 of them") < text.index("the 12 perturbations whose effect repeats")
     alive = made_up()
-    alive.rows[:] = [row | {"perturbations": 25} for row in alive.rows]
+    alive = replace(alive, scores=alive.scores.assign(perturbations=25))
     assert "without an effect" not in printed(print_finetuned, alive)
 
 
 def test_when_no_effect_repeats_the_only_block_says_so():
-    result = made_up()
-    result.rows[:] = [row for row in result.rows if row["subset"] == "all"]
-    result.cells.extend(cell_rows(["control", "P0", "P1"], ["all"], repeats=False))
+    result = made_up(cells=cell_rows(["control", "P0", "P1"], ["all"], repeats=False))
+    result = replace(result, scores=at(result.scores, subset="all"))
     text = printed(print_finetuned, result)
     assert "all 25 perturbations, none of them with an effect that repeats" in text
     assert rows_after(text, "all 25 perturbations")
 
 
-def test_where_contexts_are_held_out_the_means_are_over_those():
-    result = replace(made_up(), split="unseen context (donor)")
-    result.cells.extend(cell_rows(["control", "IFNB"], ["B cell", "T cell"], repeats=True))
-    text = printed(print_finetuned, result)
+def test_where_covariates_are_held_out_the_means_are_over_those():
+    cells = cell_rows(["control", "IFNB"], ["B cell", "T cell"], repeats=True)
+    text = printed(print_finetuned, made_up(split="unseen context (donor)", held_out="values of donor", cells=cells))
+    assert "response, unseen covariate (donor)" in text
     assert "all 25 values of donor" in text
     assert "25 values of donor, 5 seeds)" in text
     assert "25 perturbations" not in text
+
+
+def test_what_the_intervals_resample_is_said_once():
+    few = "intervals: over cells within each of 2 perturbations"
+    text = printed(print_finetuned, made_up(intervals=[few], notes=["a note", few]))
+    assert text.splitlines().count(few) == 1
 
 
 def test_tables_fit_120_columns_and_a_wide_console_gets_every_interval():
@@ -92,12 +99,12 @@ def test_the_full_table_of_the_partial_task_is_at_a_half_and_the_others_are_comp
 
 @pytest.mark.parametrize(
     ("revealed", "shown"),
-    [((None,), None), ((0.0, 0.5, 0.9), 0.5), ((0.0, 0.1, 0.3, 0.9), 0.3), ((0.0,), 0.0), (("panel",), "panel")],
-    ids=["response", "with-a-half", "without-a-half", "nothing-revealed", "panel"],
+    [((None,), None), ((0.0, 0.5, 0.9), 0.5), ((0.0, 0.1, 0.3, 0.9), 0.3), ((0.0,), 0.0)],
+    ids=["response", "with-a-half", "without-a-half", "nothing-revealed"],
 )
 def test_which_revealed_share_is_shown(revealed, shown):
     result = made_up(revealed)
-    assert shown_share(result) == shown
+    assert result.shown_share == shown
     assert printed(print_finetuned, result)
 
 
@@ -126,30 +133,28 @@ def test_the_last_line_is_the_verdict_on_every_perturbation():
 )
 def test_every_verdict_has_its_words(verdict, words):
     result = made_up()
-    result.paired[:] = [pair | {"verdict": verdict} for pair in result.paired]
-    assert words in verdict_lines(result)[-1]
+    assert words in verdict_lines(replace(result, differences=result.differences.assign(verdict=verdict)))[-1]
 
 
 def test_two_arms_that_learned_nothing_are_not_called_equal_without_saying_so():
     words = "neither says more than the mean of the training perturbations"
     result = made_up()
     assert not [line for line in verdict_lines(result) if words in line]
-    nothing = {"mean": 0.0, "ci": [0.0, 0.0]}
-    result.rows[:] = [row | nothing if row["predictor"] in ("pretrained", "scratch") else row for row in result.rows]
+    result.scores.loc[result.scores["predictor"].isin(["pretrained", "scratch"]), ["mean", "low", "high"]] = 0.0
     lines = verdict_lines(result)
     assert lines[-1].endswith(words)
     assert [words in line for line in lines] == ["against scratch" in line for line in lines]
 
 
-def test_pairs_of_arms_come_before_pairs_with_closed_forms():
+def test_pairs_of_arms_come_before_pairs_with_baselines():
     result = made_up()
-    result.paired.reverse()
+    result = replace(result, differences=result.differences[::-1])
     pairs = rows_after(printed(print_finetuned, result), "paired differences")
     assert set(pairs[:2]) == {"pretrained - scratch", "pretrained - shuffled"}
     assert pairs[2:] == ["pretrained - low-rank"]
 
 
-def test_against_a_closed_form_the_arm_is_better_or_worse_not_helped():
+def test_against_a_baseline_the_arm_is_better_or_worse_not_helped():
     lines = [line for line in verdict_lines(made_up()) if "low-rank" in line]
     assert lines
     assert all(": worse (" in line for line in lines)
@@ -157,7 +162,7 @@ def test_against_a_closed_form_the_arm_is_better_or_worse_not_helped():
 
 def test_without_the_two_arms_there_is_no_verdict():
     result = made_up()
-    result.paired.clear()
+    result = replace(result, differences=result.differences[:0])
     assert verdict_lines(result)[-1].startswith("no verdict")
     assert "paired differences" not in printed(print_finetuned, result)
 
@@ -165,9 +170,9 @@ def test_without_the_two_arms_there_is_no_verdict():
 @pytest.mark.parametrize("revealed", [(None,), (0.0, 0.5)], ids=["response", "partial"])
 def test_unknown_intervals_one_seed_and_one_perturbation_are_shown_without_complaint(revealed, tmp_path):
     result = made_up(revealed, train_shares=(1.0,), seeds=1, count=1, interval=None)
-    result.rows[5]["mean"] = float("nan")
-    result.gap[1]["share"] = None
-    result.ceilings[0]["mean"] = float("nan")
+    result.scores.loc[5, "mean"] = float("nan")
+    result.gaps.loc[1, "share"] = None
+    result.ceilings.loc[0, "mean"] = float("nan")
     text = printed(print_finetuned, result)
     assert "nan" not in text
     assert "None" not in text
@@ -177,10 +182,8 @@ def test_unknown_intervals_one_seed_and_one_perturbation_are_shown_without_compl
 
 def test_missing_rows_are_dashes(tmp_path):
     result = made_up()
-    result.rows[:] = [r for r in result.rows if (r["predictor"], r["metric"]) != ("scratch", "slope")]
-    result.gap.clear()
-    result.ceilings.clear()
-    result.ceiling.clear()
+    gone = (result.scores["predictor"] == "scratch") & (result.scores["metric"] == "slope")
+    result = replace(result, scores=result.scores[~gone], gaps=result.gaps[:0], ceilings=result.ceilings[:0])
     text = printed(print_finetuned, result)
     scratch = next(line for line in text.splitlines() if line.startswith(" scratch"))
     assert re.split(r"\s{2,}", scratch.strip())[2] == "-"
@@ -191,8 +194,8 @@ def test_missing_rows_are_dashes(tmp_path):
 
 def test_files_hold_every_row_and_strict_json(tmp_path):
     result = made_up((0.0, 0.5))
-    result.rows[0]["mean"] = float("nan")
-    result.rows[1]["mean"] = np.float32(0.25)
+    result.scores.loc[0, "mean"] = float("nan")
+    result.scores.loc[1, "mean"] = np.float32(0.25)
     result.facts["genes"] = np.int64(7)
     paths = save_finetuned(result, tmp_path / "new" / "folder")
     assert [path.name for path in paths] == ["finetune.json", "finetune.csv", "finetune.png", "finetune.svg"]
@@ -205,7 +208,7 @@ def test_files_hold_every_row_and_strict_json(tmp_path):
         lines = list(csv.DictReader(file))
     kinds = [line["kind"] for line in lines]
     assert [kinds.count(k) for k in ("score", "ceiling", "difference")] == [
-        len(result.rows), len(result.ceilings), len(result.paired),
+        len(result.scores), len(result.ceilings), len(result.differences),
     ]  # fmt: skip
     assert {line["verdict"] for line in lines if line["kind"] == "difference"} == {"no difference", "helps", "hurts"}
     assert lines[2]["gap_baseline"] == "additive"
@@ -223,11 +226,8 @@ def panel_of(result, panel):
 def test_the_figure_draws_the_numbers():
     result = made_up((0.0, 0.1, 0.5))
     curve, revealed = panel_of(result, 1), panel_of(result, 2)
-    expected = [
-        find(result.rows, predictor="scratch", metric=result.headline, subset="all", revealed=0.5, train_share=share)
-        for share in (0.1, 0.3, 1.0)
-    ]
-    assert curve["scratch"] == [row["mean"] for row in expected]
+    expected = at(result.scores, predictor="scratch", metric=result.headline, subset="all", revealed=0.5)
+    assert curve["scratch"] == list(expected.sort_values("train_share")["mean"])
     assert curve["ceiling"] == [0.7] * 3
     assert set(ARMS) | {"low-rank", "ceiling"} <= set(revealed)
     assert revealed["pretrained"] == sorted(revealed["pretrained"])
@@ -236,7 +236,7 @@ def test_the_figure_draws_the_numbers():
 
 
 def cell_rows(conditions, contexts, repeats=None):
-    return [
+    rows = [
         {
             "condition": c,
             "context": x,
@@ -246,11 +246,12 @@ def cell_rows(conditions, contexts, repeats=None):
         }
         for i, (c, x) in enumerate(itertools.product(conditions, contexts))
     ]
+    return pd.DataFrame(rows, columns=list(COLUMNS["cells"])).astype({"repeats": object})
 
 
-def test_cells_of_one_context_are_a_line_each():
+def test_cells_of_one_covariate_are_a_line_each():
     rows = cell_rows(["control", "P0", "P1"], ["all"], repeats=True)
-    rows[2] |= {"repeats": False, "repeat_r": 0.04}
+    rows.loc[2, ["repeats", "repeat_r"]] = False, 0.04
     text = printed(print_cells, rows)
     assert re.search(r"control +all +20 +- +-", text)
     assert re.search(r"P0 +all +21 +yes +-", text)
@@ -258,9 +259,9 @@ def test_cells_of_one_context_are_a_line_each():
     assert "1 of 2 have an effect that repeats" in text
 
 
-def test_a_few_contexts_become_columns_and_missing_units_dashes():
+def test_a_few_covariates_become_columns_and_missing_units_dashes():
     rows = cell_rows(["control", "P0"], ["B cell", "T cell"])[:3]
-    rows[2] |= {"repeats": True, "repeat_r": 0.61}
+    rows.loc[2, ["repeats", "repeat_r"]] = True, 0.61
     text = printed(print_cells, rows)
     assert re.search(r"condition +B cell +T cell", text)
     assert re.search(r"P0 +22 0.610\* +-", text)
@@ -268,18 +269,17 @@ def test_a_few_contexts_become_columns_and_missing_units_dashes():
 
 def test_before_anything_is_judged_there_is_no_column_of_it():
     for contexts in (["all"], ["B cell", "T cell"]):
-        rows = [{k: r[k] for k in ("condition", "context", "cells")} for r in cell_rows(["control", "P0"], contexts)]
-        text = printed(print_cells, rows)
+        rows = cell_rows(["control", "P0"], contexts)[["condition", "context", "cells"]]
+        text = printed(print_cells, rows.to_dict("records"))
         assert "repeats" not in text
         assert re.search(r"P0 .*2[12]", text)
 
 
-def test_dead_perturbations_are_named_and_a_long_list_is_cut():
-    result = made_up()
-    result.cells.extend(cell_rows(["control", "P0", "P1"], ["all"], repeats=True))
-    assert "no effect that repeats" not in printed(print_finetuned, result)
-    result.cells.extend(cell_rows([f"D{i}" for i in range(20)], ["all"], repeats=False))
-    text = printed(print_finetuned, result)
+def test_perturbations_without_a_repeated_effect_are_named_and_a_long_list_is_cut():
+    alive = cell_rows(["control", "P0", "P1"], ["all"], repeats=True)
+    assert "no effect that repeats" not in printed(print_finetuned, made_up(cells=alive))
+    dead = cell_rows([f"D{i}" for i in range(20)], ["all"], repeats=False)
+    text = printed(print_finetuned, made_up(cells=pd.concat([alive, dead])))
     assert "in 20 of 22: D0, D1, " in text
     assert "D11, ... (all in finetune.json)" in text
     assert "D12" not in text
