@@ -12,9 +12,7 @@ import pandas as pd
 from sckit.config.finetune import FinetuneConfig
 from sckit.data.genes import GeneIndex
 from sckit.data.obs import cell_names
-from sckit.data.split import HELD_OUT
 from sckit.errors import DataError
-from sckit.model.transformer import Model, without_warm_start
 from sckit.perturbation.responder import Responder, TokenTable
 from sckit.perturbation.screen import Screen
 from sckit.training.pretrain import pretrain
@@ -36,8 +34,7 @@ class Arms:
         """
         run = open_run(self.shuffled if name == "shuffled" and self.shuffled else self.run)
         trained = name in ("pretrained", "frozen", "shuffled")
-        forms = run.forms if run.config.warm_start else without_warm_start(run.forms)
-        start = run.model() if trained else Model(run.config.model, forms, seed=seed)
+        start = run.model() if trained else run.untrained_model(seed)
         start.engine = engine
         factors = config.task == "partial"
         return Responder(start, self.table, factors=factors, seed=seed, transferred=name != "scratch", noise=noise)
@@ -90,7 +87,7 @@ def seen_in_pretraining(run: Run, screen: Screen) -> int | None:
         store = run.store
     except DataError:
         return None
-    used = store.obs.loc[run.split != HELD_OUT]
+    used = store.obs.loc[run.seen]
     seen = set(zip(cell_names(used).tolist(), used["total_counts"], used["n_genes"], strict=True))
     treated = np.concatenate([unit.cells for unit in screen.units])
     named = zip(screen.cell_ids[treated], screen.totals[treated], screen.n_genes_detected[treated], strict=True)
