@@ -1,4 +1,4 @@
-"""The arms of a comparison: where each one starts, which of the run's genes are in the data, and what it has seen."""
+"""The arms of a comparison: where each one starts, which genes of the data the run knows, and which cells it saw."""
 
 import json
 import shutil
@@ -12,9 +12,7 @@ import pandas as pd
 from sckit.config.finetune import FinetuneConfig
 from sckit.data.genes import GeneIndex
 from sckit.data.obs import cell_names
-from sckit.data.split import HELD_OUT
 from sckit.errors import DataError
-from sckit.model.transformer import Model, without_warm_start
 from sckit.perturbation.responder import Responder, TokenTable
 from sckit.perturbation.screen import Screen
 from sckit.training.pretrain import pretrain
@@ -23,28 +21,27 @@ from sckit.training.run import Run, open_run
 
 @dataclass(frozen=True)
 class Arms:
-    """Everything that a worker needs to build an arm."""
+    """What is needed to build an arm."""
 
     run: Path
-    shuffled: Path | None
+    shuffled: Path | None  # the run on shuffled values, where that arm is asked for
     table: TokenTable
 
     def build(self, name: str, config: FinetuneConfig, *, seed: int, engine: str, noise: float = 1.0) -> Responder:
-        """The arm before its first step; `seed` draws whatever no pretraining brings, the same for all arms.
+        """Return the arm before its first step; `seed` draws what no pretraining brings, the same for all arms.
 
-        noise: variance of a single cell's value about what is expected, for genes of which the run says nothing.
+        noise: variance of a single cell's value about what is expected, for genes that the run does not know.
         """
         run = open_run(self.shuffled if name == "shuffled" and self.shuffled else self.run)
         trained = name in ("pretrained", "frozen", "shuffled")
-        forms = run.forms if run.config.warm_start else without_warm_start(run.forms)
-        start = run.model() if trained else Model(run.config.model, forms, seed=seed)
+        start = run.model() if trained else run.untrained_model(seed)
         start.engine = engine
         factors = config.task == "partial"
         return Responder(start, self.table, factors=factors, seed=seed, transferred=name != "scratch", noise=noise)
 
 
 def make_arms(run: Run, screen: Screen, config: FinetuneConfig, *, on_event: Callable) -> Arms:
-    """The token table of the screen, and the run on shuffled values, which is trained now where there is none."""
+    """Make the token table of the screen, and the run on shuffled values if it is needed and does not exist yet."""
     shuffled = _shuffled_run(run, on_event) if "shuffled" in config.arms else None
     return Arms(run.path, shuffled, token_table(run.genes, screen))
 
@@ -52,8 +49,8 @@ def make_arms(run: Run, screen: Screen, config: FinetuneConfig, *, on_event: Cal
 def token_table(genes: pd.DataFrame, screen: Screen) -> TokenTable:
     """Match the screen's genes and targets to the run's genes by id or symbol.
 
-    A perturbation whose gene is predicted takes that gene's row; else it gets one of its own, with the run's number of
-    the gene where the run knows it. Raises DataError when no gene is known.
+    A perturbation whose gene is predicted takes that gene's row. Any other gets a row of its own, with the number of
+    its gene in the run if the run knows it. Raises DataError when the run knows no gene of the screen.
     """
     of_run, predicted = (GeneIndex(table["id"], table["symbol"]) for table in (genes, screen.genes))
     rows = of_run.find(screen.genes["id"], screen.genes["symbol"])
@@ -69,7 +66,7 @@ def token_table(genes: pd.DataFrame, screen: Screen) -> TokenTable:
 
 
 def overlap(table: TokenTable, screen: Screen) -> dict[str, int]:
-    """How many of the screen's genes and targets the run knows, and how many targets are among the genes predicted."""
+    """Count the genes and targets of the screen that the run knows, and the targets among the genes to predict."""
     known = table.run_genes >= 0
     return {
         "genes": table.n_genes,
@@ -82,12 +79,15 @@ def overlap(table: TokenTable, screen: Screen) -> dict[str, int]:
 
 
 def seen_in_pretraining(run: Run, screen: Screen) -> int | None:
-    """Treated cells of the screen that the run was trained on, by name, total and genes; None if its store is gone."""
+    """Count the treated cells of the screen that the run was trained on; None if its store is gone.
+
+    Cells are the same if they have the same name, total count and number of detected genes.
+    """
     try:
         store = run.store
     except DataError:
         return None
-    used = store.obs.loc[run.split != HELD_OUT]
+    used = store.obs.loc[run.seen]
     seen = set(zip(cell_names(used).tolist(), used["total_counts"], used["n_genes"], strict=True))
     treated = np.concatenate([unit.cells for unit in screen.units])
     named = zip(screen.cell_ids[treated], screen.totals[treated], screen.n_genes_detected[treated], strict=True)
@@ -95,7 +95,7 @@ def seen_in_pretraining(run: Run, screen: Screen) -> int | None:
 
 
 def _shuffled_run(run: Run, on_event: Callable) -> Path:
-    """The run beside this one on the same cells with shuffled values, at the same number of steps."""
+    """Return the run next to this one on the same cells with shuffled values and as many steps; train it if needed."""
     path = run.path.with_name(f"{run.path.name}-shuffled")
     steps = _steps(run)
     config = replace(run.config, shuffle_values=True, epochs=None, minutes=None, steps=steps)
@@ -106,18 +106,18 @@ def _shuffled_run(run: Run, on_event: Callable) -> Path:
             or _data(path) != _data(run.path)
         ):
             raise DataError(
-                f"{path} is not {run.path.name} on shuffled values, {steps} steps; move it away, and it is made anew."
+                f"{path} is not {run.path.name} on shuffled values, {steps} steps; move it away to train it again."
             )
         return path
     text = f"arm shuffled: pretraining {path} on shuffled values, {steps} steps as in {run.path.name}"
     on_event("note", {"text": text})
-    partial = path.with_name(f"{path.name}.partial")  # so that a killed one is not taken for a whole one
+    partial = path.with_name(f"{path.name}.partial")  # so that one that was killed is not taken for a finished one
     shutil.rmtree(partial, ignore_errors=True)
     return pretrain(run.store.path, config, name=partial.name, runs=path.parent).run.rename(path)
 
 
 def _data(run: Path) -> str:
-    """What the run was trained on, wherever that lies."""
+    """Return the fingerprint of the store that the run was trained on, wherever that store is."""
     return json.loads((run / "data.json").read_text())["manifest_sha256"]
 
 

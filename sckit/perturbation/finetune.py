@@ -1,4 +1,4 @@
-"""The comparison: arms and baselines on the same units, seeds and splits, with intervals, ceilings and a verdict."""
+"""Compare arms and linear baselines on the same units, seeds and folds, with intervals, ceilings and a verdict."""
 
 import os
 import threading
@@ -29,7 +29,7 @@ from sckit.training.run import Run, find_run, open_run
 
 Found: TypeAlias = tuple[list[Score], list[dict[str, Any]]]
 CURVE = ("pretrained", "scratch")
-"""Arms that are trained at every share of the training data; the others at the largest only."""
+"""Arms that are trained at every share of the training data; the others only at the largest."""
 
 Listener: TypeAlias = Callable[[str, dict[str, Any]], None]
 
@@ -79,7 +79,8 @@ def finetune(
     jobs = list(_jobs(config))
     scores: list[Score] = []
     trained: list[dict[str, Any]] = []
-    for done, (found, how) in enumerate(_run(screen, config, split, arms, jobs)):
+    workers = config.workers or (os.cpu_count() or 1 if compute.device.type == "cpu" else 1)
+    for done, (found, how) in enumerate(_run(workers, jobs, screen, config, split, arms)):
         scores, trained = scores + found, trained + how
         on_event("progress", {"done": done + 1, "of": len(jobs), "what": f"{config.task}, seeds x training shares"})
     facts["trained"] = sorted(trained, key=lambda row: (row["arm"], row["train_share"], row["seed"]))
@@ -87,7 +88,7 @@ def finetune(
 
 
 def _jobs(config: FinetuneConfig) -> Iterator[Job]:
-    """The largest share first: those are the long ones."""
+    """Yield the jobs, those of the largest share first, because they take longest."""
     largest = max(config.train_shares)
     for share in sorted(set(config.train_shares), reverse=True):
         arms = tuple(dict.fromkeys(arm for arm in config.arms if share == largest or arm in CURVE))
@@ -95,21 +96,18 @@ def _jobs(config: FinetuneConfig) -> Iterator[Job]:
             yield Job(seed, share, arms)
 
 
-def _run(screen: Screen, config: FinetuneConfig, split: str, arms: Arms, jobs: list[Job]) -> Iterator[Found]:
+def _run(workers: int, jobs: list[Job], *given: Any) -> Iterator[Found]:
     """Yield the result of each job as it ends; the numbers do not depend on how many run at a time."""
-    on_cpu = choose_compute(config.device, config.engine).device.type == "cpu"
-    workers = config.workers or (os.cpu_count() or 1 if on_cpu else 1)
     # BLAS rounds differently with another number of threads, so workers get as many as this process has.
     with joblib.parallel_config("loky", inner_max_num_threads=torch.get_num_threads()):
         parallel = joblib.Parallel(min(workers, len(jobs)), return_as="generator_unordered")
-    work = joblib.delayed(_work)
-    yield from parallel(work(os.getpid(), screen, config, split, arms, job) for job in jobs)  # type: ignore[misc]
+    yield from parallel(joblib.delayed(_work)(os.getpid(), job, *given) for job in jobs)  # type: ignore[misc]
 
 
-def _work(parent: int, screen: Screen, config: FinetuneConfig, split: str, arms: Arms, job: Job) -> Found:
+def _work(parent: int, job: Job, *given: Any) -> Found:
     if os.getpid() != parent:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    return score_job(screen, config, split, arms, job)
+    return score_job(job, *given)
 
 
 def _end_with(parent: int) -> None:
@@ -119,7 +117,7 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def score_job(screen: Screen, config: FinetuneConfig, split: str, arms: Arms, job: Job) -> Found:
+def score_job(job: Job, screen: Screen, config: FinetuneConfig, split: str, arms: Arms) -> Found:
     """Train the arms of a job and score every predictor; returns the scores, and how each training went."""
     compute = choose_compute(config.device, config.engine)
     threads = torch.get_num_threads()
@@ -142,19 +140,19 @@ def score_job(screen: Screen, config: FinetuneConfig, split: str, arms: Arms, jo
 
 
 def _notes(run: Run, screen: Screen, config: FinetuneConfig) -> list[str]:
-    """What a reader of the numbers has to know; refuses a run that was trained on the treated cells."""
+    """Return what a reader of the numbers has to know; refuses a run that was trained on the treated cells."""
     if run.config.shuffle_values:
         raise ConfigError(f"{run.path} was itself trained on shuffled values; name the run that it is the control of.")
     notes = []
     seen = seen_in_pretraining(run, screen)
     if seen is None:
-        notes.append(f"the store of {run.path} is gone, so that nobody knows whether it held treated cells")
+        notes.append(f"the store of {run.path} is gone, so it is unknown whether it held treated cells")
     elif seen:
         text = f"{seen:,} treated cells were among the cells that {run.path.name} was pretrained on"
         if not config.allow_seen:
             raise DataError(
-                f"{text}, so their values are known to it; pretrain on control cells (sckit prepare --obs-filter "
-                f"\"{config.condition} == '{config.control}'\"), or say --allow-seen."
+                f"{text}, so it knows their values; pretrain on control cells (sckit prepare --obs-filter "
+                f"\"{config.condition} == '{config.control}'\"), or go on with --allow-seen."
             )
         notes.append(f"LEAK: {text}")
     combined = sorted({unit.name for unit in screen.units if len(unit.parts) > 1})

@@ -1,4 +1,4 @@
-"""What the perturbation baselines share: ridge for every penalty at once, neighbours, groups to leave out."""
+"""What the linear baselines share: ridge at every penalty at once, nearest neighbours, and groups to leave out."""
 
 from dataclasses import dataclass
 
@@ -9,39 +9,39 @@ from scipy.linalg import eigh
 PENALTIES = (np.inf, *np.logspace(1, -4, 6))
 """In units of the largest squared singular value of the features; the first, infinity, is the mean."""
 
-_ROUNDING = 1e-12  # of the largest squared singular value; what is below is no direction of the data
+_ROUNDING = 1e-12  # of the largest squared singular value; smaller ones are rounding errors
 _TIE = 1e-9  # of the largest distance to a neighbour
 
 
 def group_weights(group: np.ndarray) -> np.ndarray:
-    """Weights [n] of rows such that those of every group add up to one; group: [n]."""
+    """Return weights [n] of rows that add up to one in every group; group: [n]."""
     _, number, counts = np.unique(group, return_inverse=True, return_counts=True)
     return 1 / counts[number]
 
 
 def balanced_mean(rows: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """Mean [F] of rows [n, F] in which every group counts the same however many rows it has; group: [n]."""
+    """Return the mean [F] of rows [n, F] in which every group counts the same, however many rows it has; group: [n]."""
     weight = group_weights(group)
     return weight @ rows / weight.sum()
 
 
 def assign_folds(group: np.ndarray, most: int) -> np.ndarray:
-    """The fold of each row, int [n]: one group a fold up to `most` groups, beyond that groups are dealt in turn."""
+    """Return the fold of each row, int [n]: one group per fold, or groups in turn if there are more than `most`."""
     return np.unique(group, return_inverse=True)[1] % most
 
 
 def first_best(errors: np.ndarray) -> int:
-    """Position of the first error [N] that is the least but for rounding; the mean stands first."""
+    """Return the position of the first error [N] that is the least, up to rounding; the mean comes first."""
     return int(np.argmax(errors <= (1 + 1e-9) * errors.min()))
 
 
 def fold_rows(fold: np.ndarray) -> list[np.ndarray]:
-    """Rows of each fold."""
+    """Return the rows of each fold."""
     return [np.flatnonzero(fold == number) for number in range(fold.max(initial=-1) + 1)]
 
 
 def truncated_svd(rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The leading right singular vectors [F, r] of rows [n, F], and the squared singular values [r]; r <= count.
+    """Return the leading right singular vectors [F, r] of rows [n, F] and the squared singular values [r], r <= count.
 
     Directions in which the rows do not vary beyond rounding are left out. The mean is not subtracted.
     """
@@ -59,18 +59,18 @@ def truncated_svd(rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Ridge:
-    """Weighted ridge of S targets on F features with a free intercept, for every penalty from one decomposition."""
+    """Weighted ridge of S targets on F features with a free intercept; one decomposition serves every penalty."""
 
     centre: tuple[np.ndarray, np.ndarray]  # weighted means of features [F] and targets [S]
     root: np.ndarray  # [n], square roots of the weights
     targets: np.ndarray  # [n, S], centred, times root
-    left: np.ndarray  # [n, r], left singular vectors of the features so centred and scaled
+    left: np.ndarray  # [n, r], left singular vectors of the features, centred and times root
     power: np.ndarray  # [r], squared singular values
     axes: np.ndarray  # [F, r]
 
     @classmethod
     def fit(cls, features: np.ndarray, targets: np.ndarray, weight: np.ndarray) -> "Ridge":
-        """features: [n, F]; targets: [n, S]; weight: [n], positive."""
+        """Decompose features [n, F], targets [n, S] and positive weights [n]."""
         share = weight / weight.sum()
         centre, root = (share @ features, share @ targets), np.sqrt(weight)
         rows = root[:, None] * (features - centre[0])
@@ -82,17 +82,17 @@ class Ridge:
         return penalty * float(self.power[0]) if len(self.power) else penalty
 
     def coefficients(self, penalty: float) -> np.ndarray:
-        """Slopes [F, S] at a penalty in the units of PENALTIES."""
+        """Return slopes [F, S] at a penalty in the units of PENALTIES."""
         gain = np.sqrt(self.power) / (self.power + self._penalty(penalty))
         return self.axes @ (gain[:, None] * (self.left.T @ self.targets))
 
     def left_out_errors(self, fold: np.ndarray) -> np.ndarray:
-        """Weighted squared error of each of PENALTIES [P] when every fold is predicted by a fit, intercept and all,
-        to the other folds. fold: int [n], at least two folds.
+        """Return the weighted squared error of each of PENALTIES [P] when each fold is predicted from the others.
 
-        Exact without a refit: residuals of a left-out block are (I - H_bb)^-1 times its residuals, with the hat
-        matrix H (Cook and Weisberg 1982, Residuals and Influence in Regression).
-        """  # noqa: D205
+        fold: int [n], at least two folds. The errors are those of refits, intercept included: residuals of a left-out
+        block are (I - H_bb)^-1 times its residuals, with the hat matrix H (Cook and Weisberg 1982, Residuals and
+        Influence in Regression).
+        """
         constant, projection = self.root / np.linalg.norm(self.root), self.left.T @ self.targets
         shrink = np.array([self.power / (self.power + self._penalty(penalty)) for penalty in PENALTIES])  # [P, r]
         fitted = shrink[:, :, None] * projection  # [P, r, S]
@@ -107,7 +107,7 @@ class Ridge:
 
 
 def squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Squared Euclidean distances [m, n] between rows of a [m, F] and b [n, F]."""
+    """Return squared Euclidean distances [m, n] between the rows of a [m, F] and b [n, F]."""
     distances = a @ b.T
     distances *= -2
     distances += (a**2).sum(1)[:, None]
@@ -118,10 +118,10 @@ def squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def neighbour_means(
     distances: np.ndarray, values: np.ndarray, weight: np.ndarray, counts: tuple[int, ...]
 ) -> list[np.ndarray]:
-    """Weighted means [m, S] of the values [n, S] of the k nearest rows, for each k of counts.
+    """Return weighted means [m, S] of the values [n, S] of the k nearest rows, for each k of counts.
 
-    distances: [m, n], infinite where a row must not be used; every k is at most the number of usable rows. All that are
-    as near as the k-th are taken, so that the order of rows decides nothing. weight: [n].
+    distances: [m, n], infinite where a row must not be used; every k is at most the number of usable rows. All rows as
+    near as the k-th are taken, so that the order of rows does not matter. weight: [n].
     """
     if not counts:
         return []

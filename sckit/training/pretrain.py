@@ -26,7 +26,7 @@ from sckit.metrics.values import Scores, json_row
 from sckit.model.closed_forms import fit_closed_forms
 from sckit.model.predict import predictions
 from sckit.model.tokens import Tokens
-from sckit.model.transformer import Model, without_warm_start
+from sckit.model.transformer import Model
 from sckit.training.optimiser import make_optimiser, schedule, take_step
 from sckit.training.run import (
     Run,
@@ -159,8 +159,7 @@ class _Trainer:
         self.train = run.cells(TRAIN)
         self.lengths = np.zeros(self.store.n_cells, np.int64)
         self.lengths[self.train] = detected_in(self.store, self.vocabulary, self.train)
-        start = run.forms if self.config.warm_start else without_warm_start(run.forms)
-        self.model = Model(self.config.model, start, seed=self.config.seed).to(compute.device)
+        self.model = run.untrained_model(self.config.seed).to(compute.device)
         self.model.engine = compute.engine
         self.optimiser = make_optimiser(self.model, self.config)
         self.at = _Progress()

@@ -20,11 +20,12 @@ from safetensors.torch import load_file, save_file
 from sckit.config import ModelConfig, PretrainConfig, from_dict, read_toml, to_toml
 from sckit.data.genes import GeneIndex
 from sckit.data.manifest import MANIFEST
+from sckit.data.split import HELD_OUT
 from sckit.data.store import Store, open_store
 from sckit.errors import ConfigError, DataError
 from sckit.files import checksum, flush, replacing, replacing_folder, write_json, write_text
 from sckit.model.closed_forms import ClosedForms
-from sckit.model.transformer import Model
+from sckit.model.transformer import Model, without_warm_start
 from sckit.provenance import environment
 
 _SETTING = ("forms.safetensors", "genes.parquet", "split.npy", "vocabulary.npy")
@@ -69,6 +70,11 @@ class Run:
         model.load_state_dict(weights)
         return model.to(device).eval()
 
+    def untrained_model(self, seed: int) -> Model:
+        """Return the model before its first step; `seed` draws the weights that the linear baseline does not set."""
+        forms = self.forms if self.config.warm_start else without_warm_start(self.forms)
+        return Model(self.config.model, forms, seed=seed)
+
     def numbers_in(self, store: Store) -> np.ndarray:
         """Number in the model of each gene of another store, int32 [genes of the store], -1 for genes it does not know.
 
@@ -85,6 +91,11 @@ class Run:
     def cells(self, part: int) -> np.ndarray:
         """Return the row numbers of the cells of one part of the split, ascending."""
         return np.flatnonzero(self.split == part)
+
+    @property
+    def seen(self) -> np.ndarray:
+        """Whether each cell of the store took part in training, as a training or validation cell, bool [cells]."""
+        return self.split != HELD_OUT
 
 
 def create_run(config: PretrainConfig, name: str | None, root: Path) -> Path:

@@ -163,24 +163,28 @@ def treated_and_controls(tmp_path_factory):
     return folder / "screen.h5ad", read_screen(folder / "screen.h5ad", CONFIG, on_event=quiet)
 
 
-def pretrained_on(path, out, parts, **options):
-    """A stand-in for a run: its store, and the part of the split that each cell is in."""
+def pretrained_on(path, out, **options):
+    """A stand-in for a run: its store, and which of the cells it has seen."""
     store = prepare([path] if not isinstance(path, list) else path, out, config=PrepareConfig(assay="any", **options))
-    return types.SimpleNamespace(store=store, split=np.resize(np.array(parts), store.n_cells))
+    return types.SimpleNamespace(store=store, seen=np.ones(store.n_cells, bool))
 
 
 def test_treated_cells_that_the_run_was_trained_on_are_found(treated_and_controls, tmp_path):
     path, screen = treated_and_controls
-    run = pretrained_on(path, tmp_path / "all.sckit", [TRAIN])
+    run = pretrained_on(path, tmp_path / "all.sckit")
     assert seen_in_pretraining(run, screen) == 12
-    run.split[24:28] = HELD_OUT
-    run.split[30] = VALIDATION
+    run.seen[24:28] = False
     assert seen_in_pretraining(run, screen) == 8
+
+
+def test_cells_for_validation_count_as_seen_and_cells_held_out_do_not(run):
+    assert {int(part) for part in run.split[run.seen]} == {TRAIN, VALIDATION}
+    assert set(run.split[~run.seen]) == {HELD_OUT}
 
 
 def test_control_cells_may_have_been_seen(treated_and_controls, tmp_path):
     path, screen = treated_and_controls
-    run = pretrained_on(path, tmp_path / "controls.sckit", [TRAIN], obs_filter="condition == 'control'")
+    run = pretrained_on(path, tmp_path / "controls.sckit", obs_filter="condition == 'control'")
     assert run.store.n_cells == 24
     assert seen_in_pretraining(run, screen) == 0
 
@@ -189,8 +193,8 @@ def test_cells_of_the_same_name_but_other_counts_are_others(treated_and_controls
     path, screen = treated_and_controls
     counts = np.random.default_rng(3).poisson(4.0, (36, 15))
     as_anndata(counts, {"condition": "A"}).write_h5ad(tmp_path / "other.h5ad")
-    assert seen_in_pretraining(pretrained_on(tmp_path / "other.h5ad", tmp_path / "s", [TRAIN]), screen) == 0
-    both = pretrained_on([tmp_path / "other.h5ad", path], tmp_path / "both.sckit", [TRAIN])
+    assert seen_in_pretraining(pretrained_on(tmp_path / "other.h5ad", tmp_path / "s"), screen) == 0
+    both = pretrained_on([tmp_path / "other.h5ad", path], tmp_path / "both.sckit")
     assert seen_in_pretraining(both, screen) == 12  # among cells of another file, too
 
 

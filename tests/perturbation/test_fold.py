@@ -227,7 +227,7 @@ def test_the_truth_is_the_target_half_against_the_reference_and_against_the_mean
 def test_every_predictor_has_a_score_of_every_test_unit(run, screen, options, rows):
     config = replace(CONFIG, revealed=(0.0, 0.5), **options)
     arms, job = Arms(run, None, table_of(screen)), Job(1, 1.0, ("scratch",))
-    scores, trained = score_job(screen, config, "perturbation", arms, job)
+    scores, trained = score_job(job, screen, config, "perturbation", arms)
     test = make_fold(screen, "perturbation", config, 1).test
     baselines = PARTIAL if options else RESPONSE
     assert {s.predictor for s in scores} == {*baselines, CEILING, "scratch"}
