@@ -102,7 +102,7 @@ class _Evaluator:
     def _halves(self) -> tuple[Halves, ClosedForms]:
         """The A halves of all cells, and the closed forms fitted on the A halves of the training cells."""
         self.on_event(
-            "note", {"text": f"splitting counts into halves ({self.config.halving}); refitting the closed forms"}
+            "note", {"text": f"halving the molecules ({self.config.halving}); refitting the linear baselines on halves"}
         )
         train, settings = self.run.cells(TRAIN), self.run.config
         sizes = nb_sizes(self.store, train, self._clusters(train)) if self.config.halving == "nb" else None

@@ -35,8 +35,9 @@ class Resampling:
         number, self.groups = _numbered(groups)
         self.whole = self.groups >= FEW_GROUPS
         self._piece = number if self.whole else np.arange(len(number))
-        within = [np.flatnonzero(number == group) for group in range(self.groups)]
-        self.strata = [np.arange(self.groups)] if self.whole else within  # what is drawn from among each other
+        self.strata = [np.arange(self.groups)]  # what is drawn from among each other
+        if not self.whole:
+            self.strata = [np.flatnonzero(number == group) for group in range(self.groups)]
         sizes = [len(pieces) for pieces in self.strata]
         freedom = sum(sizes) - len(sizes)
         self.possible = freedom > 0

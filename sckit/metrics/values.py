@@ -23,13 +23,9 @@ _IN_JSON = (
     "per_cell_r", "known_depth",
 )  # fmt: skip
 _MIN_ENTRIES = 20  # for a gene's own correlation
-
-
-_CELL_COLUMNS = (
-    "n", "y", "yy", "p", "pp", "yp", "c", "cc", "q", "qq", "cq",
-    "error", "error_of_mean", "error_of_depth", "deviance", "deviance_of_mean",
-)  # fmt: skip
-_GENE_COLUMNS = ("n", "y", "yy", "p", "pp", "yp", "r", "rr", "s", "ss", "rs", "error", "error_of_mean")
+_CELL_COLUMNS = "n y yy p pp yp c cc q qq cq error error_of_mean error_of_depth deviance deviance_of_mean"
+_GeneSums = namedtuple("_GeneSums", "n y yy p pp yp r rr s ss rs error error_of_mean")
+"""Sums over the entries of genes, one array per column; r = y - d, s = p - d, errors are squared."""
 
 
 class _CellSums(namedtuple("_CellSums", _CELL_COLUMNS)):
@@ -43,10 +39,6 @@ class _CellSums(namedtuple("_CellSums", _CELL_COLUMNS)):
         """Share of the squared error of the gene mean that the prediction removes."""
         with np.errstate(invalid="ignore", divide="ignore"):
             return 1 - self.error / self.error_of_mean
-
-
-class _GeneSums(namedtuple("_GeneSums", _GENE_COLUMNS)):
-    """Sums over the entries of genes, one array per column; r = y - d, s = p - d, errors are squared."""
 
 
 class Scores:

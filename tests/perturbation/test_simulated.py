@@ -8,6 +8,7 @@ import pytest
 
 from sckit.metrics.effects import HEADLINE
 from sckit.perturbation.finetune import finetune
+from sckit.report.text import at
 
 from .planted import planted_config, write_planted
 
@@ -56,13 +57,12 @@ def compare(folder, *, run=None, **changes):
 
 
 def headlines(result, subset="all"):
-    scores = result.scores.set_index(["metric", "subset"]).loc[(HEADLINE, subset)]
-    return {row["predictor"]: row for row in scores.to_dict("records")}
+    rows = at(result.scores, metric=HEADLINE, subset=subset).to_dict("records")
+    return {row["predictor"]: row for row in rows}
 
 
 def against_scratch(result):
-    differences = result.differences.set_index(["a", "b", "metric", "subset"]).sort_index()
-    return differences.loc[("pretrained", "scratch", HEADLINE, "all")].iloc[0]
+    return at(result.differences, a="pretrained", b="scratch", metric=HEADLINE, subset="all").iloc[0]
 
 
 def test_pretraining_on_cells_like_the_controls_helps_to_place_targets_never_seen(response):
@@ -136,5 +136,5 @@ def test_of_half_dead_perturbations_the_live_ones_are_found_and_scored_apart(mak
     of_all, of_live = headlines(result), headlines(result, "repeating")
     assert set(of_all) == set(of_live)
     assert 0 < of_live["mean"]["perturbations"] < of_all["mean"]["perturbations"]
-    ceilings = result.ceilings[result.ceilings["metric"] == HEADLINE].set_index("subset")["mean"]
+    ceilings = at(result.ceilings, metric=HEADLINE).set_index("subset")["mean"]
     assert ceilings["repeating"] > ceilings["all"] + 0.1
