@@ -9,14 +9,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from sckit.config.finetune import FinetuneConfig
-from sckit.data.genes import GeneIndex
-from sckit.data.obs import cell_names
+from sckit.config import FinetuneConfig
+from sckit.data import GeneIndex, cell_names
 from sckit.errors import DataError
 from sckit.perturbation.responder import Responder, TokenTable
 from sckit.perturbation.screen import Screen
+from sckit.training import Run, open_run
 from sckit.training.pretrain import pretrain
-from sckit.training.run import Run, open_run
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from functools import cached_property
 import numpy as np
 import scipy.sparse as sp
 
-from sckit.config.finetune import FinetuneConfig
-from sckit.data.genes import GeneIndex, read_gene_list
+from sckit.config import FinetuneConfig
+from sckit.data import GeneIndex, read_gene_list
 from sckit.errors import DataError
 from sckit.kernels.counts_reference import TARGET_SUM
 from sckit.perturbation.responder import Example, TokenTable

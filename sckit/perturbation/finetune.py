@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import joblib
 import torch
 
-from sckit.config.finetune import FinetuneConfig
+from sckit.config import FinetuneConfig
 from sckit.device import choose_compute
 from sckit.errors import ConfigError, DataError
 from sckit.perturbation.arms import Arms, make_arms, overlap, seen_in_pretraining
@@ -25,7 +25,7 @@ from sckit.perturbation.screen import Screen, read_screen
 from sckit.perturbation.splits import make_fold, split_name
 from sckit.perturbation.summary import Finetuned, summarise
 from sckit.provenance import environment
-from sckit.training.run import Run, find_run, open_run
+from sckit.training import Run, find_run, open_run
 
 Found: TypeAlias = tuple[list[Score], list[dict[str, Any]]]
 CURVE = ("pretrained", "scratch")

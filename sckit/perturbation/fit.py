@@ -12,7 +12,7 @@ from sckit.perturbation.examples import FoldExamples
 from sckit.perturbation.fold import FoldData
 from sckit.perturbation.questions import Predictor, Question, blind
 from sckit.perturbation.responder import Example, Responder, pack_examples
-from sckit.training.optimiser import schedule, take_step
+from sckit.training import schedule, take_step
 
 _WARMUP = 0.1
 _CLIP = 1.0

@@ -6,9 +6,9 @@ from functools import cached_property
 import numpy as np
 import scipy.sparse as sp
 
-from sckit.config.finetune import FinetuneConfig
+from sckit.config import FinetuneConfig
 from sckit.errors import DataError
-from sckit.model.regression import principal_axes
+from sckit.model import principal_axes
 from sckit.perturbation.examples import FoldExamples, fixed_panel
 from sckit.perturbation.responder import TokenTable
 from sckit.perturbation.ridge import balanced_mean

@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from sckit.metrics.effects import Truth, discrimination, score
+from sckit.metrics import Truth, discrimination, score
 from sckit.perturbation.examples import Panel, panels
 from sckit.perturbation.fold import FoldData
 

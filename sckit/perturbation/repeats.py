@@ -3,8 +3,7 @@
 import numpy as np
 import scipy.sparse as sp
 
-from sckit.metrics.correlation import centred, correlation_of_sums
-from sckit.metrics.effects import METRICS, Truth, score
+from sckit.metrics import METRICS, Truth, centred, correlation_of_sums, score
 from sckit.perturbation.screen import Screen
 from sckit.perturbation.splits import composition, group_moments, halve
 

@@ -16,10 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sckit.data.views import indptr_of
-from sckit.model.tokens import Perturbed, Tokens
-from sckit.model.transformer import Model
-from sckit.model.trunk import Trunk, factor_means
+from sckit.data import indptr_of
+from sckit.model import Model, Perturbed, Tokens, Trunk, factor_means
 
 _GENE_SIZE = 0.5  # of a coordinate of a gene vector, as pretraining starts them
 _LOADING_SIZE = 0.05

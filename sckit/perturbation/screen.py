@@ -11,12 +11,18 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from sckit.config.finetune import FinetuneConfig
-from sckit.data.genes import GeneIndex, read_lines
-from sckit.data.obs import cell_names, group_values
-from sckit.data.prepare import open_or_prepare
-from sckit.data.store import Store
-from sckit.data.views import as_matrix, in_blocks, log_values
+from sckit.config import FinetuneConfig
+from sckit.data import (
+    GeneIndex,
+    Store,
+    as_matrix,
+    cell_names,
+    group_values,
+    in_blocks,
+    log_values,
+    open_or_prepare,
+    read_lines,
+)
 from sckit.errors import ConfigError, DataError
 
 _BLOCK_CELLS = 4096

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 
-from sckit.config.finetune import FinetuneConfig
-from sckit.data.views import as_matrix, indptr_of
+from sckit.config import FinetuneConfig
+from sckit.data import as_matrix, indptr_of
 from sckit.errors import DataError
 from sckit.perturbation.screen import Screen
 

@@ -10,8 +10,7 @@ import pandas as pd
 
 from sckit.config import ARMS, FinetuneConfig, as_documented
 from sckit.files import to_json
-from sckit.metrics.effects import HEADLINE, METRICS
-from sckit.metrics.intervals import Estimate, Resampling, Sample, gap_closed, interval, verdict
+from sckit.metrics import HEADLINE, METRICS, Estimate, Resampling, Sample, gap_closed, interval, verdict
 from sckit.perturbation.baselines import RESPONSE
 from sckit.perturbation.baselines_partial import PARTIAL
 from sckit.perturbation.questions import CEILING, Score

@@ -1,0 +1,6 @@
+"""The run folder and the training step, for the packages after `training`; `pretrain` is in a file of its name."""
+
+from sckit.training.optimiser import schedule, take_step
+from sckit.training.run import Run, find_run, open_run
+
+__all__ = ["Run", "find_run", "open_run", "schedule", "take_step"]
