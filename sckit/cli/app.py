@@ -53,7 +53,7 @@ def prepare(
 
         sckit prepare filtered_feature_bc_matrix.h5 --out pbmc.sckit
 
-        sckit prepare run1/ run2.h5ad --out both.sckit --genes 4000 --min-genes 200
+        sckit prepare library1/ library2.h5ad --out both.sckit --genes 4000 --min-genes 200
     """
     settings = read_toml(PrepareConfig, config, **given)
     from sckit.data.prepare import prepare as write_store
