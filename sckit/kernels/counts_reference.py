@@ -69,7 +69,9 @@ def pack(
         known = vocabulary[genes[span]] >= 0
         stored, count = genes[span][known], counts[span][known]
         if len(stored) > max_genes:
-            chosen = np.sort(np.argsort(entry_uniform(hide.key + 1, cells[c], stored), kind="stable")[:max_genes])
+            chosen = np.sort(
+                np.argsort(entry_uniform((hide.key + 1) % 2**64, cells[c], stored), kind="stable")[:max_genes]
+            )
             left_out += len(stored) - max_genes
             stored, count = stored[chosen], count[chosen]
         u = entry_uniform(hide.key, cells[c], stored)
