@@ -182,7 +182,7 @@ def pack(
     size = len(csr[1])
     out = np.empty(size, np.int32), np.empty(size, np.float32), np.empty(size, np.float32)
     offsets, visible = np.zeros(len(cells) + 1, np.int32), np.zeros(len(cells), np.int32)
-    # Not the hash that hides: a cut cell would lose its visible entries first.
+    # A key of its own: by the hash that hides, a cut cell would lose its visible entries first.
     thresholds = _thresholds(csr, cells, (key + 1) % 2**64, vocabulary, max_genes)
     left_out = _pack(*csr, cells, totals, np.uint64(key), rates, vocabulary, thresholds, *out, offsets, visible)
     genes, values, uniforms = (x[: offsets[-1]] for x in out)
