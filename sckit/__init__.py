@@ -1,10 +1,11 @@
-"""sckit: what masked pretraining on single-cell counts really gives, beside cheap baselines and a replicate ceiling."""
+"""sckit: what masked pretraining on single-cell counts really gives, compared with cheap baselines and a replicate."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     __version__: str
+    from sckit.config import EvalConfig, FinetuneConfig, PrepareConfig, PretrainConfig
     from sckit.data.prepare import prepare
     from sckit.data.store import open_store
     from sckit.evaluation.embed import embed
@@ -20,9 +21,16 @@ _API = {
     "evaluate": "sckit.evaluation.evaluate",
     "finetune": "sckit.perturbation.finetune",
     "embed": "sckit.evaluation.embed",
+    "PrepareConfig": "sckit.config",
+    "PretrainConfig": "sckit.config",
+    "EvalConfig": "sckit.config",
+    "FinetuneConfig": "sckit.config",
 }
 
-__all__ = ["__version__", "embed", "evaluate", "finetune", "load_model", "open_store", "prepare", "pretrain"]
+__all__ = [
+    "EvalConfig", "FinetuneConfig", "PrepareConfig", "PretrainConfig", "__version__", "embed", "evaluate", "finetune",
+    "load_model", "open_store", "prepare", "pretrain",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

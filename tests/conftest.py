@@ -23,9 +23,9 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Folder of real count data beside the checkout; tests that need it skip when it is absent."""
+    """Folder of real count data next to the checkout; tests that need it skip when it is absent."""
     if not SHARED_DATA.is_dir():
-        pytest.skip("the real data folder ../shared/data is not beside this checkout")
+        pytest.skip("the real data folder ../shared/data is not next to this checkout")
     return SHARED_DATA
 
 

@@ -31,10 +31,11 @@ def embed(
     batch_tokens: int = 32768,
     on_event: Callable[[str, dict[str, Any]], None] = lambda _kind, _facts: None,
 ) -> Any:
-    """AnnData of the data with the run's cell embeddings in obsm["X_sckit"], float32 [cells, width]; written to `out`.
+    """Return the data as AnnData with the run's cell embeddings in obsm["X_sckit"], float32 [cells, width].
 
     data: a store or anything `prepare` reads; only cells without counts are left out. X holds the counts of the genes
-    read. The embedding is the mean of the final token states of a cell, nothing hidden. Raises ConfigError, DataError.
+    read. The embedding is the mean of the final token states of a cell with nothing hidden. With `out` an h5ad is
+    written too. Raises ConfigError and DataError.
     """
     opened = open_run(find_run(run, Path(runs)))
     compute = choose_compute(device, engine)

@@ -1,8 +1,8 @@
-"""Evaluation on held-out cells: the model beside the closed forms and the replicate, at any share hidden.
+"""Evaluation on held-out cells: the model, the linear baselines and the replicate at any mask rate.
 
 The scored entries are the same at every rate, so the points of a sweep compare like with like, and every difference is
-paired. For the half-depth target each cell's molecules are split into halves A and B: everybody predicts A, the
-replicate from B, the others from what A shows.
+paired. For the half-depth target each cell's molecules are drawn into halves A and B. Every predictor predicts A: the
+replicate from B, all others from what A shows.
 """
 
 from collections.abc import Callable, Iterator
@@ -100,7 +100,7 @@ class _Evaluator:
         return Evaluation(self.run.path, len(self.cells), entries, pd.DataFrame(rows).astype(ends), self._notes())
 
     def _halves(self) -> tuple[Halves, ClosedForms]:
-        """The A halves of all cells, and the closed forms fitted on the A halves of the training cells."""
+        """Return the A halves of all cells, and the linear baselines fitted on the A halves of the training cells."""
         self.on_event(
             "note", {"text": f"halving the molecules ({self.config.halving}); refitting the linear baselines on halves"}
         )
@@ -171,10 +171,10 @@ class _Evaluator:
         return scores
 
     def _predict(self, batch: Batch, forms: ClosedForms) -> np.ndarray:
-        """The model's values; at half depth its closed-form part is refitted like the ladder, what it learned stays.
+        """Return the model's values; at half depth its linear part is refitted, and what it learned stays.
 
-        Everybody else in the table was fitted on halves: the closed form that the model started from is exchanged for
-        the one fitted on halves, which for the full-depth target changes nothing.
+        Every linear baseline in the table was fitted on halves. The one that the model started from is therefore
+        exchanged for the one fitted on halves, which changes nothing for the full-depth target.
         """
         values = predict(self.model, batch, self.compute)
         if forms is self.run.forms:
@@ -183,7 +183,7 @@ class _Evaluator:
         return values + forms.predict(batch)[start] - self.run.forms.predict(batch)[start]
 
     def _rows(self, scores: Scores, rate: float, target: str) -> Iterator[dict[str, Any]]:
-        """Table rows of one rate and target: linear baselines, the replicate, and the model in each context."""
+        """Yield the table rows of one rate and target: baselines, the replicate, and the model in each context."""
         groups = None if self.groups is None else self.groups[scores.cells]
         order = [name for name in (*CLOSED_FORMS, "replicate") if name in scores.predictors]
         for name in order + [name for name in scores.predictors if name.startswith("model/")]:
@@ -192,7 +192,7 @@ class _Evaluator:
             yield scores.full_row(name, groups, **where) | {"predictor": predictor}
 
     def _notes(self) -> list[str]:
-        """What a reader of the numbers has to know; the last sentence is about the intervals."""
+        """Return what a reader of the numbers has to know; the last sentence is about the intervals."""
         groups = None if self.groups is None else self.groups[self.cells]
         notes = []
         if self.config.replicate_halves:
@@ -211,7 +211,7 @@ class _Evaluator:
 
 
 def _chosen(cells: np.ndarray, config: EvalConfig) -> np.ndarray:
-    """All held-out cells, or a seeded random so many of them."""
+    """Return all held-out cells, or a random choice of `max_cells` of them by seed."""
     if config.max_cells is None or config.max_cells >= len(cells):
         return cells
     return np.sort(np.random.default_rng(config.seed).permutation(cells)[: config.max_cells])
