@@ -161,7 +161,7 @@ def _error(model: Responder, checks: list[Example], examples: FoldExamples, comp
 
 
 def _optimiser(model: Responder, lr: float, *, frozen: bool) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices other than gene tables; of a frozen arm only the new parameters learn."""
+    """Make AdamW with weight decay on matrices other than gene tables; a frozen arm learns its new parameters only."""
     new, tables = model.new_parameters(), {"gene.weight", "loadings"}
     decayed, others = [], []
     for name, parameter in model.named_parameters():

@@ -1,6 +1,6 @@
 """Simulated perturbation screens whose answer is known.
 
-A gene belongs to one module and follows its activity with a positive loading. A cell has one activity a module; the
+A gene belongs to one module and follows its activity with a positive loading. A cell has one activity per module; the
 log rate of gene g in cell c of context x and replicate r is
 
     base[g] + context[x, g] + replicate[r, g] + loading[g] * activity[c, module[g]] + response[g] * hit[answers[g]]
@@ -10,7 +10,7 @@ between modules) and no hit. A perturbation has a target gene; its hit lowers th
 that hold for every perturbation of that module, moves others. With structure "shared" the modules that respond are
 those by which control cells vary (`answers = module`, `response = loading`), so a model that has learned the controls
 knows which genes move together and where a target never seen belongs. With "unrelated" the genes are dealt to the
-responses anew, so the controls say nothing about them.
+responses again, so the controls say nothing about them.
 """
 
 from dataclasses import dataclass, replace
@@ -42,7 +42,7 @@ class World:
     links: np.ndarray  # [M, M], row: what a hit on the module does to all of them
     context: np.ndarray  # [contexts, G]
     replicate: np.ndarray  # [replicates, G]
-    total: float  # median counts of a cell
+    total: float  # median counts per cell
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def planted_screen(
     total: float = 2000.0,
     truth_cells: int = 2000,
 ) -> tuple[anndata.AnnData, Planted]:
-    """A screen of P0, P1, ... (and P0+P1, ... for `combos`) beside `controls` control cells in every context.
+    """A screen of P0, P1, ... (and P0+P1, ... for `combos`) with `controls` control cells in every context.
 
     obs has condition ("control" or a perturbation), context ("context0", ...) and replicate ("replicate0", ...; one
     when `replicates` is 0). The last `dead` perturbations do nothing. Targets go round the modules, so that P0 and

@@ -58,7 +58,7 @@ def test_genes_and_targets_are_matched_by_id_before_symbol(screen):
     expected = np.full(20, -1)
     expected[[5, 7, 2]] = [3, 2, 3]  # the id of gene 5 wins over its symbol
     np.testing.assert_array_equal(table.run_genes[:20], expected)
-    # A and D hit a gene predicted, E is found by its id, B only the run knows, C and F nobody
+    # A and D hit a gene predicted, E is found by its id, B only the run knows, C and F are unknown
     assert table.perturbations.tolist() == [3, 20, 21, 3, 7, 22]
     assert table.run_genes[20:].tolist() == [0, -1, -1]
     assert table.n_genes == 20
@@ -198,7 +198,7 @@ def test_cells_of_the_same_name_but_other_counts_are_others(treated_and_controls
     assert seen_in_pretraining(both, screen) == 12  # among cells of another file, too
 
 
-def test_of_a_run_whose_store_is_gone_nobody_knows(run, screen, tmp_path):
+def test_of_a_run_whose_store_is_gone_nothing_is_known(run, screen, tmp_path):
     shutil.copytree(run.path, tmp_path / "run")
     where = json.loads((tmp_path / "run" / "data.json").read_text())
     (tmp_path / "run" / "data.json").write_text(json.dumps(where | {"store": str(tmp_path / "gone")}))

@@ -16,7 +16,7 @@ from .small_screens import fold_of, small_screen
 
 CPU = torch.device("cpu")
 G = 24
-# Of 24 genes the last four are unknown to the run. Behind them: a gene that only the run knows, and one nobody knows.
+# Of 24 genes the last four are unknown to the run. Behind them: a gene that only the run knows, and an unknown one.
 TABLE = TokenTable(np.array([*range(30, 50), -1, -1, -1, -1, 77, -1]), G, np.array([3, 22, 24, 25]))
 RUN_ONLY, UNKNOWN = 24, 25
 NOTHING = np.zeros(0)

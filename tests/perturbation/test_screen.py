@@ -17,7 +17,7 @@ GENES = 20
 
 
 def obs_of(conditions, **columns):
-    """Six cells of each condition, in turn; columns give one value a cell of a condition, or one for all."""
+    """Six cells of each condition, in turn; columns give one value per cell of a condition, or one for all."""
     labels = {"condition": np.tile(np.array(conditions, object), 6)}
     return pd.DataFrame(labels | {k: np.repeat(np.broadcast_to(v, 6), len(conditions)) for k, v in columns.items()})
 

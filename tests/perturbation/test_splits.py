@@ -12,7 +12,7 @@ from sckit.perturbation.splits import composition, group_moments, halve, make_fo
 from .small_screens import CONFIG, dense_values, small_screen
 
 COMBINED = ("A", "B", "C", "D", "A+B", "C+D", "A+E")
-"""E is measured beside A only."""
+"""E is measured together with A only."""
 
 
 def names(screen, units):
