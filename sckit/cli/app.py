@@ -102,7 +102,7 @@ def pretrain(
     config: ConfigFile = None,
     runs: Runs = Path("runs"),
 ) -> dict[str, Any]:
-    """Hide a share of the detected values and train the lean model to predict them.
+    """Hide a share of the detected values and train the model to predict them.
 
     For example:
 

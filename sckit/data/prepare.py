@@ -85,6 +85,8 @@ def open_or_prepare(data: Path | str, out: Path | str, *, assay: str = "10x") ->
     """Open `data` where it is a store; else prepare a store at `out` from it, whatever `prepare` reads."""
     if (Path(data) / MANIFEST).is_file():
         return open_store(data)
+    if not Path(data).exists():
+        raise DataError(f"{data} does not exist; give a store that `sckit prepare` wrote, or a file that it reads.")
     return prepare([data], out, config=PrepareConfig(assay=assay))
 
 

@@ -59,7 +59,7 @@ def split_name(screen: Screen, config: FinetuneConfig) -> str:
         chosen = "perturbation" if n_groups["perturbation"] >= _ENOUGH or n_groups["covariate"] < 2 else "covariate"
     if n_groups[chosen] < 2:
         has = ", ".join(f"{count} {name}s" for name, count in n_groups.items())
-        hint = "name columns with --covariates" if chosen == "covariate" else "choose another --split"
+        hint = "choose another --split" if config.covariates else "name columns to hold out with --covariates"
         raise DataError(f"--split {chosen} needs at least two {chosen}s, to hold one out; the data have {has}; {hint}.")
     return chosen
 

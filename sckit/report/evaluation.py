@@ -25,9 +25,13 @@ _WIDE = 160
 _CORE = ("predictor", "pooled r", "centred r", "R² [95 %]", "gene r", "cell r", "minus best [95 %]")
 _MORE = ("minus ridge [95 %]", "R² depth", "gene r - depth", "deviance", "worse genes")
 _LEGEND = (
-    "R²: against the gene mean (R² depth: against gene mean + depth); gene r: median over genes of the correlation "
-    "across cells; minus best: R² less that of the best linear baseline; deviance: count deviance explained; "
-    "worse genes: share predicted worse than by their own mean."
+    "pooled r: correlation over all scored values; centred r: the same less each gene's mean; R²: share of the squared "
+    "error of the gene mean that is removed; gene r: median over genes of the correlation across cells; cell r: mean "
+    "over cells of the correlation across genes; minus best: R² less that of the best linear baseline."
+)
+_MORE_LEGEND = (
+    " minus ridge: R² less that of the detection ridge; R² depth: against gene mean + depth; deviance: count deviance "
+    "explained; worse genes: share predicted worse than by their own mean."
 )
 
 
@@ -48,7 +52,7 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
             table.add_row(_name(row), *core, *details)
         console.print(table)
         console.print()
-    console.print(_LEGEND + ("" if wide else " More columns in eval.csv."), style="dim", highlight=False)
+    console.print(_LEGEND + (_MORE_LEGEND if wide else " More columns are in eval.csv."), style="dim", highlight=False)
     for note in [*evaluation.notes, *verdicts(evaluation)]:
         console.print(note, highlight=False, soft_wrap=True)
 

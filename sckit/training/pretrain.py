@@ -168,11 +168,15 @@ class _Trainer:
     def fit(self) -> Pretrained:
         """Train until the budget is spent or validation stops improving; the best model is what stays in the run."""
         state = load_checkpoint(self.run.path, self.model, self.optimiser)
+        lines = self.run.path / "metrics.jsonl"
         if state is None:
-            (self.run.path / "metrics.jsonl").unlink(missing_ok=True)
+            if lines.exists():
+                text = f"{self.run.path} was interrupted before its first checkpoint; it begins again at step 0"
+                self.on_event("note", {"text": text})
+            lines.unlink(missing_ok=True)
         else:
             self.at = _Progress(**state)
-            _forget_lines_after(self.run.path / "metrics.jsonl", self.at.step)
+            _forget_lines_after(lines, self.at.step)
             self.on_event("note", {"text": f"resuming {self.run.path} after step {self.at.step}"})
         self.begun_s = time.monotonic() - self.at.elapsed_s
         if state is None:
