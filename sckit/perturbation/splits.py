@@ -59,7 +59,8 @@ def split_name(screen: Screen, config: FinetuneConfig) -> str:
         chosen = "perturbation" if n_groups["perturbation"] >= _ENOUGH or n_groups["covariate"] < 2 else "covariate"
     if n_groups[chosen] < 2:
         has = ", ".join(f"{count} {name}s" for name, count in n_groups.items())
-        hint = "choose another --split" if config.covariates else "name columns to hold out with --covariates"
+        columns = chosen == "covariate" or config.split == "auto"  # without --covariates there is one covariate group
+        hint = "name columns with --covariates" if columns else "choose another --split"
         raise DataError(f"--split {chosen} needs at least two {chosen}s, to hold one out; the data have {has}; {hint}.")
     return chosen
 

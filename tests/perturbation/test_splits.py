@@ -130,7 +130,7 @@ def test_auto_takes_the_first_split_that_the_data_can_bear(rng, conditions, cont
     ("split", "words"),
     [
         ("perturbation", "needs at least two perturbations, to hold one out; the data have 1 perturbation"),
-        ("covariate", "1 covariates, .*name columns to hold out with --covariates"),
+        ("covariate", "1 covariates, .*name columns with --covariates"),
         ("combination", "choose another --split"),
     ],
 )
