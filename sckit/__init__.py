@@ -36,7 +36,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import the function on first use, so that `import sckit` and `sckit --help` stay fast."""
     if name == "__version__":
-        return import_module("importlib.metadata").version("sckit")
+        return import_module("sckit.provenance").package_version("sckit")
     if name in _API:
         return getattr(import_module(_API[name]), name)
     message = f"module 'sckit' has no attribute {name!r}"

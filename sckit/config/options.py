@@ -204,6 +204,8 @@ def _converted(option: Option, value: Any, line: str) -> Any:
     items = value if option.many and isinstance(value, list | tuple) else [value]
     if option.many and isinstance(value, str):
         items = [part.strip() for part in value.split(",") if part.strip()]
+        if not items:
+            raise ConfigError(f"{line or f'{option.flag} {_shown(value)}'} names no value.")
     found = [_item(option.kinds, item) for item in items]
     if None in found:
         listed = option.many and not option.repeated

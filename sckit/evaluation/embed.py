@@ -14,6 +14,7 @@ from sckit.data.prepare import open_or_prepare
 from sckit.data.store import Store
 from sckit.device import choose_compute
 from sckit.errors import DataError
+from sckit.files import replacing
 from sckit.model.tokens import Tokens
 from sckit.training.run import find_run, open_run
 
@@ -60,9 +61,11 @@ def embed(
         adata = _anndata(store, np.concatenate(rows))
     if out is not None:
         try:
-            adata.write_h5ad(out, compression="gzip")
+            with replacing(Path(out)) as unfinished:
+                adata.write_h5ad(unfinished, compression="gzip")
         except OSError as error:
-            raise DataError(f"{out} cannot be written: {error.strerror or error}.") from error
+            reason = error.strerror or str(error).splitlines()[0]
+            raise DataError(f"{out} cannot be written: {reason}.") from error
     return adata
 
 

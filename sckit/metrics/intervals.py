@@ -23,24 +23,27 @@ class Resampling:
 
     Five groups or more are drawn whole. Resamples of fewer groups take too few values to make an interval, so that the
     units within each group are drawn instead; the interval then speaks of these groups only, which `sentence` says.
-    Fewer than five groups of a single unit each have no interval.
+    Where one of fewer than five groups is a single unit, nothing is known of how it varies, and there is no interval.
 
     Percentiles of a bootstrap are too narrow for few draws. Deviations from the point estimate are widened by
     sqrt(n / (n - 1)) * t(0.975, freedom) / 1.96, where n is the number drawn from and the degrees of freedom are the
     sum of n - 1 over the groups that are drawn within: for one mean of normal values this is Student's interval.
     """
 
-    def __init__(self, groups: np.ndarray) -> None:
-        """Decide by the labels of the groups that n units (cells; perturbations with covariates) belong to."""
+    def __init__(self, groups: np.ndarray, *, whole: bool | None = None) -> None:
+        """Decide by the labels of the groups that n units (cells; perturbations with covariates) belong to.
+
+        whole: whether groups are drawn whole, where that was decided for more units than have a score.
+        """
         number, self.groups = _numbered(groups)
-        self.whole = self.groups >= FEW_GROUPS
+        self.whole = self.groups >= FEW_GROUPS if whole is None else whole
         self._piece = number if self.whole else np.arange(len(number))
         self.strata = [np.arange(self.groups)]  # what is drawn from among each other
         if not self.whole:
             self.strata = [np.flatnonzero(number == group) for group in range(self.groups)]
         sizes = [len(pieces) for pieces in self.strata]
         freedom = sum(sizes) - len(sizes)
-        self.possible = freedom > 0
+        self.possible = min(sizes, default=0) > 1
         self.factors = [widening(n, freedom) if n > 1 else 0.0 for n in sizes]  # [strata]
         self._factor = float(np.average(self.factors, weights=sizes)) if self.possible else 0.0
 
@@ -66,7 +69,7 @@ class Resampling:
     def sentence(self, units: str, groups: str) -> str:
         """Say what the intervals resample and what they speak of; both names are plurals, like "cells"."""
         if not self.possible:
-            return f"no intervals: there are fewer than {FEW_GROUPS} {groups}, and none has several {units}"
+            return f"no intervals: there are fewer than {FEW_GROUPS} {groups}, and not each of them has several {units}"
         drawn = "intervals: 95 % bootstrap over"
         if self.whole:
             return f"{drawn} {self.groups:,} {groups}"
@@ -145,7 +148,8 @@ def interval(sample: Sample, generator: np.random.Generator, *, draws: int = 100
     means = np.bincount(number, value) / scores
     mean = float(means.mean())
     first, unit = np.unique(sample.units[kept], return_index=True, return_inverse=True)[1:]
-    rule = Resampling(number[first])
+    # The rule is that of all clusters asked about, also where some have no score.
+    rule = Resampling(number[first], whole=Resampling(sample.cluster).whole)
     if not rule.possible:
         return Estimate(mean, None, None, count)
     if rule.whole:

@@ -257,6 +257,8 @@ class _Trainer:
         row |= {"epoch": at.epoch + at.batch / max(len(self._batches(at.epoch)), 1), "step": at.step}
         with (self.run.path / "metrics.jsonl").open("a") as lines:
             lines.write(json.dumps(row | {"tokens": at.tokens, "cut": at.cut, "wall_s": round(at.elapsed_s, 3)}) + "\n")
+        if row["r2_gene_mean"] is None:
+            raise DataError(f"the validation score is not a number at step {at.step}; lower --lr and try again.")
         better = row["r2_gene_mean"] > at.best
         warming = self.share() <= config.warmup
         at.best, at.worse = max(at.best, row["r2_gene_mean"]), 0 if better or warming else at.worse + 1

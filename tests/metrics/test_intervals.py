@@ -157,7 +157,7 @@ def test_the_sentence_says_what_is_resampled_and_what_that_says_nothing_of():
         return Resampling(np.array(labels)).sentence("cells", "donors")
 
     assert said(range(1200)) == "intervals: 95 % bootstrap over 1,200 donors"
-    assert said([0, 1, 1]).endswith("over cells within each of 2 donors: they do not speak of new donors")
+    assert said([0, 0, 1, 1]).endswith("over cells within each of 2 donors: they do not speak of new donors")
     assert said([0, 0, 0]).endswith("within one group: they speak of its cells only, not of other donors")
     assert said([0, 1, 2]) == "no intervals: there are fewer than 5 donors, and none has several cells"
 
@@ -348,3 +348,20 @@ def test_a_margin_below_zero_is_refused(margin):
 )
 def test_the_share_of_the_gap_closed(score, trivial, ceiling, share):
     assert gap_closed(score, trivial, ceiling) == (None if share is None else pytest.approx(share))
+
+
+def test_a_group_of_a_single_unit_among_few_groups_leaves_no_interval():
+    value, cluster = np.array([0.9, -0.5, 0.3, 0.20, 0.21]), np.array([0, 1, 2, 3, 3])
+    sample = Sample(value, cluster, np.zeros(5, int), np.arange(5))
+    found = interval(sample, np.random.default_rng(0))
+    assert found.ci == [None, None]
+    assert verdict(found.ci, 0.05) == "undecided"
+
+
+def test_the_rule_is_that_of_all_clusters_also_where_one_has_no_score():
+    effects = np.repeat([1.0, -1.0, 0.5, -0.2, 0.4], 3) + np.tile([-0.01, 0.0, 0.01], 5)
+    cluster = np.repeat(np.arange(5), 3)
+    effects[cluster == 4] = np.nan
+    found = interval(Sample(effects, cluster, np.zeros(15, int), np.arange(15)), np.random.default_rng(0))
+    assert found.clusters == 4
+    assert found.high - found.low > 1  # whole clusters, which differ by 2, and not units within them
