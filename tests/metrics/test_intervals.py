@@ -159,7 +159,7 @@ def test_the_sentence_says_what_is_resampled_and_what_that_says_nothing_of():
     assert said(range(1200)) == "intervals: 95 % bootstrap over 1,200 donors"
     assert said([0, 0, 1, 1]).endswith("over cells within each of 2 donors: they do not speak of new donors")
     assert said([0, 0, 0]).endswith("within one group: they speak of its cells only, not of other donors")
-    assert said([0, 1, 2]) == "no intervals: there are fewer than 5 donors, and none has several cells"
+    assert said([0, 1, 2]) == "no intervals: there are fewer than 5 donors, and not each of them has several cells"
 
 
 def test_fewer_than_five_single_units_have_no_interval(rng):
