@@ -10,7 +10,6 @@ from scipy.stats import t as student
 
 from sckit.errors import ConfigError, DataError
 
-VERDICTS = ("helps", "hurts", "no difference", "undecided")
 FEW_GROUPS = 5
 """With fewer groups than this, units are resampled within each group instead of whole groups."""
 
@@ -170,7 +169,7 @@ def interval(sample: Sample, generator: np.random.Generator, *, draws: int = 100
 
 
 def verdict(ci: list[float | None], margin: float) -> str:
-    """What a 95 % interval of a paired difference says, given the margin stated before the run; one of VERDICTS.
+    """What a 95 % interval of a paired difference says, given the margin stated before the run.
 
     "no difference": the whole interval lies within [-margin, +margin], even when it leaves 0 out: what there may be is
     smaller than was said to matter. Else "helps": all above 0; "hurts": all below 0; else, or without an interval,

@@ -93,6 +93,11 @@ class Finetuned:
         positive = [share for share in revealed if share > 0] or revealed
         return positive[len(positive) // 2]
 
+    @property
+    def shown(self) -> dict[str, float | None]:
+        """Columns and values of the rows of the full table."""
+        return {"revealed": self.shown_share, "train_share": self.full_share}
+
     def document(self) -> dict[str, Any]:
         """Return the one JSON document that `sckit finetune --json` prints; `rows` and `paired` are of all units."""
         names = ("task", "level", "split", "seeds", "margin", "headline", "ceiling", "cells", "facts", "notes")

@@ -86,7 +86,7 @@ def _where(result: "Finetuned", revealed: float | None) -> str:
 
 
 def _scores(result: "Finetuned", subset: str, *, wide: bool) -> Table:
-    shown = {"revealed": result.shown_share, "train_share": result.full_share, "subset": subset}
+    shown = result.shown | {"subset": subset}
     metrics = list(dict.fromkeys([result.headline, *result.scores["metric"]]))
     detailed = metrics if wide else metrics[:1]
     first, *heads = (METRICS[name].label + " [95 %]" * (name in detailed) for name in metrics)
@@ -107,8 +107,7 @@ def _scores(result: "Finetuned", subset: str, *, wide: bool) -> Table:
 
 def _block(result: "Finetuned", subset: str) -> str:
     """What the rows of a subset are a mean over, with its number of perturbations."""
-    where = {"metric": result.headline, "revealed": result.shown_share, "train_share": result.full_share}
-    count = at(result.scores, **where).groupby("subset")["perturbations"].first()
+    count = at(result.scores, metric=result.headline, **result.shown).groupby("subset")["perturbations"].first()
     if subset != "all":
         return f"the {count.get(subset, 0)} {result.held_out} whose effect repeats"
     unrepeated = count.get("all", 0) - count.get("repeating", count.get("all", 0))
@@ -123,19 +122,18 @@ def _curve(result: "Finetuned", along: str, width: int) -> Table | None:
     steps = result.shares(along)
     if len(steps) < 2:
         return None
-    fixed = {"revealed": result.shown_share} if along == "train_share" else {"train_share": result.full_share}
-    where, ends = fixed | {"metric": result.headline, "subset": "all"}, 27 + 26 * len(steps) <= width
+    where = {k: v for k, v in result.shown.items() if k != along} | {"metric": result.headline, "subset": "all"}
+    ends = 27 + 26 * len(steps) <= width
     scores = texts(at(result.scores, **where), "predictor", along, ends=ends)
     pairs = at(result.differences, a="pretrained", b="scratch", **where)
     pairs = texts(pairs, along, value="diff", ends=ends, signed=True)
     of = "training data" if along == "train_share" else "genes revealed"
-    title = f"{METRICS[result.headline].label} by the share of the {of}"
-    title += f"\nall {result.held_out}{revealed_text(fixed.get('revealed'))}"
+    whole = f"all {result.held_out}" + ("" if along == "revealed" else revealed_text(result.shown_share))
+    title = f"{METRICS[result.headline].label} by the share of the {of}\n{whole}"
     table = titled_table(title, "predictor", *map(share_name, steps))
     for name in result.predictors:
-        row = [scores.get((name, share), "-") for share in steps]
         if sum((name, share) in scores for share in steps) > 1:
-            table.add_row(name, *row)
+            table.add_row(name, *(scores.get((name, share), "-") for share in steps))
     if pairs:
         table.add_section()
         table.add_row("pretrained - scratch", *(pairs.get((share,), "-") for share in steps))
@@ -143,8 +141,7 @@ def _curve(result: "Finetuned", along: str, width: int) -> Table | None:
 
 
 def _differences(result: "Finetuned") -> Table | None:
-    where = {"metric": result.headline, "revealed": result.shown_share, "train_share": result.full_share}
-    shown = at(result.differences, **where)
+    shown = at(result.differences, metric=result.headline, **result.shown)
     if shown.empty:
         return None
     heads = [head for subset in result.subsets for head in (f"{subset} [95 %]", "verdict")]

@@ -69,8 +69,7 @@ def finetuned_figure(result: "Finetuned") -> Any:
 
 def _draw_predictors(axis: Any, result: "Finetuned") -> None:
     """One line per predictor: filled for every perturbation, hollow for those whose effect repeats."""
-    names, revealed = result.predictors, result.shown_share
-    shown = at(result.scores, metric=result.headline, revealed=revealed, train_share=result.full_share)
+    names, shown = result.predictors, at(result.scores, metric=result.headline, **result.shown)
     for subset in result.subsets:
         whole = subset == "all"
         rows = at(shown, subset=subset)
@@ -90,7 +89,7 @@ def _draw_predictors(axis: Any, result: "Finetuned") -> None:
     axis.set_ylim(len(names) - 0.5, -0.5)
     axis.axvline(0, color="#000000", lw=0.6, zorder=0)
     axis.set_xlabel(METRICS[result.headline].label)
-    axis.set_title("all training data" + revealed_text(revealed), fontsize=10)
+    axis.set_title("all training data" + revealed_text(result.shown_share), fontsize=10)
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False, fontsize=8)
     _clean(axis, "x")
 
@@ -98,8 +97,8 @@ def _draw_predictors(axis: Any, result: "Finetuned") -> None:
 def _draw_curve(axis: Any, result: "Finetuned", along: str) -> None:
     """Arms with intervals, linear baselines as thin lines, the ceiling as a line; along "train_share" or "revealed"."""
     steps = result.shares(along)
-    fixed = {"revealed": result.shown_share} if along == "train_share" else {"train_share": result.full_share}
-    scores = at(result.scores, metric=result.headline, subset="all", **fixed).dropna(subset="mean")
+    where = {k: v for k, v in result.shown.items() if k != along}
+    scores = at(result.scores, metric=result.headline, subset="all", **where).dropna(subset="mean")
     for name in result.predictors:
         rows = at(scores, predictor=name).sort_values(along)
         places, means, style = (
@@ -122,7 +121,7 @@ def _draw_curve(axis: Any, result: "Finetuned", along: str) -> None:
     axis.axhline(0, color="#000000", lw=0.6, zorder=0)
     what = "training data" if along == "train_share" else "genes revealed"
     axis.set(xlabel=f"share of the {what}", ylabel=METRICS[result.headline].label)
-    axis.set_title(f"all {result.held_out}" + revealed_text(fixed.get("revealed")), fontsize=10)
+    axis.set_title(f"all {result.held_out}" + revealed_text(where.get("revealed")), fontsize=10)
     _clean(axis, "both")
 
 
