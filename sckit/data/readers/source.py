@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ class CountsBlock:
         return as_matrix((self.indptr, self.genes, self.counts), len(weights)) @ weights
 
 
-class Source:
+class Source(ABC):
     """One input, read block by block. A reader sets the fields in its `__init__` and implements `_read`."""
 
     def __init__(
@@ -117,9 +118,9 @@ class Source:
         """Context in which `_read` may be called; its value is handed to `_read`."""
         return nullcontext()
 
+    @abstractmethod
     def _read(self, handle: Any, first: int, last: int) -> Csr:
         """Read cells first..last: (indptr [C + 1], features [nnz], values [nnz]), features and dtype as in the file."""
-        raise NotImplementedError
 
     def _block_end(self, first: int, cells_per_block: int) -> int:
         last = min(first + min(cells_per_block, self._cells_at_most), self.n_cells)
