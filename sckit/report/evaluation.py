@@ -7,7 +7,7 @@ import pandas as pd
 from rich.console import Console
 
 from sckit.evaluation.evaluate import Evaluation
-from sckit.files import replacing, write_json
+from sckit.report.files import BESIDE, clean, save_report
 from sckit.report.text import at, is_number, number, titled_table, with_interval
 
 _COLOURS = {
@@ -103,22 +103,15 @@ def verdicts(evaluation: Evaluation) -> list[str]:
 
 def save_evaluation(evaluation: Evaluation, folder: Path) -> list[Path]:
     """Write eval.json, eval.csv, and the figure as eval.png and eval.svg; returns the paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    document, table = folder / "eval.json", folder / "eval.csv"
-    write_json(document, evaluation.document())
-    with replacing(table) as unfinished:
-        evaluation.table.to_csv(unfinished, index=False)
-    return [document, table, *draw_sweep(evaluation.table, folder / "eval")]
+    return save_report(folder, "eval", evaluation.document(), evaluation.table, _sweep(evaluation.table))
 
 
-def draw_sweep(table: pd.DataFrame, stem: Path) -> list[Path]:
-    """Draw the model, every linear baseline and the replicate, pooled r and R² over the share hidden; PNG and SVG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+def _sweep(table: pd.DataFrame) -> Any:
+    """Draw the model, every linear baseline and the replicate, pooled r and R² over the share hidden."""
     from matplotlib.figure import Figure
 
     targets = table["target"].unique()
     figure = Figure(figsize=(11, 4.2 * len(targets)), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots(len(targets), 2, squeeze=False)
     for line, target in zip(axes, targets, strict=True):
         for axis, column, title in (
@@ -129,12 +122,8 @@ def draw_sweep(table: pd.DataFrame, stem: Path) -> list[Path]:
             depth = "full-depth target" if target == "full" else "half-depth target"
             axis.set(xlabel="share of the values hidden", ylabel=title, title=f"{title}, {depth}")
         handles, labels = line[0].get_legend_handles_labels()  # this panel has the replicate's lines too
-        line[1].legend(handles, labels, loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=8)
-    paths = [stem.with_suffix(".png"), stem.with_suffix(".svg")]
-    for path in paths:
-        with replacing(path) as unfinished:
-            figure.savefig(unfinished, dpi=150, format=path.suffix[1:])
-    return paths
+        line[1].legend(handles, labels, **BESIDE)
+    return figure
 
 
 def _draw_panel(axis: Any, table: pd.DataFrame, column: str) -> None:
@@ -151,9 +140,7 @@ def _draw_panel(axis: Any, table: pd.DataFrame, column: str) -> None:
         low, high = (rows[f"{column}_{end}"].astype(float) for end in ("low", "high"))
         axis.fill_between(rows["rate"], low, high, color=colour, alpha=0.12, linewidth=0)
     axis.set_xlim(0, 1.03)
-    axis.grid(visible=True, alpha=0.25)
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
+    clean(axis)
 
 
 def _draw_replicate(axis: Any, value: float | None, column: str) -> None:

@@ -1,20 +1,18 @@
 """Perturbation results as tables, sentences and files. Nothing is computed here."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
 from sckit.config.finetune import ARMS
-from sckit.files import replacing, write_json
-from sckit.metrics.effects import METRICS
-from sckit.report.perturbation_figure import draw_finetuned
+from sckit.metrics import METRICS
+from sckit.perturbation.summary import Finetuned
+from sckit.report.files import save_report
+from sckit.report.perturbation_figure import finetuned_figure
 from sckit.report.text import at, is_number, number, revealed_text, share_name, texts, titled_table, with_interval
-
-if TYPE_CHECKING:
-    from sckit.perturbation.summary import Finetuned
 
 _WIDE = 190
 _SHOWN_CELLS = 48
@@ -29,7 +27,7 @@ _LEGEND = (
 )
 
 
-def print_finetuned(result: "Finetuned", console: Console) -> None:
+def print_finetuned(result: Finetuned, console: Console) -> None:
     """Print score tables, learning curve, revealed shares, differences and notes; the verdict is the last line.
 
     A console narrower than 190 columns gets intervals of the headline only; all are in finetune.csv.
@@ -48,7 +46,7 @@ def print_finetuned(result: "Finetuned", console: Console) -> None:
         console.print(line, highlight=False, soft_wrap=True)
 
 
-def verdict_lines(result: "Finetuned") -> list[str]:
+def verdict_lines(result: Finetuned) -> list[str]:
     """Sentences on the headline with all training data: pretrained against linear baselines, then against scratch.
 
     The last sentence is the main one: every perturbation, the revealed share of the full table.
@@ -63,7 +61,7 @@ def verdict_lines(result: "Finetuned") -> list[str]:
     return lines or ["no verdict: only the arms pretrained and scratch together give one."]
 
 
-def _sentence(result: "Finetuned", pair: dict[str, Any]) -> str:
+def _sentence(result: Finetuned, pair: dict[str, Any]) -> str:
     word = str(pair["verdict"])
     word = word if pair["b"] in ARMS else _BETTER.get(word, word)
     within = {"no difference": f" within ±{result.margin:g}", "undecided": f" (margin ±{result.margin:g})"}
@@ -81,11 +79,11 @@ def _sentence(result: "Finetuned", pair: dict[str, Any]) -> str:
     return f"{name}: {word}{within.get(word, '')} ({score}, {few}, {seeds}){nothing}"
 
 
-def _where(result: "Finetuned", revealed: float | None) -> str:
+def _where(result: Finetuned, revealed: float | None) -> str:
     return f"{result.task}, {result.split.replace('context', 'covariate')}{revealed_text(revealed)}"
 
 
-def _scores(result: "Finetuned", subset: str, *, wide: bool) -> Table:
+def _scores(result: Finetuned, subset: str, *, wide: bool) -> Table:
     shown = result.shown | {"subset": subset}
     metrics = list(dict.fromkeys([result.headline, *result.scores["metric"]]))
     detailed = metrics if wide else metrics[:1]
@@ -105,7 +103,7 @@ def _scores(result: "Finetuned", subset: str, *, wide: bool) -> Table:
     return table
 
 
-def _block(result: "Finetuned", subset: str) -> str:
+def _block(result: Finetuned, subset: str) -> str:
     """What the rows of a subset are a mean over, with its number of perturbations."""
     count = at(result.scores, metric=result.headline, **result.shown).groupby("subset")["perturbations"].first()
     if subset != "all":
@@ -117,7 +115,7 @@ def _block(result: "Finetuned", subset: str) -> str:
     return f"all {count.get('all', 0)} {result.held_out}{without}"
 
 
-def _curve(result: "Finetuned", along: str, width: int) -> Table | None:
+def _curve(result: Finetuned, along: str, width: int) -> Table | None:
     """The headline over "train_share" or "revealed", and pretrained - scratch; None where there is one share only."""
     steps = result.shares(along)
     if len(steps) < 2:
@@ -140,7 +138,7 @@ def _curve(result: "Finetuned", along: str, width: int) -> Table | None:
     return table
 
 
-def _differences(result: "Finetuned") -> Table | None:
+def _differences(result: Finetuned) -> Table | None:
     shown = at(result.differences, metric=result.headline, **result.shown)
     if shown.empty:
         return None
@@ -205,17 +203,13 @@ def unrepeated_effects(cells: pd.DataFrame) -> list[str]:
     return [sentence] if names else []
 
 
-def save_finetuned(result: "Finetuned", folder: Path) -> list[Path]:
+def save_finetuned(result: Finetuned, folder: Path) -> list[Path]:
     """Write finetune.json, finetune.csv, and the figure as finetune.png and finetune.svg; returns the paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    document, table = folder / "finetune.json", folder / "finetune.csv"
-    write_json(document, result.document())
-    _write_csv(result, table)
-    return [document, table, *draw_finetuned(result, folder / "finetune")]
+    return save_report(folder, "finetune", result.document(), _tidy(result), finetuned_figure(result))
 
 
-def _write_csv(result: "Finetuned", path: Path) -> None:
-    """One tidy table: scores with the share of the gap closed, ceilings, paired differences with their verdict."""
+def _tidy(result: Finetuned) -> pd.DataFrame:
+    """One table: scores with the share of the gap closed, ceilings, paired differences with their verdict."""
     keys = ["predictor", "revealed", "train_share", "metric", "subset"]
     gaps = result.gaps.rename(columns={"share": "gap_closed", "baseline": "gap_baseline"})
     pairs = result.differences.rename(columns={"diff": "mean"})
@@ -225,7 +219,5 @@ def _write_csv(result: "Finetuned", path: Path) -> None:
         "difference": pairs.assign(predictor=pairs["a"] + " - " + pairs["b"]),
     }
     columns = ["kind", *keys, "mean", "ci_low", "ci_high", "perturbations", "gap_closed", "gap_baseline", "verdict"]
-    with replacing(path) as unfinished, unfinished.open("w", newline="") as file:
-        for kind, part in parts.items():
-            part = part.assign(kind=kind).rename(columns={"low": "ci_low", "high": "ci_high"})
-            part.reindex(columns=columns).to_csv(file, index=False, header=kind == "score")
+    whole = pd.concat([part.assign(kind=kind).astype(object) for kind, part in parts.items()])  # integers stay so
+    return whole.rename(columns={"low": "ci_low", "high": "ci_high"}).reindex(columns=columns)

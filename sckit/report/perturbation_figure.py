@@ -1,18 +1,15 @@
 """The figure of a perturbation result: predictors, learning curve, revealed shares."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from sckit.config.finetune import ARMS
-from sckit.files import replacing
-from sckit.metrics.effects import METRICS
+from sckit.metrics import METRICS
+from sckit.perturbation.summary import Finetuned
+from sckit.report.files import BESIDE, clean
 from sckit.report.text import at, is_number, revealed_text, share_name
-
-if TYPE_CHECKING:
-    from sckit.perturbation.summary import Finetuned
 
 _COLOURS = {
     "no change": "#b0b0b0",
@@ -32,25 +29,13 @@ _COLOURS = {
 _CEILING = "#9467bd"
 
 
-def draw_finetuned(result: "Finetuned", stem: Path) -> list[Path]:
-    """Write the figure as PNG and SVG next to each other; returns the paths."""
-    figure = finetuned_figure(result)
-    paths = [stem.with_suffix(".png"), stem.with_suffix(".svg")]
-    for path in paths:
-        with replacing(path) as unfinished:
-            figure.savefig(unfinished, dpi=150, format=path.suffix[1:])
-    return paths
-
-
-def finetuned_figure(result: "Finetuned") -> Any:
+def finetuned_figure(result: Finetuned) -> Any:
     """Draw the headline of every predictor, and its curve over the shares of data or genes where there are several."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     curves = [along for along in ("train_share", "revealed") if len(result.shares(along)) > 1]
     height = max(4.4, 1.6 + 0.34 * len(result.predictors))
     figure = Figure(figsize=(6.2 + 5.0 * len(curves), height), layout="constrained")
-    FigureCanvasAgg(figure)
     panels = figure.subplots(1, 1 + len(curves), squeeze=False, width_ratios=[1.2, *[1.0] * len(curves)])[0]
     _draw_predictors(panels[0], result)
     for panel, along in zip(panels[1:], curves, strict=True):
@@ -60,14 +45,13 @@ def finetuned_figure(result: "Finetuned") -> Any:
         for panel in panels[1:]:
             handles |= {label: handle for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
         names = [name for name in [*result.predictors, "ceiling"] if name in handles]
-        place = {"loc": "center left", "bbox_to_anchor": (1.02, 0.5), "frameon": False, "fontsize": 8}
-        panels[-1].legend([handles[name] for name in names], names, **place)
+        panels[-1].legend([handles[name] for name in names], names, **BESIDE)
     seeds = f"{result.seeds} seed{'s' * (result.seeds != 1)}"
     figure.suptitle(f"{result.task}, {result.split.replace('context', 'covariate')}, {seeds}", fontsize=11)
     return figure
 
 
-def _draw_predictors(axis: Any, result: "Finetuned") -> None:
+def _draw_predictors(axis: Any, result: Finetuned) -> None:
     """One line per predictor: filled for every perturbation, hollow for those whose effect repeats."""
     names, shown = result.predictors, at(result.scores, metric=result.headline, **result.shown)
     for subset in result.subsets:
@@ -91,21 +75,18 @@ def _draw_predictors(axis: Any, result: "Finetuned") -> None:
     axis.set_xlabel(METRICS[result.headline].label)
     axis.set_title("all training data" + revealed_text(result.shown_share), fontsize=10)
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False, fontsize=8)
-    _clean(axis, "x")
+    clean(axis, "x")
 
 
-def _draw_curve(axis: Any, result: "Finetuned", along: str) -> None:
+def _draw_curve(axis: Any, result: Finetuned, along: str) -> None:
     """Arms with intervals, linear baselines as thin lines, the ceiling as a line; along "train_share" or "revealed"."""
     steps = result.shares(along)
     where = {k: v for k, v in result.shown.items() if k != along}
     scores = at(result.scores, metric=result.headline, subset="all", **where).dropna(subset="mean")
     for name in result.predictors:
         rows = at(scores, predictor=name).sort_values(along)
-        places, means, style = (
-            [steps.index(share) for share in rows[along]],
-            list(rows["mean"]),
-            {"color": _colour(name)},
-        )
+        places, means = [steps.index(share) for share in rows[along]], list(rows["mean"])
+        style: dict[str, Any] = {"color": _colour(name)}
         if name in ARMS and means:
             x = [place + 0.05 * (ARMS.index(name) - 1.5) for place in places]
             style |= {"marker": "o", "ms": 4.5, "lw": 2.0 if name == "pretrained" else 1.4, "capsize": 2}
@@ -122,7 +103,7 @@ def _draw_curve(axis: Any, result: "Finetuned", along: str) -> None:
     what = "training data" if along == "train_share" else "genes revealed"
     axis.set(xlabel=f"share of the {what}", ylabel=METRICS[result.headline].label)
     axis.set_title(f"all {result.held_out}" + revealed_text(where.get("revealed")), fontsize=10)
-    _clean(axis, "both")
+    clean(axis)
 
 
 def _reach(rows: pd.DataFrame) -> Any:
@@ -131,16 +112,10 @@ def _reach(rows: pd.DataFrame) -> Any:
     return np.nan_to_num(np.maximum([mean - low, high - mean], 0.0))
 
 
-def _ceiling(result: "Finetuned", subset: str) -> float | None:
+def _ceiling(result: Finetuned, subset: str) -> float | None:
     halves = at(result.ceilings, subset=subset, metric=result.headline, kind="half-cells")["mean"]
     return next(iter(halves), None)
 
 
 def _colour(predictor: str) -> str:
     return _COLOURS.get(predictor, "#1f77b4")
-
-
-def _clean(axis: Any, grid: str) -> None:
-    axis.grid(visible=True, axis=grid, alpha=0.25)
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
