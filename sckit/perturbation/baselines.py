@@ -22,11 +22,10 @@ from sckit.perturbation.questions import Predictor, blind
 from sckit.perturbation.ridge import (
     PENALTIES,
     Ridge,
-    assign_folds,
     first_best,
-    fold_rows,
     group_weights,
     neighbour_means,
+    rows_by_fold,
     squared_distances,
     truncated_svd,
 )
@@ -77,25 +76,6 @@ def additive(fold: FoldView) -> np.ndarray:
     return design[fold.test] @ factor.solve(seen.T @ fold.delta[fold.train])
 
 
-def ridge_on_components(fold: FoldView) -> np.ndarray:
-    """Predict deltas [m, G] linearly from the embedding of the units."""
-    return _best(fold, _Embedding.ridge)
-
-
-def nearest_neighbours(fold: FoldView) -> np.ndarray:
-    """Predict deltas [m, G] by the mean of the training units that are nearest in the embedding."""
-    return _best(fold, _Embedding.neighbours)
-
-
-RESPONSE: dict[str, Callable[[FoldView], np.ndarray]] = {
-    "no change": no_change,
-    "mean": mean_of_training,
-    "additive": additive,
-    "ridge on components": ridge_on_components,
-    "nearest neighbours": nearest_neighbours,
-}
-
-
 def _best(fold: FoldView, predict: Callable[["_Embedding"], list[np.ndarray]]) -> np.ndarray:
     """Return the candidate prediction [m, G] whose setting has the least error on left-out training groups.
 
@@ -105,7 +85,7 @@ def _best(fold: FoldView, predict: Callable[["_Embedding"], list[np.ndarray]]) -
     perturbation, covariates = fold.perturbation[fold.train], fold.covariates[fold.train]
     known = np.isin(fold.perturbation[fold.test], perturbation).all()
     group = covariates if known and len(np.unique(covariates)) > 1 else perturbation
-    folds = fold_rows(assign_folds(group, _MOST_FOLDS))
+    folds = rows_by_fold(group, _MOST_FOLDS)
     if len(folds) < 2:
         return mean_of_training(fold)
     candidates = predict(_Embedding(fold))
@@ -136,28 +116,21 @@ class _Embedding:
         weighted = np.sqrt(self.weight)[:, None] * deviation
         self.axes, _ = truncated_svd(weighted, min(_COMPONENTS, len(fold.train) - 1))  # [G, K]
         self.scores = deviation @ self.axes  # [n, K]
-        perturbed = [self._of_parts(self.axes), self._of_parts(fold.components), self._number_of_parts()]
-        self.features = np.column_stack([*perturbed, self._of_controls()])  # [U, F]
+        count = np.array([[float(len(parts))] for parts in fold.parts])
+        perturbed = [self._of_parts(self.axes), self._of_parts(fold.components), count - count[fold.train].mean()]
+        first = fold.train[np.unique(fold.covariates[fold.train], return_index=True)[1]]  # unit of each group
+        controls = (fold.control - fold.control[first].mean(0)) @ fold.components
+        self.features = np.column_stack([self._scaled(block) for block in (*perturbed, controls)])  # [U, F]
         self.perturbed = sum(block.shape[1] for block in perturbed)
         self.known = np.array([(fold.target_genes[list(parts)] >= 0).any() for parts in fold.parts])  # [U]
 
     def _of_parts(self, loadings: np.ndarray) -> np.ndarray:
-        fold = self.fold
-        targets = fold.target_genes
+        fold, targets = self.fold, self.fold.target_genes
         seen = np.unique(np.concatenate([np.array(fold.parts[unit]) for unit in fold.train]))
         seen = seen[targets[seen] >= 0]
         centre = loadings[targets[seen]].mean(0) if len(seen) else np.zeros(loadings.shape[1])
         of_part = np.where(targets[:, None] >= 0, loadings[targets] - centre, 0.0)  # an unknown target is at the mean
-        return self._scaled(np.array([of_part[list(parts)].sum(0) for parts in fold.parts]))
-
-    def _number_of_parts(self) -> np.ndarray:
-        count = np.array([[float(len(parts))] for parts in self.fold.parts])
-        return self._scaled(count - count[self.fold.train].mean())
-
-    def _of_controls(self) -> np.ndarray:
-        fold = self.fold
-        first = fold.train[np.unique(fold.covariates[fold.train], return_index=True)[1]]
-        return self._scaled((fold.control - fold.control[first].mean(0)) @ fold.components)
+        return np.array([of_part[list(parts)].sum(0) for parts in fold.parts])
 
     def _scaled(self, block: np.ndarray) -> np.ndarray:
         """Scale a block [U, f] to a total variance of one over the training units; zero if it does not vary there."""
@@ -168,8 +141,8 @@ class _Embedding:
     def ridge(self) -> list[np.ndarray]:
         """Return predictions [m, G] at each of PENALTIES."""
         train, test = self.features[self.fold.train], self.features[self.fold.test]
-        ridge = Ridge.fit(train, self.scores, self.weight)
-        return [self.mean + (test - ridge.centre[0]) @ ridge.coefficients(p) @ self.axes.T for p in PENALTIES]
+        ridge = Ridge(train, self.scores, self.weight)
+        return [self.mean + (test - ridge.centre) @ ridge.coefficients(p) @ self.axes.T for p in PENALTIES]
 
     def neighbours(self) -> list[np.ndarray]:
         """Return predictions [m, G] by all training units and by each number of NEIGHBOURS that is less than all.
@@ -183,3 +156,12 @@ class _Embedding:
         distances += np.where(self.known[fold.test, None], of_target, 0.0)
         counts = tuple(k for k in NEIGHBOURS if k < len(fold.train))
         return [mean_of_training(fold), *neighbour_means(distances, fold.delta[fold.train], self.weight, counts)]
+
+
+RESPONSE: dict[str, Callable[[FoldView], np.ndarray]] = {
+    "no change": no_change,
+    "mean": mean_of_training,
+    "additive": additive,
+    "ridge on components": lambda fold: _best(fold, _Embedding.ridge),
+    "nearest neighbours": lambda fold: _best(fold, _Embedding.neighbours),
+}

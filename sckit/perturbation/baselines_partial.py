@@ -27,11 +27,10 @@ from sckit.perturbation.questions import Predictor, Question
 from sckit.perturbation.ridge import (
     PENALTIES,
     Ridge,
-    assign_folds,
     first_best,
-    fold_rows,
     group_weights,
     neighbour_means,
+    rows_by_fold,
     squared_distances,
     truncated_svd,
 )
@@ -49,14 +48,13 @@ _SPAN = 64  # directions of the rows that the low-rank model may use; more than 
 class Revealed:
     """What the predictors of one panel may see: R revealed and S scored genes, n training rows and m test units.
 
-    A training row is half of a unit; every value is a delta. A prior has the revealed genes first, then the scored.
+    A training row is half of a unit; every value is a delta.
     """
 
     seen_train: np.ndarray  # [n, R], visible deltas
     truth_train: np.ndarray  # [n, S], target deltas
-    prior_train: np.ndarray  # [n, R + S], mean of the training perturbations
     seen_test: np.ndarray  # [m, R]
-    prior_test: np.ndarray  # [m, R + S]
+    prior: np.ndarray  # [R + S], mean of the training perturbations: of the revealed genes, then of the scored
     group: np.ndarray  # int [n], rows of one number are left out together
     cross: np.ndarray  # [S, R], covariance of scored and revealed genes in untreated cells (input half)
     own: np.ndarray  # [R, R], of the revealed genes
@@ -75,17 +73,9 @@ def _by_panel(name: str, fold: FoldData, question: Question) -> np.ndarray:
     found = np.full(visible.shape, np.nan)
     for panel in question.panels:
         r, s = panel.revealed, panel.scored
-        prior = fold.view.mean[np.concatenate([r, s])]
-        data = Revealed(
-            seen[:, r],
-            target[:, s],
-            np.tile(prior, (len(seen), 1)),
-            visible[:, r],
-            np.tile(prior, (len(visible), 1)),
-            group,
-            fold.control_covariance[np.ix_(s, r)],
-            fold.control_covariance[np.ix_(r, r)],
-        )
+        prior, covariance = fold.view.mean[np.concatenate([r, s])], fold.control_covariance
+        cross, own = covariance[np.ix_(s, r)], covariance[np.ix_(r, r)]
+        data = Revealed(seen.take(r, 1), target.take(s, 1), visible.take(r, 1), prior, group, cross, own)
         found[:, s] = predict_scored(name, data)
     return found
 
@@ -95,22 +85,21 @@ def predict_scored(name: str, data: Revealed) -> np.ndarray:
 
     With no revealed gene, or a single group of training rows, no setting can be judged, and the mean is returned.
     """
-    revealed = data.seen_train.shape[1]
-    prior, rows = data.prior_test[:, revealed:], _Rows(data)
-    return prior + FITTED[name](rows, data) if revealed and len(rows.folds) > 1 else prior
+    rows = _Rows(data)
+    prior = np.tile(data.prior[rows.revealed :], (len(data.seen_test), 1))
+    return prior + FITTED[name](rows) if rows.revealed and len(rows.folds) > 1 else prior
 
 
 class _Rows:
-    """Deviations of training and test rows from their priors."""
+    """Deviations of training and test rows from the prior."""
 
     def __init__(self, data: Revealed) -> None:
-        revealed = data.seen_train.shape[1]
-        self.revealed, self.weight = revealed, group_weights(data.group)
-        self.fold = assign_folds(data.group, _MOST_FOLDS)
-        self.folds = fold_rows(self.fold)
-        self.all = np.hstack([data.seen_train, data.truth_train]) - data.prior_train  # [n, R + S]
+        self.revealed = revealed = data.seen_train.shape[1]
+        self.cross, self.own, self.weight = data.cross, data.own, group_weights(data.group)
+        self.folds = rows_by_fold(data.group, _MOST_FOLDS)
+        self.all = np.hstack([data.seen_train, data.truth_train]) - data.prior  # [n, R + S]
         self.seen, self.truth = self.all[:, :revealed], self.all[:, revealed:]
-        self.test = data.seen_test - data.prior_test[:, :revealed]  # [m, R]
+        self.test = data.seen_test - data.prior[:revealed]  # [m, R]
         self.judged = self._about_the_others() if len(self.folds) > 1 else self.all  # [n, R + S]
         self.unexplained = self.weight @ (self.judged[:, revealed:] ** 2).sum(1)
         """Weighted squared error of the mean."""
@@ -123,23 +112,25 @@ class _Rows:
         sums = np.array([self.weight[rows] @ self.all[rows] for rows in self.folds])
         weights = np.array([self.weight[rows].sum() for rows in self.folds])
         others = (sums.sum(0) - sums) / (weights.sum() - weights)[:, None]
-        return self.all - others[self.fold]
+        judged = self.all.copy()
+        for rows, mean in zip(self.folds, others, strict=True):
+            judged[rows] -= mean
+        return judged
 
 
-def _ridge(rows: _Rows, _: Revealed) -> np.ndarray:
+def _ridge(rows: _Rows) -> np.ndarray:
     """Fit slopes about the mean of the training rows, but apply them to deviations from the prior like the others."""
-    ridge = Ridge.fit(rows.seen, rows.truth, rows.weight)
-    best = PENALTIES[first_best(ridge.left_out_errors(rows.fold))]
+    ridge = Ridge(rows.seen, rows.truth, rows.weight)
+    best = PENALTIES[first_best(ridge.left_out_errors(rows.folds))]
     return rows.test @ ridge.coefficients(best)  # [m, S]
 
 
-def _neighbours(rows: _Rows, _: Revealed) -> np.ndarray:
+def _neighbours(rows: _Rows) -> np.ndarray:
     distances = squared_distances(rows.seen, rows.seen)
     for own in rows.folds:
         distances[np.ix_(own, own)] = np.inf
-    usable = len(rows.fold) - max(map(len, rows.folds))
-    counts = tuple(k for k in NEIGHBOURS if k < usable)
-    equal = np.ones(len(rows.fold))
+    equal = np.ones(len(distances))
+    counts = tuple(k for k in NEIGHBOURS if k < len(distances) - max(map(len, rows.folds)))
     errors = [rows.unexplained]
     for mean in neighbour_means(distances, rows.truth, equal, counts):
         errors.append(rows.weight @ ((rows.truth - mean) ** 2).sum(1))
@@ -149,18 +140,18 @@ def _neighbours(rows: _Rows, _: Revealed) -> np.ndarray:
     return neighbour_means(squared_distances(rows.test, rows.seen), rows.truth, equal, counts[best - 1 : best])[0]
 
 
-def _conditional(rows: _Rows, data: Revealed) -> np.ndarray:
+def _conditional(rows: _Rows) -> np.ndarray:
     """Return revealed deviations times (own + shrinkage diag(own))^-1 cross', over genes that vary in untreated cells.
 
     The largest shrinkages are tried first; those that leave the matrix without a Cholesky factor are passed over.
     """
-    variance = data.own.diagonal()
+    variance = rows.own.diagonal()
     varies = variance > 1e-9 * max(variance.max(), 0.0)
     if not varies.any():
         return np.zeros((len(rows.test), rows.truth.shape[1]))
     scale = 1 / np.sqrt(variance[varies])
-    correlation = data.own[np.ix_(varies, varies)] * scale * scale[:, None]
-    cross = data.cross[:, varies] * scale
+    correlation = rows.own[np.ix_(varies, varies)] * scale * scale[:, None]
+    cross = rows.cross[:, varies] * scale
     seen, truth = rows.judged[:, : rows.revealed][:, varies] * scale, rows.judged[:, rows.revealed :]
     errors, slopes = [rows.unexplained], [np.zeros_like(cross.T)]
     for shrinkage in SHRINKAGES:
@@ -173,7 +164,7 @@ def _conditional(rows: _Rows, data: Revealed) -> np.ndarray:
     return rows.test[:, varies] * scale @ slopes[first_best(np.array(errors))]
 
 
-def _low_rank(rows: _Rows, _: Revealed) -> np.ndarray:
+def _low_rank(rows: _Rows) -> np.ndarray:
     """Predict from factors of the deviations, shrunk by a penalty over their variance; at full rank this is the ridge.
 
     This is the posterior mean of the factors of a probabilistic principal component analysis (Tipping and Bishop 1999)
@@ -188,7 +179,7 @@ def _low_rank(rows: _Rows, _: Revealed) -> np.ndarray:
     return rows.test @ seen @ np.linalg.solve(seen.T @ seen + penalty * np.eye(rank), scored.T)
 
 
-FITTED: dict[str, Callable[[_Rows, Revealed], np.ndarray]] = {
+FITTED: dict[str, Callable[[_Rows], np.ndarray]] = {
     "ridge revealed to hidden": _ridge,
     "low-rank": _low_rank,
     "nearest neighbours": _neighbours,

@@ -1,7 +1,5 @@
 """What the linear baselines share: ridge at every penalty at once, nearest neighbours, and groups to leave out."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import scipy.sparse as sp
 from scipy.linalg import eigh
@@ -25,19 +23,15 @@ def balanced_mean(rows: np.ndarray, group: np.ndarray) -> np.ndarray:
     return weight @ rows / weight.sum()
 
 
-def assign_folds(group: np.ndarray, most: int) -> np.ndarray:
-    """Return the fold of each row, int [n]: one group per fold, or groups in turn if there are more than `most`."""
-    return np.unique(group, return_inverse=True)[1] % most
+def rows_by_fold(group: np.ndarray, most: int) -> list[np.ndarray]:
+    """Return the rows of each fold: one group [n] per fold, or groups in turn if there are more than `most`."""
+    fold = np.unique(group, return_inverse=True)[1] % most
+    return [np.flatnonzero(fold == number) for number in range(fold.max(initial=-1) + 1)]
 
 
 def first_best(errors: np.ndarray) -> int:
     """Return the position of the first error [N] that is the least, up to rounding; the mean comes first."""
     return int(np.argmax(errors <= (1 + 1e-9) * errors.min()))
-
-
-def fold_rows(fold: np.ndarray) -> list[np.ndarray]:
-    """Return the rows of each fold."""
-    return [np.flatnonzero(fold == number) for number in range(fold.max(initial=-1) + 1)]
 
 
 def truncated_svd(rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -57,47 +51,36 @@ def truncated_svd(rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]
     return (rows.T @ vectors / np.sqrt(power) if wide else vectors), power
 
 
-@dataclass(frozen=True)
 class Ridge:
     """Weighted ridge of S targets on F features with a free intercept; one decomposition serves every penalty."""
 
-    centre: tuple[np.ndarray, np.ndarray]  # weighted means of features [F] and targets [S]
-    root: np.ndarray  # [n], square roots of the weights
-    targets: np.ndarray  # [n, S], centred, times root
-    left: np.ndarray  # [n, r], left singular vectors of the features, centred and times root
-    power: np.ndarray  # [r], squared singular values
-    axes: np.ndarray  # [F, r]
-
-    @classmethod
-    def fit(cls, features: np.ndarray, targets: np.ndarray, weight: np.ndarray) -> "Ridge":
+    def __init__(self, features: np.ndarray, targets: np.ndarray, weight: np.ndarray) -> None:
         """Decompose features [n, F], targets [n, S] and positive weights [n]."""
-        share = weight / weight.sum()
-        centre, root = (share @ features, share @ targets), np.sqrt(weight)
-        rows = root[:, None] * (features - centre[0])
-        axes, power = truncated_svd(rows, min(rows.shape))
-        left = rows @ axes / np.sqrt(power)
-        return cls(centre, root, root[:, None] * (targets - centre[1]), left, power, axes)
-
-    def _penalty(self, penalty: float) -> float:
-        return penalty * float(self.power[0]) if len(self.power) else penalty
+        share, self.root = weight / weight.sum(), np.sqrt(weight)
+        self.centre = share @ features  # [F]
+        rows = self.root[:, None] * (features - self.centre)
+        self.axes, self.power = truncated_svd(rows, min(rows.shape))  # [F, r], squared singular values [r]
+        self.left = rows @ self.axes / np.sqrt(self.power)  # left singular vectors [n, r]
+        self.targets = self.root[:, None] * (targets - share @ targets)  # [n, S]
+        self.projection = self.left.T @ self.targets  # [r, S]
 
     def coefficients(self, penalty: float) -> np.ndarray:
         """Return slopes [F, S] at a penalty in the units of PENALTIES."""
-        gain = np.sqrt(self.power) / (self.power + self._penalty(penalty))
-        return self.axes @ (gain[:, None] * (self.left.T @ self.targets))
+        gain = np.sqrt(self.power) / (self.power + penalty * self.power[:1])
+        return self.axes @ (gain[:, None] * self.projection)
 
-    def left_out_errors(self, fold: np.ndarray) -> np.ndarray:
+    def left_out_errors(self, folds: list[np.ndarray]) -> np.ndarray:
         """Return the weighted squared error of each of PENALTIES [P] when each fold is predicted from the others.
 
-        fold: int [n], at least two folds. The errors are those of refits, intercept included: residuals of a left-out
-        block are (I - H_bb)^-1 times its residuals, with the hat matrix H (Cook and Weisberg 1982, Residuals and
-        Influence in Regression).
+        folds: rows of each, at least two folds. The errors are those of refits, intercept included: residuals of a
+        left-out block are (I - H_bb)^-1 times its residuals, with the hat matrix H (Cook and Weisberg 1982, Residuals
+        and Influence in Regression).
         """
-        constant, projection = self.root / np.linalg.norm(self.root), self.left.T @ self.targets
-        shrink = np.array([self.power / (self.power + self._penalty(penalty)) for penalty in PENALTIES])  # [P, r]
-        fitted = shrink[:, :, None] * projection  # [P, r, S]
+        constant = self.root / np.linalg.norm(self.root)
+        shrink = self.power / (self.power + np.array(PENALTIES)[:, None] * self.power[:1])  # [P, r]
+        fitted = shrink[:, :, None] * self.projection  # [P, r, S]
         errors = np.zeros(len(PENALTIES))
-        for rows in fold_rows(fold):
+        for rows in folds:
             own = self.left[rows]
             left_over = np.eye(len(rows)) - np.outer(constant[rows], constant[rows])
             for i in range(len(PENALTIES)):

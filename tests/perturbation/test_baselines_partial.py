@@ -8,11 +8,10 @@ from sckit.perturbation.baselines_partial import FITTED, Revealed, predict_score
 from sckit.perturbation.ridge import (
     PENALTIES,
     Ridge,
-    assign_folds,
     first_best,
-    fold_rows,
     group_weights,
     neighbour_means,
+    rows_by_fold,
     truncated_svd,
 )
 
@@ -28,13 +27,11 @@ def planted(rng, n, *, groups=None, m=40, noise=0.3, factors=3, prior=0.0):
     clean = rng.normal(size=(m, factors)) @ loadings
     test = clean + noise * rng.normal(size=clean.shape)
     covariance = loadings.T @ loadings + noise**2 * np.eye(R + S)
-    priors = [np.full((rows, R + S), prior) for rows in (n, m)]
     data = Revealed(
         train[:, :R] + prior,
         train[:, R:] + prior,
-        priors[0],
         test[:, :R] + prior,
-        priors[1],
+        np.full(R + S, prior),
         group,
         covariance[R:, :R],
         covariance[:R, :R],
@@ -43,7 +40,7 @@ def planted(rng, n, *, groups=None, m=40, noise=0.3, factors=3, prior=0.0):
 
 
 def partial_baselines(data):
-    mean = data.prior_test[:, data.seen_train.shape[1] :]
+    mean = np.tile(data.prior[data.seen_train.shape[1] :], (len(data.seen_test), 1))
     return {"no change": 0 * mean, "mean": mean} | {name: predict_scored(name, data) for name in FITTED}
 
 
@@ -77,7 +74,7 @@ def regression(rng, n, groups):
 @SHAPES
 def test_slopes_are_the_textbook_ridge(rng, n, groups):
     x, y, _, weight = regression(rng, n, groups)
-    ridge = Ridge.fit(x, y, weight)
+    ridge = Ridge(x, y, weight)
     for penalty in PENALTIES[1:]:
         expected, _ = textbook_ridge(x, y, weight, penalty * ridge.power[0])
         np.testing.assert_allclose(ridge.coefficients(penalty), expected, atol=1e-7)
@@ -87,15 +84,15 @@ def test_slopes_are_the_textbook_ridge(rng, n, groups):
 @SHAPES
 def test_left_out_errors_are_those_of_refits(rng, n, groups):
     x, y, group, weight = regression(rng, n, groups)
-    ridge = Ridge.fit(x, y, weight)
+    ridge = Ridge(x, y, weight)
     expected = np.zeros(len(PENALTIES))
-    for left in fold_rows(group):
+    for left in rows_by_fold(group, n):
         kept = np.delete(np.arange(n), left)
         for i, penalty in enumerate(PENALTIES):
             scaled = penalty * ridge.power[0] if np.isfinite(penalty) else 1e14
             slopes, intercept = textbook_ridge(x[kept], y[kept], weight[kept], scaled)
             expected[i] += weight[left] @ ((y[left] - x[left] @ slopes - intercept) ** 2).sum(1)
-    np.testing.assert_allclose(ridge.left_out_errors(group), expected, rtol=1e-6)
+    np.testing.assert_allclose(ridge.left_out_errors(rows_by_fold(group, n)), expected, rtol=1e-6)
 
 
 @SHAPES
@@ -121,16 +118,16 @@ def test_left_out_errors_of_factors_are_those_of_refits(rng, n, groups):
 
 def test_the_mean_has_the_same_left_out_error_everywhere(rng):
     rows = perturb_partial._Rows(planted(rng, 20, groups=7)[0])
-    ridge = Ridge.fit(rows.seen, rows.truth, rows.weight)
-    np.testing.assert_allclose(ridge.left_out_errors(rows.fold)[0], rows.unexplained)
+    ridge = Ridge(rows.seen, rows.truth, rows.weight)
+    np.testing.assert_allclose(ridge.left_out_errors(rows.folds)[0], rows.unexplained)
 
 
 def test_factors_of_full_rank_are_the_ridge(rng, monkeypatch):
     data, _ = planted(rng, 9)
     rows = perturb_partial._Rows(data)
-    ridge = Ridge.fit(rows.seen, rows.truth, rows.weight)
+    ridge = Ridge(rows.seen, rows.truth, rows.weight)
     monkeypatch.setattr(perturb_partial._Factors, "choose", lambda *_: (8, 1e-2 * ridge.power[0]))
-    predicted = perturb_partial._low_rank(rows, data)
+    predicted = perturb_partial._low_rank(rows)
     np.testing.assert_allclose(predicted, rows.test @ ridge.coefficients(1e-2), atol=1e-8)
 
 
@@ -177,7 +174,7 @@ def test_a_noisy_covariance_is_shrunk_about_as_much_as_hindsight_would(rng):
 def test_a_perturbation_counts_the_same_however_many_rows_it_has(rng):
     data, _ = planted(rng, 24, groups=8)
     again = np.concatenate([np.arange(24), np.flatnonzero(data.group < 2)])
-    fields = ("seen_train", "truth_train", "prior_train", "group")
+    fields = ("seen_train", "truth_train", "group")
     repeated = replace(data, **{field: getattr(data, field)[again] for field in fields})
     for name in ("ridge revealed to hidden", "low-rank", "Gaussian conditional"):
         expected = partial_baselines(data)[name]
@@ -200,8 +197,8 @@ def test_a_prior_averaged_over_the_row_itself_gives_nothing_away(rng):
     # With three noise rows, deviations from their own mean add up to zero: each is known from the two others.
     data, _ = planted(rng, 3, factors=1, noise=1.0)
     about = np.hstack([data.seen_train, data.truth_train])
-    averaged = replace(data, prior_train=np.tile(about.mean(0), (3, 1)))
-    shifted = replace(data, prior_train=np.tile(about.mean(0) + 5, (3, 1)))
+    averaged = replace(data, prior=about.mean(0))
+    shifted = replace(data, prior=about.mean(0) + 5)
     rows = [perturb_partial._Rows(each) for each in (averaged, shifted)]
     np.testing.assert_allclose(rows[0].judged, rows[1].judged)
     others = np.array([np.delete(about, i, 0).mean(0) for i in range(3)])
@@ -220,7 +217,7 @@ def test_a_prior_that_is_not_zero_is_added_back(rng):
 
 def test_one_test_row_knows_nothing_of_the_others(rng):
     data, _ = planted(rng, 25)
-    alone = replace(data, seen_test=data.seen_test[:1], prior_test=data.prior_test[:1])
+    alone = replace(data, seen_test=data.seen_test[:1])
     for name, value in partial_baselines(data).items():
         np.testing.assert_allclose(partial_baselines(alone)[name], value[:1], atol=1e-10, err_msg=name)
 
@@ -228,7 +225,7 @@ def test_one_test_row_knows_nothing_of_the_others(rng):
 def test_the_order_of_training_rows_does_not_matter(rng):
     data, _ = planted(rng, 26, groups=8)
     order = rng.permutation(26)
-    fields = ("seen_train", "truth_train", "prior_train", "group")
+    fields = ("seen_train", "truth_train", "group")
     shuffled = replace(data, **{field: getattr(data, field)[order] for field in fields})
     for name, value in partial_baselines(data).items():
         np.testing.assert_allclose(partial_baselines(shuffled)[name], value, atol=1e-8, err_msg=name)
@@ -237,11 +234,10 @@ def test_the_order_of_training_rows_does_not_matter(rng):
 def test_nothing_revealed_leaves_the_mean(rng):
     data, _ = planted(rng, 20, prior=1.5)
     empty = np.zeros((20, 0)), np.zeros((40, 0))
-    priors = data.prior_train[:, R:], data.prior_test[:, R:]
-    blind = replace(data, seen_train=empty[0], seen_test=empty[1], prior_train=priors[0], prior_test=priors[1])
+    blind = replace(data, seen_train=empty[0], seen_test=empty[1], prior=data.prior[R:])
     predicted = partial_baselines(replace(blind, cross=np.zeros((S, 0)), own=np.zeros((0, 0))))
     for name in FITTED:
-        np.testing.assert_array_equal(predicted[name], priors[1])
+        np.testing.assert_array_equal(predicted[name], np.full((40, S), 1.5))
 
 
 @pytest.mark.parametrize(("n", "groups"), [(1, 1), (5, 1), (2, 2)], ids=["one row", "one group", "two rows"])
@@ -284,10 +280,11 @@ def test_neighbours_as_near_as_the_last_one_are_all_taken():
 
 def test_groups_are_dealt_into_few_folds_and_never_split(rng):
     group = rng.integers(0, 130, 400)
-    fold = assign_folds(group, 50)
-    assert fold.max() == 49
-    assert all(len(np.unique(fold[group == number])) == 1 for number in np.unique(group))
-    np.testing.assert_array_equal(assign_folds(np.array([7, 3, 7, 9]), 50), [1, 0, 1, 2])
+    folds = rows_by_fold(group, 50)
+    assert len(folds) == 50
+    assert sorted(np.concatenate(folds)) == list(range(400))
+    assert sum(len(np.unique(group[rows])) for rows in folds) == len(np.unique(group))
+    assert [rows.tolist() for rows in rows_by_fold(np.array([7, 3, 7, 9]), 50)] == [[1], [0, 2], [3]]
     np.testing.assert_allclose(np.bincount(group, group_weights(group))[np.unique(group)], 1)
 
 
