@@ -1,11 +1,13 @@
 """Which perturbations have an effect at all: one that repeats between disjoint cells, or between replicates."""
 
+import itertools
+
 import numpy as np
 import scipy.sparse as sp
 
 from sckit.metrics import METRICS, Truth, centred, correlation_of_sums, score
 from sckit.perturbation.screen import Screen
-from sckit.perturbation.splits import composition, group_moments, halve
+from sckit.perturbation.splits import composition, group_moments, halve, stratum_moments
 
 _NULLS = 200
 _QUANTILE = 0.99
@@ -14,15 +16,14 @@ _HALVINGS = 5
 
 def repeat_correlation(screen: Screen, values: sp.csr_array, seed: int) -> np.ndarray:
     """Correlation over genes between the deltas of two disjoint halves, controls disjoint too; mean of five [U]."""
-    found = []
+    strata, scored, found = composition(screen), screen.scored(np.arange(len(screen.units))), []
     for i in range(_HALVINGS):
         halving = halve(screen, np.random.default_rng((seed, 20, i)))
-        strata = composition(screen)
         first, second = (
-            group_moments(values, cells)[0] - strata @ _stratum_means(screen, values, controls)
+            group_moments(values, cells)[0] - strata @ stratum_moments(screen, values, controls)[0]
             for cells, controls in ((halving.first, halving.inputs), (halving.second, halving.reference))
         )
-        found.append(_correlations(first, second, screen.scored(np.arange(len(screen.units)))))
+        found.append(_correlations(first, second, scored))
     return np.mean(found, 0)
 
 
@@ -35,21 +36,18 @@ def chance_level(screen: Screen, values: sp.csr_array, seed: int) -> float:
         return 1.0
     found = []
     for _ in range(_NULLS):
-        quarters: list[list[np.ndarray]] = [[], [], [], []]
-        for cells in strata:
-            mixed = generator.permutation(cells)
-            for i in range(4):
-                quarters[i].append(mixed[i::4])
-        a, b, c, d = group_moments(values, [np.concatenate(quarter) for quarter in quarters])[0]
+        mixed = [generator.permutation(cells) for cells in strata]
+        quarters = [np.concatenate([cells[i::4] for cells in mixed]) for i in range(4)]
+        a, b, c, d = group_moments(values, quarters)[0]
         found.append(_correlations((a - b)[None], (c - d)[None], np.ones((1, len(a)), bool))[0])
     return float(np.quantile(found, _QUANTILE))
 
 
-def replicate_scores(screen: Screen, values: sp.csr_array) -> dict[str, np.ndarray] | None:
+def replicate_scores(screen: Screen, values: sp.csr_array) -> dict[str, np.ndarray]:
     """Metric -> score of one replicate's delta as the prediction of another's, mean over ordered pairs [U].
 
-    Each replicate has its own controls. NaN for a unit with fewer than two replicates of two cells; None where no unit
-    has two.
+    Each replicate has its own controls. NaN for a unit with fewer than two replicates of two cells; empty where no
+    unit has two.
     """
     names = sorted(set(screen.replicate) - {""})
     deltas, errors = [], []
@@ -66,33 +64,26 @@ def replicate_scores(screen: Screen, values: sp.csr_array) -> dict[str, np.ndarr
         errors.append(np.sqrt(variance / n + spread / m))
     sums = {name: np.zeros(len(screen.units)) for name in METRICS}
     count = np.zeros(len(screen.units))
-    for i in range(len(names)):
-        for j in range(len(names)):
-            both = np.flatnonzero(np.isfinite(deltas[i][:, 0]) & np.isfinite(deltas[j][:, 0]))
-            if i == j or not len(both):
-                continue
-            a, b = deltas[i][both], deltas[j][both]
-            mean_a, mean_b = a.mean(0), b.mean(0)
-            mean = np.tile(mean_b, (len(both), 1))
-            truth = Truth(b, b - mean_b, mean, errors[j][both], b, np.arange(len(both)))
-            genes = screen.scored(both)
-            centred = score(a - mean_a + mean_b, truth, genes)
-            found = score(a, truth, genes) | {name: centred[name] for name in ("delta_r_perturbed", "weighted_r2")}
-            for name in METRICS:
-                sums[name][both] += found[name]
-            count[both] += 1
+    for i, j in itertools.permutations(range(len(names)), 2):
+        both = np.flatnonzero(np.isfinite(deltas[i][:, 0]) & np.isfinite(deltas[j][:, 0]))
+        if not len(both):
+            continue
+        a, b = deltas[i][both], deltas[j][both]
+        mean_a, mean_b = a.mean(0), b.mean(0)
+        mean = np.tile(mean_b, (len(both), 1))
+        truth = Truth(b, b - mean_b, mean, errors[j][both], b, np.arange(len(both)))
+        genes = screen.scored(both)
+        centred = score(a - mean_a + mean_b, truth, genes)
+        found = score(a, truth, genes) | {name: centred[name] for name in ("delta_r_perturbed", "weighted_r2")}
+        for name in METRICS:
+            sums[name][both] += found[name]
+        count[both] += 1
     if not count.any():
-        return None
+        return {}
     return {name: np.where(count > 0, total / np.maximum(count, 1), np.nan) for name, total in sums.items()}
-
-
-def _stratum_means(screen: Screen, values: sp.csr_array, chosen: np.ndarray) -> np.ndarray:
-    count = int(screen.stratum.max()) + 1
-    return group_moments(values, [np.flatnonzero(chosen & (screen.stratum == s)) for s in range(count)])[0]
 
 
 def _correlations(a: np.ndarray, b: np.ndarray, scored: np.ndarray) -> np.ndarray:
     """Correlation of the rows of a and b [N, G] over the scored genes, 0 where one is constant."""
     a, b = centred(a, scored), centred(b, scored)
-    r = correlation_of_sums(1.0, 0.0, (a**2).sum(1), 0.0, (b**2).sum(1), (a * b).sum(1))
-    return np.nan_to_num(r)
+    return np.nan_to_num(correlation_of_sums(1.0, 0.0, (a**2).sum(1), 0.0, (b**2).sum(1), (a * b).sum(1)))

@@ -97,16 +97,8 @@ def _screen(store: Store, config: FinetuneConfig) -> Screen:
     labels = group_values(store.obs, config.condition)
     _check_labels(labels, config)
     table = _Labels(store, labels, config)
-    units, lost = table.units()
-    if not units:
-        text = f"{config.min_cells} treated and {config.min_cells} control cells"
-        raise DataError(f"no perturbation has {text} in a covariate group; lower --min-cells, or use fewer covariates.")
-    names = sorted({part for unit in units for part in table.parts[unit.name]})
-    number = {name: i for i, name in enumerate(names)}
-    units = [replace(unit, parts=tuple(number[p] for p in table.parts[unit.name])) for unit in units]
+    units, names, lost = table.units()
     counts, chosen = _counts(store, np.flatnonzero(table.used), config.genes)
-    at = np.cumsum(table.used) - 1
-    units = [replace(unit, cells=at[unit.cells]) for unit in units]
     if config.permute:
         units = _permuted(units, table.stratum[table.used], config)
     used = store.obs.loc[table.used]
@@ -151,7 +143,6 @@ class _Labels:
         self.compared = controls[self.stratum] >= 2  # without two controls there is no comparison
         self.treated = ~self.control & ~self.left_out & self.compared
         self.used = self.control | self.treated
-        self.parts: dict[str, list[str]] = {}
 
     def _doses(self, obs: pd.DataFrame, treated: np.ndarray) -> np.ndarray | None:
         if self.config.dose is None:
@@ -166,8 +157,8 @@ class _Labels:
             )
         return dose
 
-    def units(self) -> tuple[list[Unit], list[str]]:
-        """Return the units with enough cells, in a fixed order, and sentences on what was left out."""
+    def units(self) -> tuple[list[Unit], list[str], list[str]]:
+        """Return the units with enough cells, in a fixed order, their perturbations, and what was left out."""
         lost = self._lost()
         dose = np.full(len(self.labels), np.nan) if self.dose is None else self.dose
         labels = np.unique(self.labels[self.treated])
@@ -177,18 +168,24 @@ class _Labels:
             parts = parts_of[self.labels[cell]] or (self.labels[cell],)
             key = parts, int(self.group[cell]), None if np.isnan(dose[cell]) else float(dose[cell])
             merged.setdefault(key, []).append(int(cell))
-        controls = np.bincount(self.group[self.control], minlength=len(self.names))
-        units, few = [], 0
-        for (parts, group, amount), cells in sorted(merged.items(), key=lambda item: str(item[0])):
-            if min(len(cells), controls[group]) < self.config.min_cells:
-                few += 1
-                continue
+        controls, least = np.bincount(self.group[self.control], minlength=len(self.names)), self.config.min_cells
+        kept = {key: cells for key, cells in merged.items() if min(len(cells), controls[key[1]]) >= least}
+        if not kept:
+            raise DataError(
+                f"no perturbation has {least} treated and {least} control cells in a covariate group; lower "
+                "--min-cells, or use fewer covariates."
+            )
+        if few := len(merged) - len(kept):
+            lost.append(f"left out: {few} units with fewer than {least} treated or control cells")
+        names = sorted({part for parts, *_ in kept for part in parts})
+        number = {name: i for i, name in enumerate(names)}
+        row = np.cumsum(self.used) - 1  # of the screen
+        units = []
+        for parts, group, amount in sorted(kept, key=str):
             name = "+".join(parts) + ("" if amount is None else f" @ {amount:g}")
-            self.parts[name] = list(parts)
-            units.append(Unit(name, (), group, amount, np.sort(np.array(cells, np.int64))))
-        if few:
-            lost.append(f"left out: {few} units with fewer than {self.config.min_cells} treated or control cells")
-        return units, lost
+            cells = row[kept[parts, group, amount]]
+            units.append(Unit(name, tuple(number[part] for part in parts), group, amount, cells))
+        return units, names, lost
 
     def _lost(self) -> list[str]:
         lost = []
@@ -202,13 +199,11 @@ class _Labels:
 
     def rows(self) -> list[dict]:
         """Return the number of cells per condition and covariate group, controls first."""
-        count = Counter(zip(self.labels[self.used], self.group[self.used], strict=True))
+        count = Counter(zip(self.labels[self.used].tolist(), self.group[self.used], strict=True))
         control = self.config.control
-        order = sorted(count, key=lambda key: (key[0] != control, str(key[0]), key[1]))
         return [
-            {"condition": str(label), "context": self.names[group], "cells": count[label, group]}
-            | {"control": label == control}
-            for label, group in order
+            {"condition": name, "context": self.names[group], "cells": count[name, group], "control": name == control}
+            for name, group in sorted(count, key=lambda key: (key[0] != control, *key))
         ]
 
 

@@ -6,6 +6,7 @@ good for containing it. The treated cells of a unit are divided into halves that
 target.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -73,16 +74,17 @@ def make_fold(screen: Screen, split: str, config: FinetuneConfig, seed: int) -> 
     order = np.random.default_rng((config.seed, 1, seed // count)).permutation(len(names))
     held_out = {names[i] for i in order[seed % count :: count]}
     if split == "perturbation":  # a combination with a held-out part is not seen either
-        parts = [{screen.perturbations[p] for p in unit.parts} for unit in screen.units]
-        test = np.array([bool(p & held_out) for p in parts])
+        test = np.array([any(screen.perturbations[p] in held_out for p in unit.parts) for unit in screen.units])
     else:
         test = np.isin(groups, list(held_out))
     train, tested = np.flatnonzero(~test), np.flatnonzero(test)
-    if split == "combination":
-        tested = np.array([u for u in tested if _parts_seen(screen, int(u), train)], np.int64)
+    if split == "combination":  # each part and covariate group has to be seen
+        units, seen = screen.units, {p for u in train for p in screen.units[u].parts}
+        covariates = {units[u].covariates for u in train}
+        tested = [u for u in tested if seen.issuperset(units[u].parts) and units[u].covariates in covariates]
     if not len(train) or not len(tested):
         raise DataError(f"the {split} split leaves {len(train)} units to train on and {len(tested)} to test.")
-    return Fold(train, tested)
+    return Fold(train, np.array(tested, np.int64))
 
 
 def _groups(screen: Screen, split: str) -> list[str]:
@@ -90,34 +92,21 @@ def _groups(screen: Screen, split: str) -> list[str]:
     units = screen.units
     if split == "perturbation":
         # Of a combination only the parts count; its own label would be one more perturbation.
-        single = {screen.perturbations[unit.parts[0]] for unit in units if len(unit.parts) == 1}
-        return [
-            screen.perturbations[u.parts[0]] if len(u.parts) == 1 or screen.perturbations[u.parts[0]] not in single
-            else "" for u in units
-        ]  # fmt: skip
+        single = {unit.parts for unit in units if len(unit.parts) == 1}
+        return ["" if u.parts[1:] and u.parts[:1] in single else screen.perturbations[u.parts[0]] for u in units]
     if split == "covariate":
         return [screen.unseen_of_covariates[unit.covariates] for unit in units]
     combined = any(len(unit.parts) > 1 for unit in units)
     labels = [str(unit.parts) if combined else f"{unit.parts} {unit.covariates}" for unit in units]
-    of_part: dict[int, set[str]] = {}
-    of_group: dict[int, set[str]] = {}
-    for unit, label in zip(units, labels, strict=True):
-        of_group.setdefault(unit.covariates, set()).add(label)
-        for part in unit.parts:
-            of_part.setdefault(part, set()).add(label)
-    # A unit with a part or covariate group that no other label has could never be tested.
+    labelled = list(zip(units, labels, strict=True))
+    # How many labels a part or covariate group has: a unit with one that no other label has could never be tested.
+    of_part = Counter(part for part, _ in {(part, label) for unit, label in labelled for part in unit.parts})
+    of_group = Counter(group for group, _ in {(unit.covariates, label) for unit, label in labelled})
     return [
-        label if (len(unit.parts) > 1 or not combined) and len(of_group[unit.covariates]) > 1
-        and all(len(of_part[part]) > 1 for part in unit.parts) else ""
-        for unit, label in zip(units, labels, strict=True)
+        label if (len(unit.parts) > 1 or not combined) and of_group[unit.covariates] > 1
+        and all(of_part[part] > 1 for part in unit.parts) else ""
+        for unit, label in labelled
     ]  # fmt: skip
-
-
-def _parts_seen(screen: Screen, u: int, train: np.ndarray) -> bool:
-    """Return whether each part of the unit, and its covariate group, is in some training unit."""
-    parts = {p for v in train for p in screen.units[v].parts}
-    groups = {screen.units[v].covariates for v in train}
-    return set(screen.units[u].parts) <= parts and screen.units[u].covariates in groups
 
 
 def training_share(
@@ -165,8 +154,8 @@ def profiles(
     trainable: treated cells by training unit; the row of any other unit is NaN in `treated`, so that a leak shows.
     """
     strata = composition(screen)  # [U, S]
-    inputs, _, _ = group_moments(values, _by_stratum(screen, cell_halves.inputs, strata.shape[1]))
-    reference, variance, number = group_moments(values, _by_stratum(screen, cell_halves.reference, strata.shape[1]))
+    inputs, _, _ = stratum_moments(screen, values, cell_halves.inputs)
+    reference, variance, number = stratum_moments(screen, values, cell_halves.reference)
     treated = np.full((len(screen.units), len(screen.genes)), np.nan)
     known = sorted(trainable)
     treated[known] = group_moments(values, [trainable[u] for u in known])[0]
@@ -185,8 +174,7 @@ def profiles(
 def composition(screen: Screen) -> np.ndarray:
     """Return the share of each unit's cells in each stratum, float64 [U, S]."""
     count = int(screen.stratum.max()) + 1
-    rows = [np.bincount(screen.stratum[unit.cells], minlength=count) / len(unit.cells) for unit in screen.units]
-    return np.array(rows)
+    return np.array([np.bincount(screen.stratum[u.cells], minlength=count) / len(u.cells) for u in screen.units])
 
 
 def group_moments(values: sp.csr_array, groups: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -200,5 +188,9 @@ def group_moments(values: sp.csr_array, groups: Sequence[np.ndarray]) -> tuple[n
     return mean, np.maximum(squares - mean**2, 0.0) * count / np.maximum(count - 1, 1), sizes
 
 
-def _by_stratum(screen: Screen, chosen: np.ndarray, count: int) -> list[np.ndarray]:
-    return [np.flatnonzero(chosen & (screen.stratum == s)) for s in range(count)]
+def stratum_moments(
+    screen: Screen, values: sp.csr_array, chosen: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return `group_moments` of the chosen cells, bool [C], of each stratum [S]."""
+    count = int(screen.stratum.max()) + 1
+    return group_moments(values, [np.flatnonzero(chosen & (screen.stratum == s)) for s in range(count)])

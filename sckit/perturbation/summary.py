@@ -134,7 +134,7 @@ def summarise(
     # A cluster is what is held out: of two donors with five cell types each there are two, not ten.
     labels = [screen.unseen_of_covariates[u.covariates] if within else str(u.parts) for u in screen.units]
     cluster = np.unique(labels, return_inverse=True)[1]
-    replicates = replicate_scores(screen, values) or {}
+    replicates = replicate_scores(screen, values)
     scores = sorted(scores, key=lambda s: (s.unit, s.seed))
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in COLUMNS}
     intervals = []
