@@ -216,7 +216,6 @@ class Metric:
     name: str  # in JSON and CSV
     label: str  # for people
     description: str
-    best: float  # the value of a perfect prediction
     of: Callable[[_Block], np.ndarray]  # scores [b] of the units of a block
 
 
@@ -225,17 +224,17 @@ METRICS = {
     for metric in (
         Metric("delta_r_perturbed", "Δ r perturbed",
                "correlation over genes of prediction and truth, both less the mean of the training perturbations and "
-               "its direction, so that what all perturbations share scores 0", 1.0, _partial_correlation),
-        Metric("delta_r", "pearson_delta", "the same correlation of the changes against control (delta_r in JSON)", 1.0,
+               "its direction, so that what all perturbations share scores 0", _partial_correlation),
+        Metric("delta_r", "pearson_delta", "the same correlation of the changes against control (delta_r in JSON)",
                lambda b: correlation_of_rows(b.predicted, b.control, b.scored)),
-        Metric("weighted_r2", "weighted R²", "over genes weighted by their effect, 0 for the mean", 1.0,
+        Metric("weighted_r2", "weighted R²", "over genes weighted by their effect, 0 for the mean",
                lambda b: weighted_r2(b.predicted - b.mean, b.perturbed, b.t**2)),
         Metric("discrimination", "discrim.",
                "share of the other perturbations that are farther from the prediction than the right one (0.5: chance)",
-               1.0, lambda b: discrimination(b.raw, b.candidates, b.own, b.genes)),
-        Metric("slope", "slope", "size of the predicted effect as a share of the true one", 1.0,
+               lambda b: discrimination(b.raw, b.candidates, b.own, b.genes)),
+        Metric("slope", "slope", "size of the predicted effect as a share of the true one",
                lambda b: slope(b.predicted, b.control)),
-        Metric("de_overlap", "DE overlap", "share of the top differential genes that are predicted as such", 1.0,
+        Metric("de_overlap", "DE overlap", "share of the top differential genes that are predicted as such",
                lambda b: de_overlap(np.abs(b.predicted_t), np.abs(b.t), b.scored)),
     )
 }  # fmt: skip

@@ -91,9 +91,16 @@ class Scores:
     def row(
         self, name: str, *, rate: float, context: str | None, known_depth: bool, target: str = "full"
     ) -> dict[str, Any]:
-        """Return the point scores of a predictor as the columns of one row of the evaluation table."""
-        total, is_mean = self._total(name), name == "gene mean"
+        """Return the point scores of a predictor as the columns of one row of the evaluation table.
+
+        The last three columns are not in the JSON.
+        """
+        total, genes, is_mean = self._total(name), _GeneSums(*self._of_genes[name].T), name == "gene mean"
         centred = correlation_of_sums(total.n, total.c, total.cc, total.q, total.qq, total.cq)[0]
+        worse = (genes.error > genes.error_of_mean)[genes.n >= _MIN_ENTRIES]
+        with np.errstate(invalid="ignore", divide="ignore"):  # without totals both are 0
+            deviance = 1 - total.deviance[0] / total.deviance_of_mean[0]
+        beyond_depth = None if name.startswith("gene mean") else self._per_gene(name, beyond_depth=True)
         return {
             "predictor": name,
             "context": context,
@@ -106,35 +113,26 @@ class Scores:
             "per_gene_r": None if is_mean else self._per_gene(name),
             "per_cell_r": self._per_cell(name),
             "known_depth": known_depth,
+            "per_gene_r_beyond_depth": beyond_depth,
+            "deviance_explained": _finite(deviance),
+            "genes_worse_than_mean": float(worse.mean()) if len(worse) else None,
         }
 
     def full_row(self, name: str, groups: np.ndarray | None, **where: Any) -> dict[str, Any]:
-        """Return `row` with the columns of `extras`, with intervals, and with paired differences in R2.
+        """Return `row` with intervals, and with paired differences in R2.
 
         Differences are to the detection ridge and to the linear baseline of the highest R2.
         """
         best = max((other for other in self.predictors if other in CLOSED_FORMS), key=self.r2)
-        row = self.row(name, **where) | self.extras(name)
         parts: dict[str, dict[str, Any]] = {column: {"ci": ci} for column, ci in self.intervals(name, groups).items()}
         parts["minus_ridge"] = self.difference(name, "detection ridge", groups)
         parts["minus_best"] = {"predictor": best} | self.difference(name, best, groups)
+        row = self.row(name, **where)
         for column, part in parts.items():
             low, high = part.pop("ci")
             row |= {f"{column}_{key}": value for key, value in part.items()}
             row |= {f"{column}_low": low, f"{column}_high": high}
         return row
-
-    def extras(self, name: str) -> dict[str, float | None]:
-        """Return the columns that only the table and the CSV show."""
-        total, genes, is_mean = self._total(name), _GeneSums(*self._of_genes[name].T), name.startswith("gene mean")
-        worse = (genes.error > genes.error_of_mean)[genes.n >= _MIN_ENTRIES]
-        with np.errstate(invalid="ignore", divide="ignore"):  # without totals both are 0
-            deviance = 1 - total.deviance[0] / total.deviance_of_mean[0]
-        return {
-            "per_gene_r_beyond_depth": None if is_mean else self._per_gene(name, beyond_depth=True),
-            "deviance_explained": _finite(deviance),
-            "genes_worse_than_mean": float(worse.mean()) if len(worse) else None,
-        }
 
     def intervals(self, name: str, groups: np.ndarray | None) -> dict[str, list[float | None]]:
         """95 % bootstrap intervals of pooled r and of R2 against the gene mean. groups: labels [cells] or None."""

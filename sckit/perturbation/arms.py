@@ -99,11 +99,8 @@ def _shuffled_run(run: Run, on_event: Callable) -> Path:
     steps = _steps(run)
     config = replace(run.config, shuffle_values=True, epochs=None, minutes=None, steps=steps)
     if path.exists():
-        if (
-            not (path / "model.safetensors").is_file()
-            or open_run(path).config != config
-            or _data(path) != _data(run.path)
-        ):
+        finished = (path / "model.safetensors").is_file()
+        if not finished or open_run(path).config != config or _data(path) != _data(run.path):
             raise DataError(
                 f"{path} is not {run.path.name} on shuffled values, {steps} steps; move it away to train it again."
             )

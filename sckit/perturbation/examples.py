@@ -39,8 +39,13 @@ class FoldExamples:
     trainable: dict[int, np.ndarray]  # treated cells of each training unit
     delta: np.ndarray  # [U, G], as in `FoldView`
     control: np.ndarray  # [U, G], as in `FoldView`
-    mean: np.ndarray  # [G], mean delta of the training perturbations
     panel: np.ndarray | None  # int64, genes of the panel file
+
+    @cached_property
+    def mean(self) -> np.ndarray:
+        """Mean delta of the training perturbations [G]."""
+        names = np.array([str(self.screen.units[u].parts) for u in self.trainable])
+        return balanced_mean(self.delta[list(self.trainable)], names)
 
     @cached_property
     def detected_mean(self) -> np.ndarray:
@@ -82,8 +87,7 @@ class FoldExamples:
 
     def only(self, units: list[int]) -> "FoldExamples":
         """Return the same for some of the training units; the others have no part in the mean and the scale either."""
-        mean = balanced_mean(self.delta[units], np.array([str(self.screen.units[u].parts) for u in units]))
-        return replace(self, trainable={u: self.trainable[u] for u in units}, mean=mean)
+        return replace(self, trainable={u: self.trainable[u] for u in units})
 
     def draw(self, generator: np.random.Generator) -> Example:
         """Return a random training example; all perturbations are equally likely."""
@@ -94,7 +98,9 @@ class FoldExamples:
     def example(self, u: int, cells: np.ndarray, generator: np.random.Generator) -> Example:
         """Return a random example of unit u and its treated cells."""
         if self.config.task == "response":
-            return self._response(u, generator)
+            cell = int(self.control_cells(u, 1, generator)[0])
+            queries = np.sort(generator.permutation(self.table.n_genes)[:_QUERIES])
+            return self.control_cell(cell, u, queries, (self.delta[u] - self.mean) / self.scale)
         panel = self._random_panel(generator)
         mixed = generator.permutation(cells)
         visible, rest = (self.values[half].mean(0) for half in (mixed[::2], mixed[1::2]))
@@ -108,11 +114,6 @@ class FoldExamples:
             return Panel(np.sort(mixed[:count]), np.sort(mixed[count : count + _QUERIES]))
         rest = mixed[~np.isin(mixed, self.panel)]
         return Panel(self.panel, np.sort(rest[:_QUERIES]))
-
-    def _response(self, u: int, generator: np.random.Generator) -> Example:
-        cell = int(self.control_cells(u, 1, generator)[0])
-        queries = np.sort(generator.permutation(self.table.n_genes)[:_QUERIES])
-        return self.control_cell(cell, u, queries, (self.delta[u] - self.mean) / self.scale)
 
     def control_cells(self, u: int, count: int, generator: np.random.Generator) -> np.ndarray:
         """Return random input controls [count], of each stratum in proportion to the unit's own cells there."""

@@ -31,8 +31,6 @@ Found: TypeAlias = tuple[list[Score], list[dict[str, Any]]]
 CURVE = ("pretrained", "scratch")
 """Arms that are trained at every share of the training data; the others only at the largest."""
 
-Listener: TypeAlias = Callable[[str, dict[str, Any]], None]
-
 
 @dataclass(frozen=True)
 class Job:
@@ -49,7 +47,7 @@ def finetune(
     config: FinetuneConfig,
     *,
     runs: str | Path = "runs",
-    on_event: Listener = lambda _kind, _facts: None,
+    on_event: Callable[[str, dict[str, Any]], None] = lambda _kind, _facts: None,
 ) -> Finetuned:
     """Compare arms that start from a run (path or name; the latest one by default) on perturbation data.
 
@@ -77,8 +75,7 @@ def finetune(
         )
     on_event("note", {"text": _overlap_line(facts)})
     jobs = list(_jobs(config))
-    scores: list[Score] = []
-    trained: list[dict[str, Any]] = []
+    scores, trained = [], []
     workers = config.workers or (os.cpu_count() or 1 if compute.device.type == "cpu" else 1)
     for done, (found, how) in enumerate(_run(workers, jobs, screen, config, split, arms)):
         scores, trained = scores + found, trained + how
@@ -129,12 +126,11 @@ def score_job(job: Job, screen: Screen, config: FinetuneConfig, split: str, arms
         predictors |= {CEILING: other_half} | {name: arm_predictor(arm, compute) for name, arm in trained.items()}
         questions = ask(fold)
         scores = [s for name, predict in predictors.items() for s in scores_of(name, predict, fold, questions)]
-        about = [
-            {"arm": name, "seed": job.seed, "train_share": job.share}
-            | {"best_step": arm.best_step, "validation": arm.validation}
+        about = {"seed": job.seed, "train_share": job.share}
+        return scores, [
+            {"arm": name} | about | {"best_step": arm.best_step, "validation": arm.validation}
             for name, arm in trained.items()
         ]
-        return scores, about
     finally:
         torch.set_num_threads(threads)
 

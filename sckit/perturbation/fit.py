@@ -73,12 +73,12 @@ def fit(
         if step == config.steps:
             break
         scheduled = schedule(step / config.steps, _WARMUP)
-        losses = [_loss(model, own, generator, compute)]
-        take_step(model, optimiser, losses, step=step, lr=config.lr, scheduled=scheduled, clip=_CLIP)
-    if kept is None:
-        return FittedArm(model, own, config.steps, errors)
-    model.load_state_dict(kept)
-    return FittedArm(model, own, best_step, errors)
+        with compute.cast():
+            loss = model.loss(pack_examples(_draw(own, generator), own.expected, compute.device))
+        take_step(model, optimiser, [loss], step=step, lr=config.lr, scheduled=scheduled, clip=_CLIP)
+    if kept is not None:
+        model.load_state_dict(kept)
+    return FittedArm(model, own, config.steps if kept is None else best_step, errors)
 
 
 def predict_response(arm: FittedArm, fold: FoldData, compute: Compute) -> np.ndarray:
@@ -102,11 +102,6 @@ def predict_profiles(arm: FittedArm, fold: FoldData, question: Question, compute
         predicted = _predict(arm.model, sequences, arm.examples, compute)
         found[:, panel.scored] = predicted.reshape(len(sequences), -1)
     return fold.view.mean + arm.examples.scale * found
-
-
-def _loss(model: Responder, examples: FoldExamples, generator: np.random.Generator, compute: Compute) -> torch.Tensor:
-    with compute.cast():
-        return model.loss(pack_examples(_draw(examples, generator), examples.expected, compute.device))
 
 
 def _draw(examples: FoldExamples, generator: np.random.Generator) -> list[Example]:

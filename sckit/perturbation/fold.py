@@ -85,7 +85,6 @@ class FoldData:
             trainable,
             delta=self.view.delta,
             control=self.view.control,
-            mean=self.view.mean,
             panel=fixed_panel(screen, config),
         )
 

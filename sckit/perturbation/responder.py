@@ -116,12 +116,8 @@ class Responder(Trunk):
             noises[seen] = start.linear.noise[known[seen]]
         self.engine = start.engine
         self.gene = nn.Embedding.from_pretrained(rows, freeze=False)
-        self.curve = nn.Parameter(start.curve.detach().clone())
-        self.guess_curve = nn.Parameter(start.guess_curve.detach().clone())
-        self.surprise = nn.Parameter(start.surprise.detach().clone())
-        self.marker = nn.Parameter(start.marker.detach().clone())
-        self.cell, self.blocks = copy.deepcopy(start.cell), copy.deepcopy(start.blocks)
-        self.norm = copy.deepcopy(start.norm)
+        for part in ("curve", "guess_curve", "surprise", "marker", "cell", "blocks", "norm"):
+            setattr(self, part, copy.deepcopy(getattr(start, part)))
         self.loadings = nn.Parameter(loadings) if factors else None
         self.noise = nn.Buffer(noises)
         self.log_noise_scale = nn.Parameter(torch.zeros(())) if factors else None

@@ -44,10 +44,9 @@ def test_columns_are_what_numpy_says(scored):
     beyond = [
         np.corrcoef((y - depth)[flat["gene"] == g], (p - depth)[flat["gene"] == g])[0, 1] for g in genes[counts >= 20]
     ]
-    extras = scores.extras("good")
-    assert extras["per_gene_r_beyond_depth"] == pytest.approx(np.median(beyond))
-    assert extras["genes_worse_than_mean"] == 0
-    assert scores.extras("bad")["genes_worse_than_mean"] > 0.9
+    assert row["per_gene_r_beyond_depth"] == pytest.approx(np.median(beyond))
+    assert row["genes_worse_than_mean"] == 0
+    assert scores.row("bad", rate=1.0, context=None, known_depth=False)["genes_worse_than_mean"] > 0.9
 
 
 def test_gene_mean_has_no_correlation_of_its_own(scored):
