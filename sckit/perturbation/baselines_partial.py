@@ -44,7 +44,7 @@ _MOST_FOLDS = 50
 _SPAN = 64  # directions of the rows that the low-rank model may use; more than its highest rank
 
 
-@dataclass(frozen=True)
+@dataclass
 class Revealed:
     """What the predictors of one panel may see: R revealed and S scored genes, n training rows and m test units.
 
@@ -58,6 +58,30 @@ class Revealed:
     group: np.ndarray  # int [n], rows of one number are left out together
     cross: np.ndarray  # [S, R], covariance of scored and revealed genes in untreated cells (input half)
     own: np.ndarray  # [R, R], of the revealed genes
+
+    def __post_init__(self) -> None:
+        self.revealed = revealed = self.seen_train.shape[1]
+        self.weight, self.folds = group_weights(self.group), rows_by_fold(self.group, _MOST_FOLDS)
+        # Deviations from the prior.
+        self.all = np.hstack([self.seen_train, self.truth_train]) - self.prior  # [n, R + S]
+        self.seen, self.truth = self.all[:, :revealed], self.all[:, revealed:]
+        self.test = self.seen_test - self.prior[:revealed]  # [m, R]
+        self.judged = self._about_the_others() if len(self.folds) > 1 else self.all  # [n, R + S]
+        self.unexplained = self.weight @ (self.judged[:, revealed:] ** 2).sum(1)
+        """Weighted squared error of the mean."""
+
+    def _about_the_others(self) -> np.ndarray:
+        """Return deviations [n, R + S] from the mean of the other folds.
+
+        The prior of a training row is an average that contains the row, so a deviation from it tells the row's value.
+        """
+        sums = np.array([self.weight[rows] @ self.all[rows] for rows in self.folds])
+        weights = np.array([self.weight[rows].sum() for rows in self.folds])
+        others = (sums.sum(0) - sums) / (weights.sum() - weights)[:, None]
+        judged = self.all.copy()
+        for rows, mean in zip(self.folds, others, strict=True):
+            judged[rows] -= mean
+        return judged
 
 
 def partial_baselines() -> dict[str, Predictor]:
@@ -85,47 +109,18 @@ def predict_scored(name: str, data: Revealed) -> np.ndarray:
 
     With no revealed gene, or a single group of training rows, no setting can be judged, and the mean is returned.
     """
-    rows = _Rows(data)
-    prior = np.tile(data.prior[rows.revealed :], (len(data.seen_test), 1))
-    return prior + FITTED[name](rows) if rows.revealed and len(rows.folds) > 1 else prior
+    prior = np.tile(data.prior[data.revealed :], (len(data.test), 1))
+    return prior + FITTED[name](data) if data.revealed and len(data.folds) > 1 else prior
 
 
-class _Rows:
-    """Deviations of training and test rows from the prior."""
-
-    def __init__(self, data: Revealed) -> None:
-        self.revealed = revealed = data.seen_train.shape[1]
-        self.cross, self.own, self.weight = data.cross, data.own, group_weights(data.group)
-        self.folds = rows_by_fold(data.group, _MOST_FOLDS)
-        self.all = np.hstack([data.seen_train, data.truth_train]) - data.prior  # [n, R + S]
-        self.seen, self.truth = self.all[:, :revealed], self.all[:, revealed:]
-        self.test = data.seen_test - data.prior[:revealed]  # [m, R]
-        self.judged = self._about_the_others() if len(self.folds) > 1 else self.all  # [n, R + S]
-        self.unexplained = self.weight @ (self.judged[:, revealed:] ** 2).sum(1)
-        """Weighted squared error of the mean."""
-
-    def _about_the_others(self) -> np.ndarray:
-        """Return deviations [n, R + S] from the mean of the other folds.
-
-        The prior of a training row is an average that contains the row, so a deviation from it tells the row's value.
-        """
-        sums = np.array([self.weight[rows] @ self.all[rows] for rows in self.folds])
-        weights = np.array([self.weight[rows].sum() for rows in self.folds])
-        others = (sums.sum(0) - sums) / (weights.sum() - weights)[:, None]
-        judged = self.all.copy()
-        for rows, mean in zip(self.folds, others, strict=True):
-            judged[rows] -= mean
-        return judged
-
-
-def _ridge(rows: _Rows) -> np.ndarray:
+def _ridge(rows: Revealed) -> np.ndarray:
     """Fit slopes about the mean of the training rows, but apply them to deviations from the prior like the others."""
     ridge = Ridge(rows.seen, rows.truth, rows.weight)
     best = PENALTIES[first_best(ridge.left_out_errors(rows.folds))]
     return rows.test @ ridge.coefficients(best)  # [m, S]
 
 
-def _neighbours(rows: _Rows) -> np.ndarray:
+def _neighbours(rows: Revealed) -> np.ndarray:
     distances = squared_distances(rows.seen, rows.seen)
     for own in rows.folds:
         distances[np.ix_(own, own)] = np.inf
@@ -140,7 +135,7 @@ def _neighbours(rows: _Rows) -> np.ndarray:
     return neighbour_means(squared_distances(rows.test, rows.seen), rows.truth, equal, counts[best - 1 : best])[0]
 
 
-def _conditional(rows: _Rows) -> np.ndarray:
+def _conditional(rows: Revealed) -> np.ndarray:
     """Return revealed deviations times (own + shrinkage diag(own))^-1 cross', over genes that vary in untreated cells.
 
     The largest shrinkages are tried first; those that leave the matrix without a Cholesky factor are passed over.
@@ -164,7 +159,7 @@ def _conditional(rows: _Rows) -> np.ndarray:
     return rows.test[:, varies] * scale @ slopes[first_best(np.array(errors))]
 
 
-def _low_rank(rows: _Rows) -> np.ndarray:
+def _low_rank(rows: Revealed) -> np.ndarray:
     """Predict from factors of the deviations, shrunk by a penalty over their variance; at full rank this is the ridge.
 
     This is the posterior mean of the factors of a probabilistic principal component analysis (Tipping and Bishop 1999)
@@ -179,7 +174,7 @@ def _low_rank(rows: _Rows) -> np.ndarray:
     return rows.test @ seen @ np.linalg.solve(seen.T @ seen + penalty * np.eye(rank), scored.T)
 
 
-FITTED: dict[str, Callable[[_Rows], np.ndarray]] = {
+FITTED: dict[str, Callable[[Revealed], np.ndarray]] = {
     "ridge revealed to hidden": _ridge,
     "low-rank": _low_rank,
     "nearest neighbours": _neighbours,
@@ -193,13 +188,13 @@ PARTIAL = ("no change", "mean", "additive", *FITTED)
 class _Factors:
     """Principal axes of the weighted deviations of the rows, and those without each fold, within the same span."""
 
-    def __init__(self, rows: _Rows) -> None:
+    def __init__(self, rows: Revealed) -> None:
         self.root = np.sqrt(rows.weight)[:, None]
         self.centred = self.root * (rows.all - rows.weight @ rows.all / rows.weight.sum())
         self.axes, self.power = truncated_svd(self.centred, _SPAN)  # [R + S, q], [q]
         self.top = float(self.power[0]) if len(self.power) else 0.0
 
-    def choose(self, rows: _Rows) -> tuple[int, float]:
+    def choose(self, rows: Revealed) -> tuple[int, float]:
         """Return the rank and the absolute penalty with the least left-out error; rank 0 is the mean."""
         penalties = self.top * np.array(PENALTIES[1:])
         ranks = [rank for rank in RANKS if rank <= len(self.power)]
@@ -210,7 +205,7 @@ class _Factors:
         rank, penalty = np.unravel_index(best - 1, errors.shape)
         return ranks[rank], float(penalties[penalty])
 
-    def left_out_errors(self, rows: _Rows, ranks: list[int], penalties: np.ndarray) -> np.ndarray:
+    def left_out_errors(self, rows: Revealed, ranks: list[int], penalties: np.ndarray) -> np.ndarray:
         """Return weighted squared errors [ranks, penalties] of folds predicted by factors of the other folds.
 
         All is computed in the q coordinates of the span, which loses nothing for up to 64 rows.

@@ -97,8 +97,7 @@ def test_left_out_errors_are_those_of_refits(rng, n, groups):
 
 @SHAPES
 def test_left_out_errors_of_factors_are_those_of_refits(rng, n, groups):
-    data, _ = planted(rng, n, groups=groups)
-    rows = perturb_partial._Rows(data)
+    rows, _ = planted(rng, n, groups=groups)
     model = perturb_partial._Factors(rows)
     ranks, penalties = [1, 2, 3], model.top * np.array([1.0, 1e-2, 1e-4])
     expected = np.zeros((3, 3))
@@ -117,14 +116,13 @@ def test_left_out_errors_of_factors_are_those_of_refits(rng, n, groups):
 
 
 def test_the_mean_has_the_same_left_out_error_everywhere(rng):
-    rows = perturb_partial._Rows(planted(rng, 20, groups=7)[0])
+    rows, _ = planted(rng, 20, groups=7)
     ridge = Ridge(rows.seen, rows.truth, rows.weight)
     np.testing.assert_allclose(ridge.left_out_errors(rows.folds)[0], rows.unexplained)
 
 
 def test_factors_of_full_rank_are_the_ridge(rng, monkeypatch):
-    data, _ = planted(rng, 9)
-    rows = perturb_partial._Rows(data)
+    rows, _ = planted(rng, 9)
     ridge = Ridge(rows.seen, rows.truth, rows.weight)
     monkeypatch.setattr(perturb_partial._Factors, "choose", lambda *_: (8, 1e-2 * ridge.power[0]))
     predicted = perturb_partial._low_rank(rows)
@@ -199,10 +197,9 @@ def test_a_prior_averaged_over_the_row_itself_gives_nothing_away(rng):
     about = np.hstack([data.seen_train, data.truth_train])
     averaged = replace(data, prior=about.mean(0))
     shifted = replace(data, prior=about.mean(0) + 5)
-    rows = [perturb_partial._Rows(each) for each in (averaged, shifted)]
-    np.testing.assert_allclose(rows[0].judged, rows[1].judged)
+    np.testing.assert_allclose(averaged.judged, shifted.judged)
     others = np.array([np.delete(about, i, 0).mean(0) for i in range(3)])
-    np.testing.assert_allclose(rows[0].judged, about - others)
+    np.testing.assert_allclose(averaged.judged, about - others)
 
 
 def test_a_prior_that_is_not_zero_is_added_back(rng):
