@@ -213,29 +213,28 @@ def _in_top(key: np.ndarray, genes: np.ndarray, top: np.ndarray) -> np.ndarray:
 class Metric:
     """One way to score a predicted effect."""
 
-    name: str  # in JSON and CSV
     label: str  # for people
     description: str
     of: Callable[[_Block], np.ndarray]  # scores [b] of the units of a block
 
 
 METRICS = {
-    metric.name: metric
-    for metric in (
-        Metric("delta_r_perturbed", "Δ r perturbed",
-               "correlation over genes of prediction and truth, both less the mean of the training perturbations and "
-               "its direction, so that what all perturbations share scores 0", _partial_correlation),
-        Metric("delta_r", "pearson_delta", "the same correlation of the changes against control (delta_r in JSON)",
-               lambda b: correlation_of_rows(b.predicted, b.control, b.scored)),
-        Metric("weighted_r2", "weighted R²", "over genes weighted by their effect, 0 for the mean",
-               lambda b: weighted_r2(b.predicted - b.mean, b.perturbed, b.t**2)),
-        Metric("discrimination", "discrim.",
-               "share of the other perturbations that are farther from the prediction than the right one (0.5: chance)",
-               lambda b: discrimination(b.raw, b.candidates, b.own, b.genes)),
-        Metric("slope", "slope", "size of the predicted effect as a share of the true one",
-               lambda b: slope(b.predicted, b.control)),
-        Metric("de_overlap", "DE overlap", "share of the top differential genes that are predicted as such",
-               lambda b: de_overlap(np.abs(b.predicted_t), np.abs(b.t), b.scored)),
-    )
+    "delta_r_perturbed": Metric(
+        "Δ r perturbed", "correlation over genes of prediction and truth, both less the mean of the training "
+        "perturbations and its direction, so that what all perturbations share scores 0", _partial_correlation),
+    "delta_r": Metric(
+        "pearson_delta", "the same correlation of the changes against control (delta_r in JSON)",
+        lambda b: correlation_of_rows(b.predicted, b.control, b.scored)),
+    "weighted_r2": Metric(
+        "weighted R²", "over genes weighted by their effect, 0 for the mean",
+        lambda b: weighted_r2(b.predicted - b.mean, b.perturbed, b.t**2)),
+    "discrimination": Metric(
+        "discrim.", "share of the other perturbations that are farther from the prediction than the right one (0.5: "
+        "chance)", lambda b: discrimination(b.raw, b.candidates, b.own, b.genes)),
+    "slope": Metric(
+        "slope", "size of the predicted effect as a share of the true one", lambda b: slope(b.predicted, b.control)),
+    "de_overlap": Metric(
+        "DE overlap", "share of the top differential genes that are predicted as such",
+        lambda b: de_overlap(np.abs(b.predicted_t), np.abs(b.t), b.scored)),
 }  # fmt: skip
-"""By name, the headline first. Higher is better, but for the slope, which should be 1."""
+"""By name in JSON and CSV, the headline first. Higher is better, but for the slope, which should be 1."""

@@ -45,16 +45,14 @@ def pack_examples(examples: Sequence[Example], expected: np.ndarray, device: tor
 
     expected: what is expected of each row of the token table above the value of a single count.
     """
-    rows, values, residual, roles, truth = [], [], [], [], []
-    for example in examples:
-        n, p, q = len(example.genes), len(example.perturbations), len(example.queries)
-        rows += [example.genes, np.array(example.perturbations, np.int64), example.queries]
-        values += [example.values, np.zeros(p + q)]
-        residual += [example.residual, np.zeros(p + q)]
-        roles += [np.zeros(n, np.int8), np.ones(p, np.int8), np.full(q, 2, np.int8)]
-        truth += [] if example.truth is None else [example.truth]
-    genes, role = np.concatenate(rows).astype(np.int64), np.concatenate(roles)
-    doses = np.array([example.dose for example in examples for _ in example.perturbations], np.float32)
+    parts = [part for e in examples for part in (e.genes, np.array(e.perturbations, np.int64), e.queries)]
+    genes = np.concatenate(parts).astype(np.int64)
+    role = np.repeat(np.tile([0, 1, 2], len(examples)), [len(part) for part in parts])
+    values, residual = np.zeros((2, len(role)))
+    values[role == 0] = np.concatenate([e.values for e in examples])
+    residual[role == 0] = np.concatenate([e.residual for e in examples])
+    truth = [e.truth for e in examples if e.truth is not None]
+    doses = np.array([e.dose for e in examples for _ in e.perturbations])
 
     def floats(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array.astype(np.float32)).to(device)
@@ -62,10 +60,10 @@ def pack_examples(examples: Sequence[Example], expected: np.ndarray, device: tor
     return Tokens.pack(
         device,
         genes=genes,
-        values=np.concatenate(values),
+        values=values,
         hidden=role == 2,
         in_context=role == 0,
-        offsets=indptr_of(np.array([len(example) for example in examples])).astype(np.int32),
+        offsets=indptr_of([len(e) for e in examples]).astype(np.int32),
         keys=np.array([len(e.genes) + len(e.perturbations) for e in examples], np.int32),
         targets=np.flatnonzero(role == 2),
         truth=np.concatenate(truth) if len(truth) == len(examples) else None,
@@ -73,7 +71,7 @@ def pack_examples(examples: Sequence[Example], expected: np.ndarray, device: tor
         log_total=np.full(len(examples), np.nan),
         visible_only=True,
         expected=floats(expected[genes]),
-        residual=floats(np.concatenate(residual)),
+        residual=floats(residual),
         perturbed=Perturbed(torch.from_numpy(np.flatnonzero(role == 1)).to(device), floats(doses)),
     )
 

@@ -130,10 +130,8 @@ class _Labels:
         group = np.array([" | ".join(row) for row in zip(*columns.values(), strict=True)] or ["all"] * len(labels))
         self.names, self.group = _numbered(group)
         unseen = columns[config.unseen] if config.unseen else group
-        first = [int(np.flatnonzero(self.group == i)[0]) for i in range(len(self.names))]
-        self.unseen = tuple(str(unseen[i]) for i in first)
-        whole = np.full(len(labels), "")
-        self.replicate = group_values(store.obs, config.replicate) if config.replicate else whole
+        self.unseen = tuple(str(unseen[i]) for i in np.unique(self.group, return_index=True)[1])
+        self.replicate = group_values(store.obs, config.replicate) if config.replicate else np.full(len(labels), "")
         replicates, replicate = _numbered(self.replicate)
         self.stratum = np.unique(self.group * len(replicates) + replicate, return_inverse=True)[1]
         self.control = labels == config.control
@@ -144,9 +142,9 @@ class _Labels:
         self.treated = ~self.control & ~self.left_out & self.compared
         self.used = self.control | self.treated
 
-    def _doses(self, obs: pd.DataFrame, treated: np.ndarray) -> np.ndarray | None:
+    def _doses(self, obs: pd.DataFrame, treated: np.ndarray) -> np.ndarray:
         if self.config.dose is None:
-            return None
+            return np.full(len(treated), np.nan)
         text = group_values(obs, self.config.dose)
         dose = np.asarray(pd.to_numeric(pd.Series(text), errors="coerce"), np.float64)
         bad = treated & ~(np.isfinite(dose) & (dose >= 0))
@@ -160,13 +158,12 @@ class _Labels:
     def units(self) -> tuple[list[Unit], list[str], list[str]]:
         """Return the units with enough cells, in a fixed order, their perturbations, and what was left out."""
         lost = self._lost()
-        dose = np.full(len(self.labels), np.nan) if self.dose is None else self.dose
         labels = np.unique(self.labels[self.treated])
         parts_of = {label: tuple(sorted(set(_parts(label)) - {self.config.control, "ctrl"})) for label in labels}
         merged: dict[tuple, list[int]] = {}
         for cell in np.flatnonzero(self.treated):
             parts = parts_of[self.labels[cell]] or (self.labels[cell],)
-            key = parts, int(self.group[cell]), None if np.isnan(dose[cell]) else float(dose[cell])
+            key = parts, int(self.group[cell]), None if np.isnan(self.dose[cell]) else float(self.dose[cell])
             merged.setdefault(key, []).append(int(cell))
         controls, least = np.bincount(self.group[self.control], minlength=len(self.names)), self.config.min_cells
         kept = {key: cells for key, cells in merged.items() if min(len(cells), controls[key[1]]) >= least}
@@ -188,14 +185,12 @@ class _Labels:
         return units, names, lost
 
     def _lost(self) -> list[str]:
-        lost = []
         alone = ~self.control & ~self.compared & ~self.left_out
-        if alone.any():
-            text = "treated cells whose covariate group or replicate has no controls"
-            lost.append(f"left out: {int(alone.sum()):,} {text}")
-        if self.left_out.any():
-            lost.append(f"left out: {int(self.left_out.sum()):,} cells without a condition or with an excluded one")
-        return lost
+        lost = {
+            "treated cells whose covariate group or replicate has no controls": alone,
+            "cells without a condition or with an excluded one": self.left_out,
+        }
+        return [f"left out: {int(cells.sum()):,} {what}" for what, cells in lost.items() if cells.any()]
 
     def rows(self) -> list[dict]:
         """Return the number of cells per condition and covariate group, controls first."""

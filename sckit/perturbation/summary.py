@@ -28,7 +28,7 @@ COLUMNS = {
 """Columns of the tables of a result; low and high are the ends of the 95 % interval."""
 
 _IN_JSON = {"rows": "scores", "paired": "differences", "ceilings": "ceilings", "gap": "gaps"}
-_ORDER = {name: i for i, name in enumerate((*dict.fromkeys((*RESPONSE, *PARTIAL)), *ARMS, CEILING))}
+_ORDER = [*dict.fromkeys((*RESPONSE, *PARTIAL)), *ARMS]
 
 
 class Where(NamedTuple):
@@ -88,10 +88,10 @@ class Finetuned:
     def shown_share(self) -> float | None:
         """Revealed share of the full table: a half, else the middle one of those above 0; None where there is none."""
         revealed = self.shares("revealed")
-        if 0.5 in revealed or not revealed:
-            return 0.5 if revealed else None
+        if 0.5 in revealed:
+            return 0.5
         positive = [share for share in revealed if share > 0] or revealed
-        return positive[len(positive) // 2]
+        return positive[len(positive) // 2] if positive else None
 
     @property
     def shown(self) -> dict[str, float | None]:
@@ -181,7 +181,7 @@ class _Tables:
 
     def names(self, where: Where) -> list[str]:
         """Predictors scored at a place, baselines first."""
-        return sorted((name for name, at in self.samples if at == where and name != CEILING), key=lambda n: _ORDER[n])
+        return sorted((name for name, at in self.samples if at == where and name != CEILING), key=_ORDER.index)
 
     def sample(self, name: str, where: Where, metric: str, *, as_loss: bool = False) -> Sample:
         """Scores of a predictor; as_loss: of the slope, how near to 1 it is."""

@@ -18,7 +18,6 @@ _WIDE = 190
 _SHOWN_CELLS = 48
 _COLUMNS_OF_COVARIATES = 8
 _NAMED = 12
-_BETTER = {"helps": "better", "hurts": "worse"}
 _LEGEND = (
     "Δ: profile less that of the control cells. "
     + "; ".join(f"{metric.label}: {metric.description}" for metric in METRICS.values())
@@ -62,8 +61,7 @@ def verdict_lines(result: Finetuned) -> list[str]:
 
 
 def _sentence(result: Finetuned, pair: dict[str, Any]) -> str:
-    word = str(pair["verdict"])
-    word = word if pair["b"] in ARMS else _BETTER.get(word, word)
+    word = _word(pair["verdict"], pair["b"])
     within = {"no difference": f" within ±{result.margin:g}", "undecided": f" (margin ±{result.margin:g})"}
     revealed = pair["revealed"] if is_number(pair["revealed"]) else None
     scores = at(result.scores, revealed=revealed, train_share=pair["train_share"], subset=pair["subset"])
@@ -77,6 +75,11 @@ def _sentence(result: Finetuned, pair: dict[str, Any]) -> str:
     name = f"{pair['a']} against {pair['b']}, {_where(result, revealed)}"
     seeds = f"{result.seeds} seed{'s' * (result.seeds != 1)}"
     return f"{name}: {word}{within.get(word, '')} ({score}, {few}, {seeds}){nothing}"
+
+
+def _word(verdict: str, other: str) -> str:
+    """The verdict; against a baseline, pretraining does not help but is better."""
+    return verdict if other in ARMS else {"helps": "better", "hurts": "worse"}.get(verdict, verdict)
 
 
 def _where(result: Finetuned, revealed: float | None) -> str:
@@ -151,8 +154,7 @@ def _differences(result: Finetuned) -> Table | None:
     for a, b in sorted(pairs, key=lambda pair: (pair[1] not in ARMS, ARMS.index(pair[0]))):
         cells = []
         for subset in result.subsets:
-            word = verdicts.get((a, b, subset), "")
-            cells += [differences.get((a, b, subset), "-"), word if b in ARMS else _BETTER.get(word, word)]
+            cells += [differences.get((a, b, subset), "-"), _word(verdicts.get((a, b, subset), ""), b)]
         table.add_row(f"{a} - {b}", *cells)
     return table
 
