@@ -169,8 +169,6 @@ def _low_rank(rows: Revealed) -> np.ndarray:
     rank, penalty = model.choose(rows)
     loadings = model.axes * np.sqrt(model.power)
     seen, scored = loadings[: rows.revealed, :rank], loadings[rows.revealed :, :rank]
-    if not rank:
-        return np.zeros((len(rows.test), len(scored)))
     return rows.test @ seen @ np.linalg.solve(seen.T @ seen + penalty * np.eye(rank), scored.T)
 
 

@@ -74,7 +74,7 @@ def finetune(
             f"{', '.join(screen.perturbations[:5])}; give a file of condition and gene, or leave the option out."
         )
     on_event("note", {"text": _overlap_line(facts)})
-    jobs = list(_jobs(config))
+    jobs = _jobs(config)
     scores, trained = [], []
     workers = config.workers or (os.cpu_count() or 1 if compute.device.type == "cpu" else 1)
     for done, (found, how) in enumerate(_run(workers, jobs, screen, config, split, arms)):
@@ -84,13 +84,11 @@ def finetune(
     return summarise(screen, config, split, scores, facts=facts, notes=[_overlap_line(facts), *notes])
 
 
-def _jobs(config: FinetuneConfig) -> Iterator[Job]:
-    """Yield the jobs, those of the largest share first, because they take longest."""
-    largest = max(config.train_shares)
-    for share in sorted(set(config.train_shares), reverse=True):
-        arms = tuple(dict.fromkeys(arm for arm in config.arms if share == largest or arm in CURVE))
-        for seed in range(config.seeds):
-            yield Job(seed, share, arms)
+def _jobs(config: FinetuneConfig) -> list[Job]:
+    """Return the jobs, those of the largest share first, because they take longest."""
+    shares, every = sorted(set(config.train_shares), reverse=True), tuple(dict.fromkeys(config.arms))
+    arms = {share: tuple(arm for arm in every if arm in CURVE) for share in shares} | {shares[0]: every}
+    return [Job(seed, share, arms[share]) for share in shares for seed in range(config.seeds)]
 
 
 def _run(workers: int, jobs: list[Job], *given: Any) -> Iterator[Found]:

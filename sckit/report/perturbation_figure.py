@@ -60,7 +60,7 @@ def _draw_predictors(axis: Any, result: Finetuned) -> None:
         count = rows["perturbations"].iloc[0] if len(rows) else 0
         face = None if whole else "white"
         for row in rows[rows["mean"].notna()].itertuples():
-            style = {"fmt": "o", "color": _colour(row.predictor), "mfc": face, "ms": 5.5, "lw": 1.4, "capsize": 2}
+            style = {"fmt": "o", "color": _COLOURS[row.predictor], "mfc": face, "ms": 5.5, "lw": 1.4, "capsize": 2}
             height = names.index(row.predictor) + (-0.13 if whole else 0.13)
             axis.errorbar(row.mean, height, xerr=_reach(rows.loc[[row.Index]]), **style)
         label = f"all {count} {result.held_out}" if whole else f"the {count} whose effect repeats"
@@ -85,16 +85,15 @@ def _draw_curve(axis: Any, result: Finetuned, along: str) -> None:
     scores = at(result.scores, metric=result.headline, subset="all", **where).dropna(subset="mean")
     for name in result.predictors:
         rows = at(scores, predictor=name).sort_values(along)
-        places, means = [steps.index(share) for share in rows[along]], list(rows["mean"])
-        style: dict[str, Any] = {"color": _colour(name)}
+        places, means, colour = [steps.index(share) for share in rows[along]], list(rows["mean"]), _COLOURS[name]
         if name in ARMS and means:
             x = [place + 0.05 * (ARMS.index(name) - 1.5) for place in places]
-            style |= {"marker": "o", "ms": 4.5, "lw": 2.0 if name == "pretrained" else 1.4, "capsize": 2}
-            axis.errorbar(x, means, yerr=_reach(rows), label=name, zorder=3, **style)
+            style = {"marker": "o", "ms": 4.5, "lw": 2.0 if name == "pretrained" else 1.4, "capsize": 2}
+            axis.errorbar(x, means, yerr=_reach(rows), label=name, zorder=3, color=colour, **style)
         elif len(means) > 1:
-            axis.plot(places, means, lw=1.1, ls="--", label=name, **style)
+            axis.plot(places, means, lw=1.1, ls="--", label=name, color=colour)
         elif means and along == "train_share" and name == "mean":
-            axis.axhline(means[0], lw=1.1, ls="--", label=name, **style)
+            axis.axhline(means[0], lw=1.1, ls="--", label=name, color=colour)
     ceiling = _ceiling(result, "all")
     if is_number(ceiling):
         axis.plot(range(len(steps)), [ceiling] * len(steps), color=_CEILING, ls="-.", lw=1.3, label="ceiling")
@@ -115,7 +114,3 @@ def _reach(rows: pd.DataFrame) -> Any:
 def _ceiling(result: Finetuned, subset: str) -> float | None:
     halves = at(result.ceilings, subset=subset, metric=result.headline, kind="half-cells")["mean"]
     return next(iter(halves), None)
-
-
-def _colour(predictor: str) -> str:
-    return _COLOURS.get(predictor, "#1f77b4")
