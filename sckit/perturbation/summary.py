@@ -112,11 +112,12 @@ class Finetuned:
 
 def _json_rows(table: pd.DataFrame, subset: str) -> list[dict[str, Any]]:
     """Rows of a subset, with the ends of the interval in one list."""
-    rows: Any = table.loc[table["subset"] == subset].drop(columns="subset").to_dict("records")
-    return [
-        {"ci" if k == "low" else k: [v, row["high"]] if k == "low" else v for k, v in row.items() if k != "high"}
-        for row in rows
-    ]
+    found = table.loc[table["subset"] == subset].drop(columns="subset").rename(columns={"low": "ci"})
+    rows: Any = found.to_dict("records")
+    for row in rows:
+        if "ci" in row:
+            row["ci"] = [row["ci"], row.pop("high")]
+    return rows
 
 
 def summarise(
