@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from sckit.bench.cases import CASES, Case
 from sckit.bench.competitors import attention_competitors
 from sckit.bench.harness import Contest, OnEvent, Row, check, measure, output_and_gradients, with_gradients
+from sckit.data.views import indptr_of
 from sckit.kernels.attention import attention, plan_attention
 from sckit.kernels.engines import choose_engine
 from sckit.provenance import measured_on
@@ -37,7 +37,7 @@ def bench_kernels(
     Returns the document that `sckit bench kernels --json` ends with: one row for every case, engine and pass, with the
     median and the 20th and 80th percentile of its times, gflops and share_of_peak from the median, and provenance; and
     the competitors that could not run here. With `tune` a GPU first tries other launches of our kernels and goes on
-    with the best, in this process. `on_event` gets "progress" with done, of and what, and "row" with each row.
+    with the best, in this process. Events as in `harness.measure`.
     Raises SckitError when an engine or competitor disagrees with float64.
     """
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
@@ -61,7 +61,7 @@ def _contest(case: Case, engine: str, device: str, dtype: torch.dtype, *, tune: 
     shape = sum(lengths), case.heads, case.head_dim
     q, k, v, slope = (torch.randn(shape, generator=generator).to(device, dtype) for _ in range(4))
     square = torch.randn(GEMM_SIDE[device], GEMM_SIDE[device], generator=generator).to(device, dtype)
-    plan = plan_attention(_offsets(lengths), torch.tensor(keys)).to(device)
+    plan = plan_attention(torch.from_numpy(indptr_of(lengths)), torch.tensor(keys)).to(device)
     if tune:
         from sckit.kernels.attention_tune import tune as tune_launches
 
@@ -78,8 +78,8 @@ def _contest(case: Case, engine: str, device: str, dtype: torch.dtype, *, tune: 
         gflops = case.gflop(backward=row["pass"] == "fwd+bwd") / row["median_ms"] * 1e3
         return {"gflops": gflops, "share_of_peak": gflops / _peak_gflops(device, yardstick_s)} | case.facts()
 
-    offsets, few_keys = _offsets([lengths[c] for c in chosen]), torch.tensor([keys[c] for c in chosen])
-    exact = partial(attention, offsets=offsets, keys=few_keys, engine="reference")
+    offsets, few_keys = indptr_of([lengths[c] for c in chosen]), torch.tensor([keys[c] for c in chosen])
+    exact = partial(attention, offsets=torch.from_numpy(offsets), keys=few_keys, engine="reference")
     return Contest(
         facts={"op": "attention", "case": case.name, "heads": case.heads, "head_dim": case.head_dim},
         variants={name: with_gradients(run, leaves, slope, few) for name, run in runs.items()},
@@ -93,7 +93,3 @@ def _contest(case: Case, engine: str, device: str, dtype: torch.dtype, *, tune: 
 def _peak_gflops(device: str, wall_s: float) -> float:
     """Return the speed of the matrix product in GFLOP/s."""
     return 2 * GEMM_SIDE[device] ** 3 / wall_s / 1e9
-
-
-def _offsets(lengths: list[int]) -> Tensor:
-    return pad(torch.tensor(lengths).cumsum(0), (1, 0))

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 
+from sckit.data.views import indptr_of
 from sckit.kernels.counts_reference import TARGET_SUM, Csr
 from sckit.kernels.hashing import mix
 
@@ -87,8 +88,7 @@ def _on_gpu(lengths: list[int], keys: list[int], device: str) -> dict[str, Atten
     variants: dict[str, Attend] = {"flex": _flex(lengths, keys, device)}
     if keys != lengths:
         return variants  # the others cannot give a hidden token its own key in addition to the prefix
-    offsets = pad(torch.tensor(lengths, dtype=torch.int32).cumsum(0, dtype=torch.int32), (1, 0)).to(device)
-    longest = max(lengths)
+    offsets, longest = torch.from_numpy(indptr_of(lengths)).to(device, torch.int32), max(lengths)
     if find_spec("torch.nn.attention.varlen") is not None:
         from torch.nn.attention.varlen import varlen_attn
 
@@ -138,11 +138,7 @@ def moments_torch(csr: Csr, totals: np.ndarray, n_genes: int) -> tuple[np.ndarra
     values = torch.from_numpy(counts * np.repeat(TARGET_SUM / totals, np.diff(indptr)))
     empty = torch.zeros(n_genes, dtype=torch.float64)
     total, squares = (empty.index_add(0, torch.from_numpy(genes), x).numpy() for x in (values, values * values))
-    return mean_and_variance(total, squares, len(totals))
-
-
-def mean_and_variance(total: np.ndarray, squares: np.ndarray, n_cells: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return both from the sums over the cells of the values and of their squares."""
+    n_cells = len(totals)
     mean = total / n_cells
     return mean, np.maximum(squares - n_cells * mean**2, 0) / (n_cells - 1)
 

@@ -18,7 +18,7 @@ from sckit.data.filters import GeneMoments
 from sckit.data.readers.source import CountsBlock
 from sckit.data.views import indptr_of
 from sckit.kernels import counts_numba, counts_reference
-from sckit.kernels.counts_reference import TARGET_SUM, Csr, Hide
+from sckit.kernels.counts_reference import Csr, Hide
 from sckit.provenance import measured_on
 
 CELLS = (200, 2_000, 20_000)  # a batch of training, a block of `prepare`, ten of them
@@ -38,10 +38,6 @@ class Counts:
     of_gene: np.ndarray  # float64 [G, k]
     of_cell: np.ndarray  # float64 [C, k]
     cells: np.ndarray  # int64 [C], their numbers
-
-    def per_entry(self, of_cell: np.ndarray) -> np.ndarray:
-        """Return what belongs to the cell of each entry, [nnz]."""
-        return np.repeat(of_cell, np.diff(self.csr[0]))
 
 
 def make_counts(n_cells: int) -> Counts:
@@ -90,78 +86,69 @@ def bench_counts(
 
 
 def contests(counts: Counts) -> list[Contest]:
-    """Return every operation: ours against the fastest other formulation."""
-    return _statistics(counts) + _kernels(counts)
-
-
-def _contest(
-    counts: Counts, op: str, reference: Run, own: Run, engine: str, other: Run, *, drawn: bool = False
-) -> Contest:
-    """Return one operation; drawn: the other engine draws random numbers of its own, which cannot be checked."""
-    variants = {"sckit": Variant({"": own}, own), engine: Variant({"": other}, None if drawn else other)}
-    facts = {"op": op, "case": f"{len(counts.totals)} cells"}
-    entries = len(counts.csr[1])
-    return Contest(
-        facts, variants, reference, _LARGEST_ERROR, lambda row, _: {"entries_per_s": 1e3 * entries / row["median_ms"]}
-    )
-
-
-def _statistics(counts: Counts) -> list[Contest]:
-    """Return what `prepare` needs of cells and genes."""
-    csr, totals = counts.csr, counts.totals
-    n_cells = len(totals)
-    block = CountsBlock(*csr, pd.DataFrame(index=range(n_cells)))
+    """Return every operation: ours against the fastest other formulation, which also checks ours without a kernel."""
+    csr, cells, totals, vocabulary = counts.csr, counts.cells, counts.totals, counts.vocabulary
+    of_entry = np.repeat(cells, np.diff(csr[0]))
+    block = CountsBlock(*csr, pd.DataFrame(index=cells))
     marked = (np.arange(_GENES) < _MITOCHONDRIAL).astype(np.float64)
+    generator = np.random.default_rng(0)
+    sizes = np.full(_GENES, _SIZE)
+    choice = {"vocabulary": vocabulary, "max_genes": _MAX_GENES}
 
-    def sum_by_cell(weights: np.ndarray) -> np.ndarray:
-        return np.bincount(counts.per_entry(counts.cells), weights=weights, minlength=n_cells)
+    def contest(
+        op: str, own: Run, engine: str, other: Run, *, reference: Run | None = None, drawn: bool = False
+    ) -> Contest:
+        """drawn: the other engine draws random numbers of its own, which cannot be checked."""
+        variants = {"sckit": Variant({"": own}, own), engine: Variant({"": other}, None if drawn else other)}
+        return Contest(
+            facts={"op": op, "case": f"{len(cells)} cells"},
+            variants=variants,
+            reference=reference or other,
+            tolerance=_LARGEST_ERROR,
+            figures=lambda row, _: {"entries_per_s": 1e3 * len(csr[1]) / row["median_ms"]},
+        )
+
+    def kernel(
+        op: str, name: str, *arguments: Any, engine: str = "numpy", other: Run, drawn: bool = False, **options: Any
+    ) -> Contest:
+        own, reference = (
+            partial(getattr(module, name), *arguments, **options) for module in (counts_numba, counts_reference)
+        )
+        return contest(op, own, engine, other, reference=reference, drawn=drawn)
+
+    def marked_numpy() -> np.ndarray:
+        return np.bincount(np.repeat(cells, np.diff(csr[0])), weights=csr[2] * marked[csr[1]], minlength=len(cells))
 
     def moments() -> tuple[np.ndarray, np.ndarray]:
         of_genes = GeneMoments(_GENES)
         of_genes.add(*csr, totals)
         return of_genes.mean_and_variance()
 
-    def moments_bincount() -> tuple[np.ndarray, np.ndarray]:
-        values = csr[2] * counts.per_entry(TARGET_SUM / totals)
-        sums, squares = (np.bincount(csr[1], x, minlength=_GENES) for x in (values, values * values))
-        return competitors.mean_and_variance(sums, squares, n_cells)
-
-    marked_numpy = lambda: sum_by_cell(csr[2] * marked[csr[1]])  # noqa: E731
-    moments_torch = partial(competitors.moments_torch, csr, totals, _GENES)
-    contest = partial(_contest, counts)
     return [
-        contest("totals", partial(sum_by_cell, csr[2]), block.totals, "torch", partial(competitors.totals_torch, csr)),
-        contest("marked counts", marked_numpy, partial(block.weighted, marked), "numpy", marked_numpy),
-        contest("gene moments", moments_bincount, moments, "torch", moments_torch),
-    ]
-
-
-def _kernels(counts: Counts) -> list[Contest]:
-    """Return what turns counts into values and predictions, and what hides, cuts and halves."""
-    csr, totals, vocabulary = counts.csr, counts.totals, counts.vocabulary
-    rows = counts.of_gene, csr[1], counts.of_cell, counts.per_entry(counts.cells)
-    given, choice = (csr, counts.cells, totals), {"vocabulary": vocabulary, "max_genes": _MAX_GENES}
-    pack = _both("pack", *given, Hide(_KEY, np.full(len(totals), _RATE)), **choice)
-    halve, halve_urn = _both("halve", *given, _KEY), _both("halve", *given, _KEY, sizes=np.full(_GENES, _SIZE))
-    generator = np.random.default_rng(0)
-    normalise_numpy = partial(competitors.normalise_numpy, csr, totals, vocabulary)
-    dot_torch = partial(competitors.dot_torch, csr, counts.of_gene, counts.of_cell)
-    pack_numpy = partial(competitors.pack_numpy, csr, totals, vocabulary, _KEY, _RATE)
-    cut_numpy = partial(competitors.cut_numpy, csr, vocabulary)
-    halve_numpy = partial(competitors.halve_numpy, csr, generator)
-    halve_urn_numpy = partial(competitors.halve_urn_numpy, csr, generator, _SIZE)
-    contest = partial(_contest, counts)
-    return [
-        contest("normalise", *_both("normalise", csr, totals, vocabulary), "numpy", normalise_numpy),
-        contest("entry dot", *_both("entry_dot", *rows), "torch", dot_torch),
-        contest("hide and pack", *pack, "numpy", pack_numpy),
-        contest("cut", *_both("cut", csr, counts.cells, _KEY, **choice), "numpy", cut_numpy),
-        contest("split binomial", *halve, "numpy", halve_numpy, drawn=True),
-        contest("split negative-binomial", *halve_urn, "numpy", halve_urn_numpy, drawn=True),
-    ]
-
-
-def _both(name: str, *arguments: Any, **options: Any) -> tuple[Run, Run]:
-    """Return a counts kernel on its arguments: the reference and the compiled one."""
-    reference, own = getattr(counts_reference, name), getattr(counts_numba, name)
-    return partial(reference, *arguments, **options), partial(own, *arguments, **options)
+        # What `prepare` needs of cells and genes.
+        contest("totals", block.totals, "torch", partial(competitors.totals_torch, csr)),
+        contest("marked counts", partial(block.weighted, marked), "numpy", marked_numpy),
+        contest("gene moments", moments, "torch", partial(competitors.moments_torch, csr, totals, _GENES)),
+        # What turns counts into values and predictions, and what hides, cuts and halves.
+        kernel(
+            "normalise", "normalise", csr, totals, vocabulary,
+            other=partial(competitors.normalise_numpy, csr, totals, vocabulary),
+        ),
+        kernel(
+            "entry dot", "entry_dot", counts.of_gene, csr[1], counts.of_cell, of_entry,
+            engine="torch", other=partial(competitors.dot_torch, csr, counts.of_gene, counts.of_cell),
+        ),
+        kernel(
+            "hide and pack", "pack", csr, cells, totals, Hide(_KEY, np.full(len(cells), _RATE)), **choice,
+            other=partial(competitors.pack_numpy, csr, totals, vocabulary, _KEY, _RATE),
+        ),
+        kernel("cut", "cut", csr, cells, _KEY, **choice, other=partial(competitors.cut_numpy, csr, vocabulary)),
+        kernel(
+            "split binomial", "halve", csr, cells, totals, _KEY,
+            other=partial(competitors.halve_numpy, csr, generator), drawn=True,
+        ),
+        kernel(
+            "split negative-binomial", "halve", csr, cells, totals, _KEY, sizes=sizes,
+            other=partial(competitors.halve_urn_numpy, csr, generator, _SIZE), drawn=True,
+        ),
+    ]  # fmt: skip
