@@ -6,7 +6,7 @@ tensors that silently became float32, loads that wait, and figures that are wors
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +22,21 @@ SHARED_BYTES = {"gfx942": 64 * 1024}  # otherwise 99 KiB, so that the smaller ch
 PER_SCORE = ("instructions_per_score", "exps_per_score")
 LARGER_IS_WORSE = ("shared_bytes", *PER_SCORE, "loop_instructions")
 RECORDED = ("registers", "shared_bytes", "resident_warps", "loop_instructions", *PER_SCORE)
-MOST_PROCESSES = 2
 
 
 def bench_static(
     kernels: Iterable[Shipped] | None = None,
     *,
     targets: Iterable[str] = TARGETS,
-    processes: int = MOST_PROCESSES,
+    processes: int = 2,
     record: bool = False,
     folder: Path = BASELINES,
-    on_event: Callable[[str, dict[str, Any]], None] = lambda kind, facts: None,
 ) -> dict[str, Any]:
     """Compile the kernels (by default all that ship) for the targets, judge them, and return the document.
 
     rows hold the figures of `measure`; failures hold kernel, target, case, rule, got and wanted. A baseline is read
     from, or with `record` written to, `folder`/triton-MAJOR.MINOR.json; without one for the installed Triton only the
-    absolute rules count, and "baseline" is None. `on_event` gets "progress" with done, of and what, and "row" with
-    each row as it is made.
+    absolute rules count, and "baseline" is None.
     Raises SckitError without Triton, under its interpreter, or for a target that is not one of TARGETS.
     """
     version = _triton_version()
@@ -57,8 +54,6 @@ def bench_static(
     for one, figures in zip(chosen, _measured(chosen, processes if kernels is None else 1), strict=True):
         names = {"kernel": one.name, "target": one.target, "case": one.case}
         rows.append(names | figures)
-        on_event("progress", {"done": len(rows), "of": len(chosen), "what": one.key})
-        on_event("row", rows[-1])
         broken = [*broken_rules(one, figures), *worse_than(figures, recorded.get(one.key, {}))]
         failures += [names | {"rule": rule, "got": got, "wanted": wanted} for rule, got, wanted in broken]
     if record:
@@ -126,13 +121,12 @@ def print_static(document: dict[str, Any], console: Any) -> None:
     console.print(f"{len(document['rows'])} kernels, {len(document['failures'])} failures; compared with: {against}")
 
 
-def _measured(chosen: list[Shipped], processes: int) -> Iterator[dict[str, Any]]:
-    """Yield the figures of each kernel, in order. Kernels do not pickle, so a process finds its own by its key."""
+def _measured(chosen: list[Shipped], processes: int) -> list[dict[str, Any]]:
+    """Return the figures of each kernel, in order. Kernels do not pickle, so a process finds its own by its key."""
     if processes < 2 or len(chosen) < 2:
-        yield from map(measure, chosen)
-    else:
-        parallel: Any = Parallel(min(processes, MOST_PROCESSES), return_as="generator")
-        yield from parallel(delayed(_measure_by_key)(one.key) for one in chosen)
+        return [measure(one) for one in chosen]
+    parallel: Any = Parallel(processes)
+    return parallel(delayed(_measure_by_key)(one.key) for one in chosen)
 
 
 def _measure_by_key(key: str) -> dict[str, Any]:

@@ -49,8 +49,7 @@ def kernels(
     if unknown:
         raise ConfigError(f"--case {unknown[0]} is unknown; choose among {', '.join(names)}.")
     earlier = report.read_rows(compare) if compare else None
-    report.check_writable(out, chart)
-    kind = _prepared(threads, **given)
+    kind = _prepared(threads, out, chart, **given)
     chosen = cases_for(kind, case or ())
     with Bar() as bar:
 
@@ -78,10 +77,8 @@ def ops(*, rounds: Rounds = 5, threads: Threads = None, given: dict[str, Any], o
         sckit bench ops --rounds 7 --threads 1
     """
     from sckit.bench.ops import bench_ops
-    from sckit.bench.report import check_writable
 
-    check_writable(out)
-    kind = _prepared(threads, **given)
+    kind = _prepared(threads, out, **given)
     with Bar() as bar:
         return _kept(bench_ops(rounds, bar.on_event, device=kind), out)
 
@@ -96,10 +93,8 @@ def counts(*, rounds: Rounds = 5, threads: Threads = None, out: Out = None) -> d
         sckit bench counts --rounds 7
     """
     from sckit.bench.counts import bench_counts
-    from sckit.bench.report import check_writable
 
-    check_writable(out)
-    _prepared(threads, "cpu")
+    _prepared(threads, out, device="cpu")
     with Bar() as bar:
         return _kept(bench_counts(rounds, bar.on_event), out)
 
@@ -128,12 +123,14 @@ def static(
     return document
 
 
-def _prepared(threads: int | None, device: str = "auto") -> str:
-    """Set the number of threads and return the kind of the device, "cpu" or "cuda"."""
+def _prepared(threads: int | None, out: Path | None, chart: Path | None = None, *, device: str = "auto") -> str:
+    """Refuse files that cannot be written, set the number of threads, and return "cpu" or "cuda"."""
     import torch
 
+    from sckit.bench.report import check_writable
     from sckit.device import choose_compute
 
+    check_writable(out, chart)
     if threads is not None:
         torch.set_num_threads(threads)
     kind = choose_compute(device).device.type
@@ -143,7 +140,6 @@ def _prepared(threads: int | None, device: str = "auto") -> str:
 
 
 def _kept(document: dict[str, Any], out: Path | None) -> dict[str, Any]:
-    """Keep the rows of a document in a file where asked, and return the document."""
     from sckit.bench.report import append_rows
 
     if out:

@@ -38,7 +38,13 @@ class Bar:
             self._move(facts["done"], facts["of"], facts.get("what", ""), rate)
         else:
             self._progress.stop()  # out of the way of stdout
-            _print_result(kind, facts)
+            if kind == "cells":
+                from sckit.report.perturbation import print_cells
+
+                print_cells(facts["rows"], result_console())
+            else:  # a row of a benchmark
+                what = f"{facts['op']:<26} {facts['case']:<14} {facts.get('pass', ''):<8} {facts['engine']:<10}"
+                typer.echo(f"{what} {facts['median_ms']:>10.2f} ms  [{facts['p20_ms']:.2f}-{facts['p80_ms']:.2f}]")
             self._progress.start()
 
     def _move(self, done: float, total: float, what: str, rate: str) -> None:
@@ -46,16 +52,6 @@ class Bar:
 
     def _note(self, text: str) -> None:
         self._progress.console.print(text, highlight=False, soft_wrap=True)
-
-
-def _print_result(kind: str, facts: dict[str, Any]) -> None:
-    if kind == "cells":
-        from sckit.report.perturbation import print_cells
-
-        print_cells(facts["rows"], result_console())
-    else:  # a row of a benchmark
-        what = f"{facts['op']:<26} {facts['case']:<14} {facts.get('pass', ''):<8} {facts['engine']:<10}"
-        typer.echo(f"{what} {facts['median_ms']:>10.2f} ms  [{facts['p20_ms']:.2f}-{facts['p80_ms']:.2f}]")
 
 
 def _validation_line(row: dict[str, Any]) -> str:
