@@ -21,11 +21,7 @@ _API = {
     "evaluate": "sckit.evaluation.evaluate",
     "finetune": "sckit.perturbation.finetune",
     "embed": "sckit.evaluation.embed",
-    "PrepareConfig": "sckit.config",
-    "PretrainConfig": "sckit.config",
-    "EvalConfig": "sckit.config",
-    "FinetuneConfig": "sckit.config",
-}
+} | dict.fromkeys(("PrepareConfig", "PretrainConfig", "EvalConfig", "FinetuneConfig"), "sckit.config")
 
 __all__ = [
     "EvalConfig", "FinetuneConfig", "PrepareConfig", "PretrainConfig", "__version__", "embed", "evaluate", "finetune",

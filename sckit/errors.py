@@ -10,8 +10,6 @@ class SckitError(Exception):
 class DataError(SckitError):
     """The data are not what they should be: not counts, truncated, empty, nothing in common."""
 
-    exit_code = 1
-
 
 class ConfigError(SckitError):
     """An option is outside its range or contradicts another one."""

@@ -29,7 +29,7 @@ def environment() -> dict[str, str]:
 
     found = {"python": platform.python_version(), "machine": platform.machine(), "system": platform.system()}
     found |= {name: package_version(name) for name in _PACKAGES}
-    return found | {"threads": str(torch.get_num_threads()), "time": _now()}
+    return found | {"threads": str(torch.get_num_threads()), "time": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
 def measured_on(device: str, dtype: "torch.dtype") -> dict[str, Any]:
@@ -37,11 +37,10 @@ def measured_on(device: str, dtype: "torch.dtype") -> dict[str, Any]:
     import torch
 
     found = environment()
-    name = _processor() if device == "cpu" else torch.cuda.get_device_name()
     return {
         "time": found["time"],
         "commit": commit(),
-        "device": name,
+        "device": _processor() if device == "cpu" else torch.cuda.get_device_name(),
         "dtype": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 2),
@@ -74,10 +73,6 @@ def peak_rss_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
 def _processor() -> str:
     """Return the processor's name, vector width and number of cores."""
     from sckit.kernels.simd import host_width
@@ -86,6 +81,5 @@ def _processor() -> str:
     information = Path("/proc/cpuinfo")
     if information.exists():
         lines = information.read_text().splitlines()
-        models = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]
-        name = models[0] if models else name
+        name = next((line.split(":", 1)[1].strip() for line in lines if "model name" in line), name)
     return f"{name}, {host_width()} float32 lanes, {os.cpu_count()} cores"

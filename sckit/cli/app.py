@@ -123,8 +123,7 @@ def pretrain(
         done = run_pretraining(data or None, settings, name=name, runs=runs, resume=resume, on_event=bar.on_event)
     say(f"run {done.run}: {done.tokens_per_s:,.0f} tokens/s, {done.cells_per_s:,.1f} cells/s, {done.wall_s:.1f} s")
     say(f"next: sckit eval {done.run} --mask 1.0")
-    facts = ("tokens_per_s", "cells_per_s", "wall_s", "epochs", "best")
-    return {"command": "pretrain", "run": str(done.run)} | {name: getattr(done, name) for name in facts}
+    return {"command": "pretrain", **vars(done), "run": str(done.run)}
 
 
 @app.command("eval")

@@ -15,8 +15,6 @@ PRESETS = {
 }
 """Width, layers and heads by name; "large" has the size of the published 51-million-parameter models."""
 
-_MASK = share("(0, 1]", "uniform")
-
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -41,7 +39,7 @@ class ModelConfig:
 class PretrainConfig:
     """One masked pretraining run."""
 
-    mask: Annotated[float | str, _MASK, mark(panel="Masking")] = 0.15
+    mask: Annotated[float | str, share("(0, 1]", "uniform"), mark(panel="Masking")] = 0.15
     """Share of the detected values to hide, above 0 and at most 1, or "uniform": a share drawn for each cell, with all
     values hidden in three cells of ten."""
     context: Annotated[str, one_of("detected", "visible")] = "detected"
