@@ -75,12 +75,10 @@ def _anndata(store: Store, embedding: np.ndarray) -> Any:
 
     indptr, genes, counts = store.rows(np.arange(store.n_cells))
     matrix = sp.csr_matrix((counts.astype(np.float32), genes.astype(np.int32), indptr), (store.n_cells, store.n_genes))
-    obs = store.obs.set_index("cell")
-    obs.index = obs.index.astype(str)
-    obs.index.name = None
-    var = store.genes.set_index("symbol")
-    var.index = var.index.astype(str)
-    var.index.name = None
+    obs, var = store.obs.set_index("cell"), store.genes.set_index("symbol")
+    for frame in (obs, var):
+        frame.index = frame.index.astype(str)
+        frame.index.name = None
     adata = anndata.AnnData(matrix, obs=obs, var=var)
     adata.var_names_make_unique()
     adata.obsm["X_sckit"] = embedding

@@ -20,15 +20,14 @@ from sckit.data.loader import batches_by_tokens, detected_in
 from sckit.data.obs import group_values
 from sckit.data.split import HELD_OUT, TRAIN
 from sckit.data.views import CountsView, CutView
-from sckit.device import Compute, choose_compute
+from sckit.device import choose_compute
 from sckit.errors import DataError
 from sckit.files import to_json
 from sckit.metrics.values import CLOSED_FORMS, Scores, json_row, resampling
-from sckit.model.closed_forms import ClosedForms, LabelDepth, fit_closed_forms, fit_label_depth
+from sckit.model.closed_forms import ClosedForms, LabelDepth, fit_label_depth
 from sckit.model.predict import predict
 from sckit.model.regression import value_blocks
-from sckit.model.transformer import Model
-from sckit.training.run import Run, find_run, open_run
+from sckit.training.run import Run, find_run, fit_baselines, open_run
 
 _CLUSTERS = 20
 
@@ -74,19 +73,21 @@ class _Evaluator:
     def __init__(self, run: Run, config: EvalConfig, on_event: Callable) -> None:
         self.run, self.config, self.on_event = run, config, on_event
         self.store = run.store
-        self.compute: Compute = choose_compute(config.device, config.engine)
-        self.model: Model = run.model(self.compute.device)
+        self.compute = choose_compute(config.device, config.engine)
+        self.model = run.model(self.compute.device)
         self.model.engine = self.compute.engine
         self.vocabulary = run.vocabulary
-        self.cells = _chosen(run.cells(HELD_OUT), config)
+        self.cells = run.cells(HELD_OUT)
+        if config.max_cells is not None and config.max_cells < len(self.cells):
+            drawn = np.random.default_rng(config.seed).permutation(self.cells)
+            self.cells = np.sort(drawn[: config.max_cells])
         self.known_depth = config.known_depth or run.config.known_depth
         column = config.group or run.config.group
         self.cut = 0
         self.groups = group_values(self.store.obs, column) if column else None
 
     def evaluate(self) -> Evaluation:
-        rows: list[dict[str, Any]] = []
-        entries = 0
+        rows, entries = [], 0
         targets: dict[str, tuple[CountsView, ClosedForms]] = {"full": (self.store, self.run.forms)}
         if self.config.replicate_halves:
             targets["half"] = self._halves()
@@ -101,22 +102,12 @@ class _Evaluator:
 
     def _halves(self) -> tuple[Halves, ClosedForms]:
         """Return the A halves of all cells, and the linear baselines fitted on the A halves of the training cells."""
-        self.on_event(
-            "note", {"text": f"halving the molecules ({self.config.halving}); refitting the linear baselines on halves"}
-        )
-        train, settings = self.run.cells(TRAIN), self.run.config
+        text = f"halving the molecules ({self.config.halving}); refitting the linear baselines on halves"
+        self.on_event("note", {"text": text})
+        train = self.run.cells(TRAIN)
         sizes = nb_sizes(self.store, train, self._clusters(train)) if self.config.halving == "nb" else None
         view = Halves(self.store, self.config.seed, sizes)
-        cut = CutView(view, self.vocabulary, settings.max_genes, settings.seed)
-        forms = fit_closed_forms(
-            cut,
-            self.vocabulary,
-            train,
-            components=settings.components,
-            factors=settings.factors,
-            seed=settings.seed,
-        )
-        return view, forms
+        return view, fit_baselines(view, self.vocabulary, train, self.run.config)
 
     def _clusters(self, cells: np.ndarray) -> np.ndarray:
         """Twenty clusters of like cells by their detection components, int64 [len(cells)]."""
@@ -158,14 +149,12 @@ class _Evaluator:
             if isinstance(view, Halves):
                 predicted["replicate"] = replicate_values(view, plain, self.vocabulary)
             for context in self.config.contexts:
-                batch = plain
-                if context != "detected":
-                    batch = replace(packer, context=context, partners=partners)(part)
+                shown = replace(packer, context=context, partners=partners)
+                batch = plain if context == "detected" else shown(part)
                 predicted[f"model/{context}"] = self._predict(batch, forms)
             scores.add(plain, predicted, view.totals(part))
             self.cut += plain.cut if rate == self.config.masks[0] and target == "full" else 0
-            what = f"target {target} rate {rate}"
-            self.on_event("progress", {"done": i + 1, "of": len(parts), "what": what})
+            self.on_event("progress", {"done": i + 1, "of": len(parts), "what": f"target {target} rate {rate}"})
         if not scores.entries:
             raise DataError(f"no entry is scored with {rate:g} of the values hidden; hide more, or give more cells.")
         return scores
@@ -208,10 +197,3 @@ class _Evaluator:
             notes.append(f"{self.cut:,} entries of cells over {self.run.config.max_genes} genes were cut")
         rule = resampling(groups, len(self.cells))
         return [*notes, rule.sentence("cells", "cells" if groups is None else "groups")]
-
-
-def _chosen(cells: np.ndarray, config: EvalConfig) -> np.ndarray:
-    """Return all held-out cells, or a random choice of `max_cells` of them by seed."""
-    if config.max_cells is None or config.max_cells >= len(cells):
-        return cells
-    return np.sort(np.random.default_rng(config.seed).permutation(cells)[: config.max_cells])

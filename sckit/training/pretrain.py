@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,11 @@ from sckit.data.loader import detected_in, epoch_batches
 from sckit.data.prepare import open_or_prepare, prepare
 from sckit.data.split import HELD_OUT, TRAIN, VALIDATION, run_vocabulary, split_cells
 from sckit.data.store import Store
-from sckit.data.views import CountsView, CutView, ShuffledView
+from sckit.data.views import CountsView, ShuffledView
 from sckit.device import Compute, choose_compute
 from sckit.errors import DataError
 from sckit.files import to_json
 from sckit.metrics.values import Scores, json_row
-from sckit.model.closed_forms import fit_closed_forms
 from sckit.model.predict import predictions
 from sckit.model.tokens import Tokens
 from sckit.model.transformer import Model
@@ -32,6 +32,7 @@ from sckit.training.run import (
     Run,
     create_run,
     find_run,
+    fit_baselines,
     load_checkpoint,
     open_run,
     point_latest,
@@ -87,16 +88,14 @@ def pretrain(
     whose own configuration then holds. on_event(kind, facts) is called with "note", "step" and "validation" events.
     Raises DataError and ConfigError.
     """
-    root = Path(runs)
     if resume is not None:
-        path = find_run(resume, root)
+        path = find_run(resume, Path(runs))
     else:
-        choose_compute(
-            (config or PretrainConfig()).device, (config or PretrainConfig()).engine
-        )  # refuse before the work
-        path = create_run(config or PretrainConfig(), name, root)
+        config = config or PretrainConfig()
+        choose_compute(config.device, config.engine)  # refuse before the work
+        path = create_run(config, name, Path(runs))
         try:
-            _prepare_run(path, data, config or PretrainConfig(), on_event)
+            _prepare_run(path, data, config, on_event)
         except BaseException:
             shutil.rmtree(path)  # nothing was trained, and a half-made run must not become the latest
             raise
@@ -119,18 +118,10 @@ def _prepare_run(path: Path, data: Any, config: PretrainConfig, on_event: Callab
     vocabulary = run_vocabulary(store, train, config.min_cells)
     counts = {part: int((split == part).sum()) for part in (TRAIN, VALIDATION, HELD_OUT)}
     text = f"{counts[TRAIN]:,} training, {counts[VALIDATION]:,} validation and {counts[HELD_OUT]:,} held-out cells"
-    on_event(
-        "note", {"text": f"{text}; {vocabulary.max() + 1:,} genes seen in at least {config.min_cells} training cells"}
-    )
-    forms = fit_closed_forms(
-        CutView(_training_view(store, config), vocabulary, config.max_genes, config.seed),
-        vocabulary,
-        train,
-        components=config.components,
-        factors=config.factors,
-        seed=config.seed,
-        log=lambda text: on_event("note", {"text": text}),
-    )
+    text += f"; {vocabulary.max() + 1:,} genes seen in at least {config.min_cells} training cells"
+    on_event("note", {"text": text})
+    view = _training_view(store, config)
+    forms = fit_baselines(view, vocabulary, train, config, log=lambda text: on_event("note", {"text": text}))
     save_setting(path, store, split, vocabulary, forms)
 
 
@@ -153,12 +144,13 @@ class _Trainer:
 
     def __init__(self, run: Run, compute: Compute, on_event: Callable) -> None:
         self.run, self.config, self.compute, self.on_event = run, run.config, compute, on_event
-        self.store = run.store
-        self.view = _training_view(self.store, self.config)
-        self.vocabulary = run.vocabulary
-        self.train = run.cells(TRAIN)
-        self.lengths = np.zeros(self.store.n_cells, np.int64)
-        self.lengths[self.train] = detected_in(self.store, self.vocabulary, self.train)
+        store = run.store
+        self.view = _training_view(store, self.config)
+        train = run.cells(TRAIN)
+        lengths = np.zeros(store.n_cells, np.int64)
+        lengths[train] = detected_in(store, run.vocabulary, train)
+        tokens, seed = self.config.batch_tokens, self.config.seed
+        self._batches = lru_cache(1)(lambda epoch: epoch_batches(train, lengths, tokens, (seed, epoch)))
         self.model = run.untrained_model(self.config.seed).to(compute.device)
         self.model.engine = compute.engine
         self.optimiser = make_optimiser(self.model, self.config)
@@ -169,15 +161,16 @@ class _Trainer:
         """Train until the budget is spent or validation stops improving; the best model is what stays in the run."""
         state = load_checkpoint(self.run.path, self.model, self.optimiser)
         lines = self.run.path / "metrics.jsonl"
-        if state is None:
-            if lines.exists():
-                text = f"{self.run.path} was interrupted before its first checkpoint; it begins again at step 0"
-                self.on_event("note", {"text": text})
-            lines.unlink(missing_ok=True)
-        else:
+        if state is not None:
             self.at = _Progress(**state)
-            _forget_lines_after(lines, self.at.step)
+            whole = [line for line in lines.read_text().splitlines() if line.endswith("}")]
+            kept = [line for line in whole if json.loads(line)["step"] <= self.at.step]  # the others are repeated
+            lines.write_text("".join(f"{line}\n" for line in kept))
             self.on_event("note", {"text": f"resuming {self.run.path} after step {self.at.step}"})
+        elif lines.exists():
+            text = f"{self.run.path} was interrupted before its first checkpoint; it begins again at step 0"
+            self.on_event("note", {"text": text})
+            lines.unlink()
         self.begun_s = time.monotonic() - self.at.elapsed_s
         if state is None:
             self._validate()
@@ -191,8 +184,7 @@ class _Trainer:
                 self._checkpoint()
         self._checkpoint()
         best = json.loads((self.run.path / "model.json").read_text())["score"]
-        wall_s = max(self.at.elapsed_s, 1e-9)
-        at = self.at
+        at, wall_s = self.at, max(self.at.elapsed_s, 1e-9)
         return Pretrained(self.run.path, at.tokens / wall_s, at.cells / wall_s, wall_s, at.epoch, best)
 
     def share(self) -> float:
@@ -204,12 +196,6 @@ class _Trainer:
             return at.step / config.steps
         groups = -(-len(self._batches(at.epoch)) // config.accumulate)
         return (at.epoch + at.batch / config.accumulate / groups) / (config.epochs or DEFAULT_EPOCHS)
-
-    def _batches(self, epoch: int) -> list[np.ndarray]:
-        if getattr(self, "_plan", (None,))[0] != epoch:
-            seed = self.config.seed, epoch
-            self._plan = epoch, epoch_batches(self.train, self.lengths, self.config.batch_tokens, seed)
-        return self._plan[1]
 
     def _train_one_step(self) -> None:
         config, at = self.config, self.at
@@ -245,9 +231,9 @@ class _Trainer:
 
     def _packer(self, epoch: int, context: str) -> Packer:
         config = self.config
-        hiding = Hiding(config.mask, config.seed, epoch)
+        hiding, vocabulary = Hiding(config.mask, config.seed, epoch), self.run.vocabulary
         return Packer(
-            self.view, self.vocabulary, hiding, context, known_depth=config.known_depth, max_genes=config.max_genes
+            self.view, vocabulary, hiding, context, known_depth=config.known_depth, max_genes=config.max_genes
         )
 
     def _validate(self) -> None:
@@ -270,28 +256,17 @@ class _Trainer:
         self.on_event("validation", row | {"better": better})
 
     def _validation_row(self) -> dict[str, Any]:
-        rate = 0.5 if self.config.mask == "uniform" else float(self.config.mask)
-        packer = replace(
-            self._packer(0, self.config.context), hiding=Hiding(rate, self.config.seed), scored=rate >= 0.15
-        )
-        scores = Scores(len(self.run.genes), seed=self.config.seed)
-        for batch, predicted in predictions(
-            self.model, packer, self.run.forms, self.run.cells(VALIDATION), self.compute
-        ):
+        config, cells = self.config, self.run.cells(VALIDATION)
+        rate = 0.5 if config.mask == "uniform" else float(config.mask)
+        packer = replace(self._packer(0, config.context), hiding=Hiding(rate, config.seed), scored=rate >= 0.15)
+        scores = Scores(len(self.run.genes), seed=config.seed)
+        for batch, predicted in predictions(self.model, packer, self.run.forms, cells, self.compute):
             scores.add(batch, predicted)
         if not scores.entries:
-            raise DataError(
-                f"no validation value is hidden with --mask {self.config.mask}; hide more, or give more cells."
-            )
-        where = {"rate": rate, "context": self.config.context, "known_depth": self.config.known_depth}
+            raise DataError(f"no validation value is hidden with --mask {config.mask}; hide more, or give more cells.")
+        where = {"rate": rate, "context": config.context, "known_depth": config.known_depth}
         baselines = {f"r2 {name}": scores.r2(name) for name in scores.predictors if name != "model"}
         return to_json(json_row(scores.full_row("model", None, **where)) | baselines)
 
     def _checkpoint(self) -> None:
         save_checkpoint(self.run.path, vars(self.at).copy(), self.model, self.optimiser)
-
-
-def _forget_lines_after(path: Path, step: int) -> None:
-    """Remove the validations of steps that a resumed run is going to repeat."""
-    lines = [line for line in path.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step]
-    path.write_text("".join(f"{line}\n" for line in lines))

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,9 +22,10 @@ from sckit.data.genes import GeneIndex
 from sckit.data.manifest import MANIFEST
 from sckit.data.split import HELD_OUT
 from sckit.data.store import Store, open_store
+from sckit.data.views import CountsView, CutView
 from sckit.errors import ConfigError, DataError
 from sckit.files import checksum, flush, replacing, replacing_folder, write_json, write_text
-from sckit.model.closed_forms import ClosedForms
+from sckit.model.closed_forms import ClosedForms, fit_closed_forms
 from sckit.model.transformer import Model, without_warm_start
 from sckit.provenance import environment
 
@@ -121,20 +122,33 @@ def point_latest(path: Path) -> None:
     link.replace(path.parent / "latest")
 
 
+def fit_baselines(
+    view: CountsView,
+    vocabulary: np.ndarray,
+    cells: np.ndarray,
+    config: PretrainConfig,
+    *,
+    log: Callable[[str], None] = lambda _: None,
+) -> ClosedForms:
+    """Fit the linear baselines of a run on cells that are cut to its `max_genes`; arrays as in `Run`."""
+    cut = CutView(view, vocabulary, config.max_genes, config.seed)
+    sizes = {"components": config.components, "factors": config.factors}
+    return fit_closed_forms(cut, vocabulary, cells, seed=config.seed, log=log, **sizes)
+
+
 def save_setting(path: Path, store: Store, split: np.ndarray, vocabulary: np.ndarray, forms: ClosedForms) -> None:
     """Write what is fixed before the first step; arrays as in `Run`. The last file, `data.json`, says it is whole."""
     genes = store.genes.iloc[np.flatnonzero(vocabulary >= 0)]
     genes[["id", "symbol"]].reset_index(drop=True).to_parquet(path / "genes.parquet")
     np.save(path / "split.npy", split.astype(np.int8))
     np.save(path / "vocabulary.npy", vocabulary)
-    save_arrays({k: np.ascontiguousarray(v) for k, v in forms.arrays().items()}, path / "forms.safetensors")
-    inside = store.path.resolve().is_relative_to(path.resolve())
-    where = str(store.path.resolve().relative_to(path.resolve())) if inside else str(store.path.resolve())
+    save_arrays({k: np.ascontiguousarray(v) for k, v in vars(forms).items()}, path / "forms.safetensors")
     for written in _SETTING:
         flush(path / written)
-    write_json(
-        path / "data.json", {"store": where, "inside": inside, "manifest_sha256": checksum(store.path / MANIFEST)}
-    )
+    run, where = path.resolve(), store.path.resolve()
+    inside = where.is_relative_to(run)
+    facts = {"store": str(where.relative_to(run) if inside else where), "inside": inside}
+    write_json(path / "data.json", facts | {"manifest_sha256": checksum(store.path / MANIFEST)})
 
 
 def save_model(path: Path, model: Model, score: Mapping[str, Any]) -> None:
@@ -168,10 +182,6 @@ def open_run(path: Path) -> Run:
         genes, split = pd.read_parquet(path / "genes.parquet"), np.load(path / "split.npy")
         config = read_toml(PretrainConfig, path / "config.toml")
         return Run(path, config, genes, forms, split, np.load(path / "vocabulary.npy"))
-    except FileNotFoundError as error:
-        raise DataError(
-            f"the run {path} lacks {Path(error.filename).name}; it did not get as far as training."
-        ) from error
     except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise DataError(f"the run {path} is damaged ({error}); train again.") from error
 
