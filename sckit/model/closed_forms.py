@@ -20,7 +20,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from sckit.data.batch import Batch
-from sckit.data.views import CountsView, with_data
+from sckit.data.views import CountsView, as_matrix, cell_of_entry, with_data
 from sckit.errors import ConfigError
 from sckit.kernels.counts_numba import entry_dot
 from sckit.model.regression import (
@@ -61,21 +61,21 @@ class ClosedForms:
 
     def features(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
         """Return x [C, F] and t [C] of a batch's cells from its context tokens; t is NaN where the total is unknown."""
-        shape = len(batch.cells), len(self.axes)
-        detected = sp.csr_array((batch.in_context.astype(float), batch.genes, batch.offsets), shape)
-        depth = self.standard_depth(batch.n_detected)
-        x = np.column_stack([np.ones(len(depth)), depth, detected @ self.axes - self.origin])
-        return x, self._standard_total(batch.log_total)
+        detected = as_matrix((batch.offsets, batch.genes, batch.in_context.astype(float)), len(self.axes))
+        return self._x(detected, batch.n_detected), self._standard_total(batch.log_total)
 
     def block_features(self, block: ValueBlock) -> np.ndarray:
         """Return (x, t) [c, F + 1] of the cells of a block, whose totals are known."""
-        depth = self.standard_depth(np.diff(block.values.indptr))
-        components = block.binary @ self.axes - self.origin
-        return np.column_stack([np.ones(len(depth)), depth, components, self._standard_total(np.log(block.totals))])
+        x = self._x(block.binary, np.diff(block.values.indptr))
+        return np.column_stack([x, self._standard_total(np.log(block.totals))])
 
     def standard_depth(self, n_detected: np.ndarray) -> np.ndarray:
         """Return the log number of detected genes, standardised over the training cells."""
         return (np.log(np.maximum(n_detected, 1)) - self.scales[0]) / self.scales[1]
+
+    def _x(self, detected: sp.csr_array, n_detected: np.ndarray) -> np.ndarray:
+        depth = self.standard_depth(n_detected)
+        return np.column_stack([np.ones(len(depth)), depth, detected @ self.axes - self.origin])
 
     def _standard_total(self, log_total: np.ndarray) -> np.ndarray:
         return np.clip((log_total - self.scales[2]) / self.scales[3], -TOTAL_RANGE, TOTAL_RANGE)
@@ -106,12 +106,7 @@ class ClosedForms:
         genes, cell = batch.genes[seen], batch.cell_of_token[seen]
         residual = batch.values[seen] - self.blend(x, t, genes, cell)
         indptr = np.searchsorted(cell, np.arange(len(batch.cells) + 1))
-        residuals = sp.csr_array((residual, genes, indptr), (len(batch.cells), len(self.axes)))
-        return posterior(residuals, self.loadings, self.noise)
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Return the arrays by name, for a file."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return posterior(as_matrix((indptr, genes, residual), len(self.axes)), self.loadings, self.noise)
 
 
 @dataclass(frozen=True)
@@ -162,16 +157,17 @@ def fit_closed_forms(
     axes /= np.sqrt(variance)
     log("linear baselines: regressions")
     size = 2 + axes.shape[1]
-    unfitted = {"gene_mean": (n_genes,), "depth": (n_genes, 2), "ridge": (n_genes, size), "total": (n_genes, size + 1)}
-    unfitted |= {"loadings": (n_genes, 0), "noise": (n_genes,), "total_of_x": (size,)}
-    forms = ClosedForms(
-        **{name: np.zeros(shape) for name, shape in unfitted.items()},
-        axes=axes,
-        origin=counted / len(cells) @ axes,
-        scales=scales,
-    )
-    between = np.zeros((size + 1, size + 1))
-    gram, moment = normal_equations(_with_features(forms, view, vocabulary, cells, between), n_genes, size + 1)
+    unfitted = dict.fromkeys((field.name for field in fields(ClosedForms)), np.zeros(0))
+    forms = ClosedForms(**unfitted | {"axes": axes, "origin": counted / len(cells) @ axes, "scales": scales})
+    between = np.zeros((size + 1, size + 1))  # outer products of the features of all cells
+
+    def with_features() -> Iterable[tuple[sp.csr_array, np.ndarray]]:
+        for block in value_blocks(view, vocabulary, cells):
+            features = forms.block_features(block)
+            between[:] += features.T @ features
+            yield block.values, features
+
+    gram, moment = normal_equations(with_features(), n_genes, size + 1)
     forms = replace(
         forms,
         gene_mean=moment[:, 0] / np.maximum(counted, 1),
@@ -220,16 +216,6 @@ def _moments(blocks: Iterable[ValueBlock], n_genes: int) -> tuple[np.ndarray, np
     return counted, np.array([detected.mean(), max(detected.std(), 1e-6), total.mean(), max(total.std(), 1e-6)])
 
 
-def _with_features(
-    forms: ClosedForms, view: CountsView, vocabulary: np.ndarray, cells: np.ndarray, between: np.ndarray
-) -> Iterable[tuple[sp.csr_array, np.ndarray]]:
-    """Yield values and features (x, t) block by block, and add up the features' outer products in `between`."""
-    for block in value_blocks(view, vocabulary, cells):
-        features = forms.block_features(block)
-        between += features.T @ features
-        yield block.values, features
-
-
 def _fit_factors(
     forms: ClosedForms,
     view: CountsView,
@@ -245,7 +231,8 @@ def _fit_factors(
 
     def residuals() -> Iterable[sp.csr_array]:
         for block in value_blocks(view, vocabulary, cells):
-            fitted = entry_dot(forms.total, block.values.indices, forms.block_features(block), block.cell_of_entry)
+            cell, features = cell_of_entry(block.values.indptr), forms.block_features(block)
+            fitted = entry_dot(forms.total, block.values.indices, features, cell)
             yield with_data(block.values, block.values.data - fitted)
 
     counted, squares = np.zeros(n_genes), np.zeros(n_genes)

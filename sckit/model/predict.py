@@ -13,15 +13,17 @@ from sckit.model.closed_forms import ClosedForms
 from sckit.model.tokens import Tokens
 from sckit.model.transformer import Model
 
+_BATCH_TOKENS = 32768
+
 
 def predictions(
-    model: Model, packer: Packer, forms: ClosedForms, cells: np.ndarray, compute: Compute, *, tokens: int = 32768
+    model: Model, packer: Packer, forms: ClosedForms, cells: np.ndarray, compute: Compute
 ) -> Iterator[tuple[Batch, dict[str, np.ndarray]]]:
     """Yield batches of the cells with what the linear baselines and the model predict for their targets."""
     detected = replace(packer, context="detected")
     lengths = np.zeros(int(cells.max()) + 1, np.int64)
     lengths[cells] = detected_in(packer.view, packer.vocabulary, cells)
-    for part in batches_by_tokens(cells, lengths, tokens):
+    for part in batches_by_tokens(cells, lengths, _BATCH_TOKENS):
         plain = detected(part)
         seen = plain if packer.context == "detected" else packer(part)
         yield plain, forms.predict(plain) | {"model": predict(model, seen, compute)}

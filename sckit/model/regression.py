@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 
-from sckit.data.views import CountsView, as_matrix, cell_of_entry, in_blocks, with_data
+from sckit.data.views import CountsView, as_matrix, in_blocks, with_data
 from sckit.kernels.counts_numba import normalise
 
 BLOCK_CELLS = 1024
@@ -26,11 +26,6 @@ class ValueBlock:
     def binary(self) -> sp.csr_array:
         """Return the detection matrix [c, G]: one at each stored entry, whatever its value."""
         return ones_like(self.values)
-
-    @property
-    def cell_of_entry(self) -> np.ndarray:
-        """Return the position in the block of each stored entry's cell."""
-        return cell_of_entry(self.values.indptr)
 
 
 def value_blocks(view: CountsView, vocabulary: np.ndarray, cells: np.ndarray) -> Iterator[ValueBlock]:

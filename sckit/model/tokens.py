@@ -46,20 +46,11 @@ class Tokens:
     @classmethod
     def of(cls, batch: Batch, device: torch.device) -> "Tokens":
         """Copy a batch to the device and plan once what all layers and both passes share."""
-        return cls.pack(
-            device,
-            genes=batch.genes,
-            values=batch.values,
-            hidden=batch.hidden,
-            in_context=batch.in_context,
-            offsets=batch.offsets,
-            keys=batch.keys,
-            targets=batch.targets,
-            truth=batch.truth,
-            n_detected=batch.n_detected,
-            log_total=batch.log_total,
-            visible_only=batch.context == "visible",
-        )
+        same = (
+            "genes", "values", "hidden", "in_context", "offsets", "keys", "targets", "truth", "n_detected", "log_total",
+        )  # fmt: skip
+        arrays = {name: getattr(batch, name) for name in same}
+        return cls.pack(device, visible_only=batch.context == "visible", **arrays)
 
     @classmethod
     def pack(

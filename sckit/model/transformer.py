@@ -1,12 +1,11 @@
 """The pretrained model: the linear baselines as a starting point, and attention that has to add to them.
 
-    prediction[i] = linear(g, cell) + <w0 + w[g], h_i>
-
-The linear part is initialised from the linear baselines and `w0`, `w` at zero, so that before the first step the model
-equals the best of them to rounding. h_i is the token's state after pre-norm blocks of attention within the cell and a
-gated MLP. What is known of a whole cell (depth, components, total, factors) is projected once and added to each of its
-tokens: the same as a cell token that every token attends to, without one more token to pack.
+The base of `Trunk` is a linear part that starts from the linear baselines, so that before the first step the model
+equals the best of them to rounding. What is known of a whole cell (depth, components, total, factors) is projected once
+and added to each of its tokens: the same as a cell token that every token attends to, without one more token to pack.
 """
+
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -148,8 +147,7 @@ def without_warm_start(forms: ClosedForms) -> ClosedForms:
     """Return the same shapes with nothing but the gene means: the start of `--no-warm-start`."""
     ridge, total = np.zeros_like(forms.ridge), np.zeros_like(forms.total)
     ridge[:, 0] = total[:, 0] = forms.gene_mean
-    cleared = {"ridge": ridge, "total": total, "loadings": np.zeros_like(forms.loadings)}
-    return ClosedForms(**{**forms.arrays(), **cleared})
+    return replace(forms, ridge=ridge, total=total, loadings=np.zeros_like(forms.loadings))
 
 
 def _gene_vectors(forms: ClosedForms, width: int, generator: torch.Generator) -> Tensor:
