@@ -24,10 +24,12 @@ from sckit.device import choose_compute
 from sckit.errors import DataError
 from sckit.files import to_json
 from sckit.metrics.values import CLOSED_FORMS, Scores, json_row, resampling
-from sckit.model.closed_forms import ClosedForms, LabelDepth, fit_label_depth
+from sckit.model.closed_forms import ClosedForms, fit_label_depth
 from sckit.model.predict import predict
 from sckit.model.regression import value_blocks
 from sckit.training.run import Run, find_run, fit_baselines, open_run
+
+Predictor = Callable[[Batch], np.ndarray]
 
 _CLUSTERS = 20
 
@@ -118,7 +120,7 @@ class _Evaluator:
         first = np.random.default_rng(self.config.seed).permutation(len(x))[:_CLUSTERS]
         return kmeans2(x, x[first], minit="matrix")[1].astype(np.int64)
 
-    def _labels(self, view: CountsView, forms: ClosedForms) -> LabelDepth | None:
+    def _labels(self, view: CountsView, forms: ClosedForms) -> Predictor | None:
         if self.config.label is None:
             return None
         labels = group_values(self.store.obs, self.config.label)
@@ -126,7 +128,7 @@ class _Evaluator:
         return fit_label_depth(cut, self.vocabulary, self.run.cells(TRAIN), labels, forms)
 
     def _score(
-        self, view: CountsView, forms: ClosedForms, labels: LabelDepth | None, rate: float, target: str
+        self, view: CountsView, forms: ClosedForms, labels: Predictor | None, rate: float, target: str
     ) -> Scores:
         packer = Packer(
             view,
@@ -145,7 +147,7 @@ class _Evaluator:
             plain = packer(part)
             predicted = forms.predict(plain)
             if labels is not None:
-                predicted["label + depth"] = labels.predict(plain)
+                predicted["label + depth"] = labels(plain)
             if isinstance(view, Halves):
                 predicted["replicate"] = replicate_values(view, plain, self.vocabulary)
             for context in self.config.contexts:

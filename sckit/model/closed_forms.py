@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 
 from sckit.data.batch import Batch
@@ -36,9 +37,6 @@ PREDICTORS = ("gene mean", "gene mean + depth", "detection ridge", "detection + 
 
 TOTAL_RANGE = 4.0
 """Standard deviations beyond which a total is not extrapolated, so that one misread from few values does no harm."""
-
-MISSING = ""
-"""Label of a cell without one."""
 
 _MOST_LABELS = 500
 _PCA_CELLS = 50_000  # the components converge long before; beyond this a seeded subset is used
@@ -109,25 +107,6 @@ class ClosedForms:
         return posterior(as_matrix((indptr, genes, residual), len(self.axes)), self.loadings, self.noise)
 
 
-@dataclass(frozen=True)
-class LabelDepth:
-    """The row "label + depth"; a label that training never saw counts as no label."""
-
-    coefficients: np.ndarray  # [G, 2 + labels], on (1, depth, label)
-    codes: np.ndarray  # int64 [cells of the store], number of the cell's label, -1 unseen in training
-    forms: ClosedForms
-
-    def features(self, cells: np.ndarray, n_detected: np.ndarray) -> np.ndarray:
-        """Return (1, depth, label as a unit vector) [C, 2 + labels]."""
-        labels = self.codes[cells, None] == np.arange(self.coefficients.shape[1] - 2)
-        return np.column_stack([np.ones(len(cells)), self.forms.standard_depth(n_detected), labels])
-
-    def predict(self, batch: Batch) -> np.ndarray:
-        """Predict the values of the batch's targets, float64 [M]."""
-        x = self.features(batch.cells, batch.n_detected)
-        return entry_dot(self.coefficients, batch.genes[batch.targets], x, batch.target_cells)
-
-
 def fit_closed_forms(
     view: CountsView,
     vocabulary: np.ndarray,
@@ -148,10 +127,15 @@ def fit_closed_forms(
     pool = cells if len(cells) <= _PCA_CELLS else np.sort(np.random.default_rng(seed).permutation(cells)[:_PCA_CELLS])
     log("linear baselines: detection components")
     counted, scales = _moments(value_blocks(view, vocabulary, cells), n_genes)
+    largest = min(len(pool), n_genes) - 1
+
+    def pooled() -> Iterable[ValueBlock]:
+        return value_blocks(view, vocabulary, pool)
+
     axes, variance = principal_axes(
-        lambda: (block.binary for block in value_blocks(view, vocabulary, pool)),
+        lambda: (block.binary for block in pooled()),
         counted / len(cells),
-        max(0, min(components, len(pool) - 1, n_genes - 1)),
+        max(0, min(components, largest)),
         np.random.default_rng(seed),
     )
     axes /= np.sqrt(variance)
@@ -177,7 +161,7 @@ def fit_closed_forms(
         total_of_x=solve_ridge(between[None, :size, :size], between[None, :size, size], penalty)[0],
     )
     log("linear baselines: value factors")
-    return _fit_factors(forms, view, vocabulary, pool, factors=factors, penalty=penalty, seed=seed)
+    return _fit_factors(forms, pooled, min(factors, largest), penalty, np.random.default_rng(seed))
 
 
 def fit_label_depth(
@@ -188,22 +172,31 @@ def fit_label_depth(
     forms: ClosedForms,
     *,
     penalty: float = 10.0,
-) -> LabelDepth:
-    """Fit the row "label + depth" on the cells; labels: one string for every cell of the store."""
-    names = np.setdiff1d(labels[cells], [MISSING])
+) -> Callable[[Batch], np.ndarray]:
+    """Fit the row "label + depth" on the cells, and return what predicts the values of a batch's targets, float64 [M].
+
+    labels: one string for every cell of the store; "" and labels that no training cell has count as none.
+    """
+    names = np.setdiff1d(labels[cells], [""])
     if len(names) > _MOST_LABELS:
         raise ConfigError(
             f"the column of --label has {len(names)} values; at most {_MOST_LABELS} can be cell types; name another."
         )
-    number = {name: i for i, name in enumerate(names)}
-    codes = np.array([number.get(label, -1) for label in labels])
-    n_genes = len(forms.gene_mean)
-    draft = LabelDepth(np.zeros((n_genes, 2 + len(names))), codes, forms)
-    blocks = (
-        (block.values, draft.features(block.cells, np.diff(block.values.indptr)))
-        for block in value_blocks(view, vocabulary, cells)
-    )
-    return replace(draft, coefficients=solve_ridge(*normal_equations(blocks, n_genes, 2 + len(names)), penalty))
+    codes = pd.Index(names).get_indexer(labels)
+
+    def features(cells: np.ndarray, n_detected: np.ndarray) -> np.ndarray:
+        one_hot = codes[cells, None] == np.arange(len(names))
+        return np.column_stack([np.ones(len(cells)), forms.standard_depth(n_detected), one_hot])  # [C, 2 + labels]
+
+    blocks = value_blocks(view, vocabulary, cells)
+    parts = ((block.values, features(block.cells, np.diff(block.values.indptr))) for block in blocks)
+    coefficients = solve_ridge(*normal_equations(parts, len(forms.gene_mean), 2 + len(names)), penalty)  # [G, ...]
+
+    def predict(batch: Batch) -> np.ndarray:
+        x = features(batch.cells, batch.n_detected)
+        return entry_dot(coefficients, batch.genes[batch.targets], x, batch.target_cells)
+
+    return predict
 
 
 def _moments(blocks: Iterable[ValueBlock], n_genes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -218,19 +211,16 @@ def _moments(blocks: Iterable[ValueBlock], n_genes: int) -> tuple[np.ndarray, np
 
 def _fit_factors(
     forms: ClosedForms,
-    view: CountsView,
-    vocabulary: np.ndarray,
-    cells: np.ndarray,
-    *,
-    factors: int,
+    blocks: Callable[[], Iterable[ValueBlock]],
+    count: int,
     penalty: float,
-    seed: int,
+    generator: np.random.Generator,
 ) -> ClosedForms:
     """Add loadings: principal axes of the total ridge's residuals, scaled per gene, zero where undetected."""
     n_genes = len(forms.axes)
 
     def residuals() -> Iterable[sp.csr_array]:
-        for block in value_blocks(view, vocabulary, cells):
+        for block in blocks():
             cell, features = cell_of_entry(block.values.indptr), forms.block_features(block)
             fitted = entry_dot(forms.total, block.values.indices, features, cell)
             yield with_data(block.values, block.values.data - fitted)
@@ -248,7 +238,5 @@ def _fit_factors(
             block.data /= scale[block.indices]
             yield block
 
-    axes, variance = principal_axes(
-        scaled, np.zeros(n_genes), min(factors, len(cells) - 1, n_genes - 1), np.random.default_rng(seed)
-    )
+    axes, variance = principal_axes(scaled, np.zeros(n_genes), count, generator)
     return replace(forms, loadings=scale[:, None] * axes * np.sqrt(variance), noise=noise)
