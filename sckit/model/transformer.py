@@ -134,10 +134,9 @@ class Model(Trunk):
             extras = torch.stack([torch.zeros_like(t), total, known, torch.ones_like(t), tokens.log_detected / 10], 1)
             rest = x.new_zeros(len(x), self.cell.in_features - extras.shape[1])
             return mean, self.linear.value_of_one_count(None, t), torch.cat([extras, rest], 1)
-        with torch.no_grad():
-            expected = self.linear(tokens, x, t)
-            factors = self.linear.factors(tokens, torch.where(tokens.hidden, 0.0, tokens.values - expected))
         base = self.linear(tokens, x, t)
+        with torch.no_grad():
+            factors = self.linear.factors(tokens, torch.where(tokens.hidden, 0.0, tokens.values - base))
         base = base + (F.embedding(tokens.genes, self.linear.loadings) * F.embedding(tokens.cell, factors)).sum(1)
         extras = torch.stack([x[:, 1], total, known, torch.zeros_like(t), torch.zeros_like(t)], 1)
         return base, self.linear.value_of_one_count(x, t), torch.cat([extras, x[:, 2:], factors], 1)
