@@ -85,14 +85,13 @@ def _padded(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], groups: list[li
 
 def _on_gpu(lengths: list[int], keys: list[int], device: str) -> dict[str, Attend]:
     """Return the kernels for packed cells that other packages bring: FlashAttention, torch's own, FlexAttention."""
+    from torch.nn.attention.varlen import varlen_attn
+
     variants: dict[str, Attend] = {"flex": _flex(lengths, keys, device)}
     if keys != lengths:
         return variants  # the others cannot give a hidden token its own key in addition to the prefix
     offsets, longest = torch.from_numpy(indptr_of(lengths)).to(device, torch.int32), max(lengths)
-    if find_spec("torch.nn.attention.varlen") is not None:
-        from torch.nn.attention.varlen import varlen_attn
-
-        variants["torch-varlen"] = lambda q, k, v: varlen_attn(q, k, v, offsets, offsets, longest, longest)  # type: ignore[return-value]
+    variants["torch-varlen"] = lambda q, k, v: varlen_attn(q, k, v, offsets, offsets, longest, longest)  # type: ignore[return-value]
     if find_spec("flash_attn") is not None:
         from flash_attn import flash_attn_varlen_func  # type: ignore[import-not-found]
 

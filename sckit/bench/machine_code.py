@@ -84,8 +84,7 @@ def main_loop(code: list[str]) -> list[str]:
     loops: dict[int, list[str]] = {}
     for loop, line in zip(loop_of.tolist(), instructions, strict=True):
         loops.setdefault(loop, []).append(line)
-    rank = {loop: (sum(_kind(line) in MATRIX for line in body), len(body)) for loop, body in loops.items()}
-    best = loops[max(rank, key=lambda loop: rank[loop])]
+    best = max(loops.values(), key=lambda body: (sum(_kind(line) in MATRIX for line in body), len(body)))
     return best if len(best) > 1 else []
 
 

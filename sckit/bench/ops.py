@@ -106,8 +106,7 @@ def _bags(genes: Tensor, cells: Tensor, scalars: TokenScalars, sizes: list[int])
     A bag holds the gene, the cell, two knots of the expected value, and either the hidden vector or two knots of the
     value and the residual vector. sizes: rows of the first four tables.
     """
-    starts_of = np.cumsum([0, *sizes]).tolist()  # of each table in the concatenation
-    gene, cell, curve, expected_curve, residual_vector = starts_of
+    gene, cell, curve, expected_curve, residual_vector = np.cumsum([0, *sizes]).tolist()  # starts in the concatenation
     value, value_weight = _knots(scalars.values, sizes[2], *_RANGES["value_range"])
     expected, expected_weight = _knots(scalars.expected, sizes[3], *_RANGES["expected_range"])
     one, shown = torch.ones_like(scalars.values), ~scalars.hidden

@@ -30,8 +30,8 @@ def print_kernels(document: dict[str, Any], console: Console) -> None:
     for of_case in _by_case(rows):
         best_ms = min((both["median_ms"] for _, both in of_case if both["engine"] not in OURS), default=None)
         first = of_case[0][1]
-        case = first["case"], f"{first['heads']} x {first['head_dim']}"
-        case = *case, f"{first['cells']}, {first['median_tokens']}, {first['max_tokens']}"
+        sizes = f"{first['cells']}, {first['median_tokens']}, {first['max_tokens']}"
+        case = first["case"], f"{first['heads']} x {first['head_dim']}", sizes
         for forward, both in of_case:
             own = both["engine"] in OURS
             speed = [f"{row[key]:.{places}f}" for row in (forward, both) for key, places in _FIGURES]
@@ -84,7 +84,7 @@ def draw_kernels(document: dict[str, Any], path: Path) -> None:
     top, ticks, labels = 0.0, [], []
     for of_case in cases:
         ticks.append(top + (len(of_case) - 1) / 2)
-        labels.append(f"{of_case[0][1]['case']}\n{of_case[0][1]['heads']} heads of {of_case[0][1]['head_dim']}")
+        labels.append("{case}\n{heads} heads of {head_dim}".format(**of_case[0][1]))
         for _, both in of_case:
             place = engines.index(both["engine"])
             color = "C0" if both["engine"] in OURS else str(0.35 + 0.1 * (place % 5))
