@@ -220,8 +220,9 @@ class Metric:
 
 METRICS = {
     "delta_r_perturbed": Metric(
-        "Δ r perturbed", "correlation over genes of prediction and truth, both less the mean of the training "
-        "perturbations and its direction, so that what all perturbations share scores 0", _partial_correlation),
+        "pearson_delta, perturbed", "correlation over genes of prediction and truth, both less the mean of the "
+        "training perturbations and its direction, so that what all perturbations share scores 0",
+        _partial_correlation),
     "delta_r": Metric(
         "pearson_delta", "the same correlation of the changes against control (delta_r in JSON)",
         lambda b: correlation_of_rows(b.predicted, b.control, b.scored)),

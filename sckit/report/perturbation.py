@@ -22,7 +22,7 @@ _LEGEND = (
     "Δ: profile less that of the control cells. "
     + "; ".join(f"{metric.label}: {metric.description}" for metric in METRICS.values())
     + "; gap closed: share of the way from the best of no change, mean and additive to the ceiling from halves, of "
-    "Δ r perturbed."
+    "pearson_delta, perturbed."
 )
 
 
@@ -90,7 +90,7 @@ def _scores(result: Finetuned, subset: str, *, wide: bool) -> Table:
     shown = result.shown | {"subset": subset}
     metrics = list(dict.fromkeys([result.headline, *result.scores["metric"]]))
     detailed = metrics if wide else metrics[:1]
-    first, *heads = (METRICS[name].label + " [95 %]" * (name in detailed) for name in metrics)
+    first, *heads = (METRICS[name].label.replace(", ", ",\n") + " [95 %]" * (name in detailed) for name in metrics)
     title = f"{_where(result, result.shown_share)}\n{_block(result, subset)}"
     table = titled_table(title, "predictor", first, "gap closed", *heads)
     scores, ceilings = at(result.scores, **shown), at(result.ceilings, subset=subset)
