@@ -59,10 +59,12 @@ def finetune(
     screen = read_screen(data, config, on_event=on_event)
     on_event("cells", {"rows": list(screen.table)})
     split = split_name(screen, config)
-    for seed in range(config.seeds):
-        make_fold(screen, split, config, seed)  # refuse before the work
+    folds = [make_fold(screen, split, config, seed) for seed in range(config.seeds)]  # refuse before the work
     fixed_panel(screen, config)
     notes = [*screen.notes, *_notes(opened, screen, config)]
+    if split == "covariate":
+        tested = {screen.unseen_of_covariates[screen.units[u].covariates] for fold in folds for u in fold.test}
+        notes.append(f"tested on covariate values that were held out: {', '.join(sorted(tested))}")
     for note in notes:
         on_event("note", {"text": note})
     arms = make_arms(opened, screen, config, on_event=on_event)
