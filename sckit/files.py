@@ -86,3 +86,20 @@ def to_json(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return to_json(value.tolist())
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def matches(value: Any, schema: Any) -> bool:
+    """Return whether a JSON value is as the schema says.
+
+    A schema is a type (int: not negative and below 2**62), a list of one schema for all items, a dict of one schema for
+    all values under the key `str`, or a dict of schemas by name; other names may be there too.
+    """
+    if isinstance(schema, type):
+        return type(value) is schema and (schema is not int or 0 <= value < 2**62)
+    if isinstance(schema, list):
+        return isinstance(value, list) and all(matches(item, schema[0]) for item in value)
+    if not isinstance(value, dict):
+        return False
+    if str in schema:
+        return all(matches(item, schema[str]) for item in value.values())
+    return all(name in value and matches(value[name], part) for name, part in schema.items())

@@ -9,13 +9,23 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sckit.files import checksum, replacing
+from sckit.files import checksum, matches, replacing
 
 FORMAT = "sckit store"
 VERSION = 1
 MANIFEST = "manifest.json"
 SHARD_ARRAYS = ("indptr", "genes", "counts")
+OWN_COLUMNS = ("cell", "source", "total_counts", "n_genes")
+"""Obs columns that the store writes itself; an input's column of such a name becomes input_NAME."""
+
 _UINT16_GENES = 65_535
+_FILES = {str: {"bytes": int, "sha256": str}}
+_SOURCE = {"name": str, "path": str, "cells": int, "kept": int, "genes_summed": int, "has_assay": bool}
+_SCHEMA = {
+    **{"cells": int, "genes": int, "nonzeros": int, "vocabulary_sha256": str, "joined_on": str, "config": dict},
+    **{"dropped": {str: int}, "sources": [_SOURCE], "tables": _FILES},
+    "shards": [{"cells": int, "nonzeros": int, "files": _FILES}],
+}
 
 
 def shard_file(number: int, array: str) -> str:
@@ -26,6 +36,19 @@ def shard_file(number: int, array: str) -> str:
 def gene_dtype(n_genes: int) -> np.dtype:
     """Return the type of the gene numbers of a store: uint16 where that is enough."""
     return np.dtype(np.uint16 if n_genes <= _UINT16_GENES else np.int32)
+
+
+def is_manifest(manifest: Any) -> bool:
+    """Return whether a JSON document has all that is read of a manifest, and names no files but those of the store."""
+    if not matches(manifest, _SCHEMA):
+        return False
+    shards = manifest["shards"]
+    names = [{shard_file(number, array) for array in SHARD_ARRAYS} for number in range(len(shards))]
+    return (
+        [set(shard["files"]) for shard in shards] == names
+        and set(manifest["tables"]) == {"genes.parquet", "obs.parquet"}
+        and all(sum(shard[name] for shard in shards) == manifest[name] for name in ("cells", "nonzeros"))
+    )
 
 
 def write_table(path: Path, frame: pd.DataFrame) -> dict[str, Any]:

@@ -11,7 +11,17 @@ import numpy as np
 import pandas as pd
 
 from sckit.data.genes import vocabulary_hash
-from sckit.data.manifest import FORMAT, MANIFEST, SHARD_ARRAYS, VERSION, broken_files, gene_dtype, shard_file
+from sckit.data.manifest import (
+    FORMAT,
+    MANIFEST,
+    OWN_COLUMNS,
+    SHARD_ARRAYS,
+    VERSION,
+    broken_files,
+    gene_dtype,
+    is_manifest,
+    shard_file,
+)
 from sckit.data.views import Csr, indptr_of
 from sckit.errors import DataError
 
@@ -49,16 +59,16 @@ class Store:
     @cached_property
     def genes(self) -> pd.DataFrame:
         """G rows: id ("" where unknown), symbol, n_cells (cells of the store in which it is detected)."""
-        return pd.read_parquet(self.path / "genes.parquet")
+        return self._table("genes.parquet", self.n_genes, ("id", "symbol"))
 
     @cached_property
     def obs(self) -> pd.DataFrame:
         """C rows: cell, source, total_counts and n_genes over all genes of the source, then the inputs' own columns."""
-        return pd.read_parquet(self.path / "obs.parquet")
+        return self._table("obs.parquet", self.n_cells, OWN_COLUMNS)
 
     @cached_property
     def _total_counts(self) -> np.ndarray:
-        return pd.read_parquet(self.path / "obs.parquet", columns=["total_counts"])["total_counts"].to_numpy()
+        return self.obs["total_counts"].to_numpy(np.int64)
 
     def totals(self, cells: np.ndarray) -> np.ndarray:
         """Return the total counts [C] int64 of the cells over all gene-expression features of their source."""
@@ -83,7 +93,7 @@ class Store:
             lengths.append(high - low)
             genes.append(shard_genes[low:high])
             counts.append(shard_counts[low:high])
-        return indptr_of(lengths), np.concatenate(genes), np.concatenate(counts, dtype=np.uint32)
+        return indptr_of(lengths), self._known(np.concatenate(genes)), np.concatenate(counts, dtype=np.uint32)
 
     def block(self, start: int, stop: int) -> Csr:
         """Read cells start..stop in store order.
@@ -99,7 +109,7 @@ class Store:
         indptr, genes, counts = self._shard(number)
         offset = self._starts[number]
         low, high = int(indptr[start - offset]), int(indptr[stop - offset])
-        return indptr[start - offset : stop - offset + 1] - low, genes[low:high], counts[low:high]
+        return indptr[start - offset : stop - offset + 1] - low, self._known(genes[low:high]), counts[low:high]
 
     def verify(self) -> None:
         """Read every file again; raise `DataError` with the name of the first whose checksum is not the one written."""
@@ -108,12 +118,46 @@ class Store:
         if vocabulary_hash(self.genes["id"], self.genes["symbol"]) != self.manifest["vocabulary_sha256"]:
             raise DataError(f"{self.path} has another gene list than its manifest says; prepare it again.")
 
+    def _known(self, genes: np.ndarray) -> np.ndarray:
+        """Return the gene numbers if all are of this store: kernels do not check them."""
+        if len(genes) and not 0 <= int(genes.min()) <= int(genes.max()) < self.n_genes:
+            raise DataError(
+                f"{self.path} is corrupt: it holds a count of a gene that it does not have; prepare it again."
+            )
+        return genes
+
     def _shard(self, number: int) -> Csr:
         if number not in self._maps:
-            arrays = (np.load(self.path / shard_file(number, name), mmap_mode="r") for name in SHARD_ARRAYS)
-            indptr, genes, counts = (np.asarray(array) for array in arrays)
+            shard = self.manifest["shards"][number]
+            try:
+                arrays = (np.load(self.path / shard_file(number, name), mmap_mode="r") for name in SHARD_ARRAYS)
+                indptr, genes, counts = (np.asarray(array) for array in arrays)
+            except (OSError, ValueError) as error:
+                raise DataError(f"{self.path} is corrupt: shard {number} ({error}); prepare it again.") from error
+            whole = (
+                (indptr.shape, indptr.dtype) == ((shard["cells"] + 1,), np.int64)
+                and genes.shape == counts.shape == (shard["nonzeros"],)
+                and genes.dtype == gene_dtype(self.n_genes)
+                and counts.dtype.kind == "u"
+                and indptr[0] == 0
+                and indptr[-1] == len(genes)
+                and bool((np.diff(indptr) >= 0).all())
+            )
+            if not whole:
+                raise DataError(
+                    f"{self.path} is corrupt: shard {number} is not what its manifest says; prepare it again."
+                )
             self._maps[number] = indptr, genes, counts
         return self._maps[number]
+
+    def _table(self, name: str, rows: int, columns: tuple[str, ...]) -> pd.DataFrame:
+        try:
+            table = pd.read_parquet(self.path / name)
+        except (OSError, ValueError, KeyError) as error:
+            raise DataError(f"{self.path / name} cannot be read ({error}); prepare the store again.") from error
+        if len(table) != rows or not set(columns) <= set(table.columns):
+            raise DataError(f"{self.path / name} is not the table of this store; prepare it again.")
+        return table
 
 
 def open_store(path: Path | str) -> Store:
@@ -135,6 +179,10 @@ def open_store(path: Path | str) -> Store:
     if manifest.get("version") != VERSION:
         raise DataError(
             f"{path} is a store of version {manifest.get('version')}, and this sckit reads {VERSION}; prepare it again."
+        )
+    if not is_manifest(manifest):
+        raise DataError(
+            f"{path / MANIFEST} is damaged: entries are missing or of another kind; prepare the store again."
         )
     for name, problem in broken_files(path, _files(manifest), content=False):
         raise DataError(f"{path / name} {problem}; the store is broken, prepare it again.")

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -24,7 +25,7 @@ from sckit.data.split import HELD_OUT
 from sckit.data.store import Store, open_store
 from sckit.data.views import CountsView, CutView
 from sckit.errors import ConfigError, DataError
-from sckit.files import checksum, flush, replacing, replacing_folder, write_json, write_text
+from sckit.files import checksum, flush, matches, replacing, replacing_folder, write_json, write_text
 from sckit.model.closed_forms import ClosedForms, fit_closed_forms
 from sckit.model.transformer import Model, without_warm_start
 from sckit.provenance import environment
@@ -47,12 +48,17 @@ class Run:
     def store(self) -> Store:
         """Open the store that the run was trained on. Raises DataError when it has moved or changed."""
         try:
-            where = json.loads((self.path / "data.json").read_text())
-            path, fingerprint = Path(where["store"]), where["manifest_sha256"]
-            store = open_store(self.path / path if where["inside"] else path)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{self.path / 'data.json'} is damaged ({error!r}); train again.") from error
-        if checksum(store.path / MANIFEST) != fingerprint:
+            where = json.loads((self.path / "data.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{self.path / 'data.json'} is damaged ({error}); train again.") from error
+        if not matches(where, {"store": str, "inside": bool, "manifest_sha256": str}):
+            raise DataError(f"{self.path / 'data.json'} is damaged: it does not say where the store is; train again.")
+        path = self.path / where["store"] if where["inside"] else Path(where["store"])
+        if where["inside"] and not path.resolve().is_relative_to(self.path.resolve()):
+            raise DataError(f"{self.path / 'data.json'} names a store outside of the run as inside; train again.")
+        store = open_store(path)
+        same = checksum(store.path / MANIFEST) == where["manifest_sha256"]
+        if not same or (store.n_cells, store.n_genes) != (len(self.split), len(self.vocabulary)):
             raise DataError(
                 f"the store {store.path} is not the one {self.path} was trained on; restore it or train again."
             )
@@ -61,14 +67,21 @@ class Run:
     def model(self, device: torch.device | str = "cpu") -> Model:
         """Load the best model of the run, in evaluation mode."""
         try:
-            shape = json.loads((self.path / "model.json").read_text())
+            written = json.loads((self.path / "model.json").read_text(encoding="utf-8"))
             weights = load_file(self.path / "model.safetensors")
-        except (OSError, ValueError, SafetensorError) as error:
+            shape = from_dict(ModelConfig, written["model"], str(self.path / "model.json"))
+            # Before anything of that size is made: what the file says has to be what it holds.
+            sizes = {"gene.weight": (len(self.genes), shape.width), "curve": (shape.knots, shape.width)}
+            layers = {name.split(".")[1] for name in weights if name.startswith("blocks.")}
+            if {name: tuple(weights[name].shape) for name in sizes} != sizes or len(layers) != shape.layers:
+                raise ValueError("model.json and model.safetensors are of different models")
+            model = Model(shape, self.forms)
+            model.load_state_dict(weights)
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, ConfigError) as error:
+            reason = " ".join(str(error).split())[:200]
             raise DataError(
-                f"the run {self.path} has no whole model ({error}); go on with --resume {self.path}."
+                f"the run {self.path} has no whole model ({reason}); go on with --resume {self.path}."
             ) from error
-        model = Model(from_dict(ModelConfig, shape["model"], str(self.path / "model.json")), self.forms)
-        model.load_state_dict(weights)
         return model.to(device).eval()
 
     def untrained_model(self, seed: int) -> Model:
@@ -86,7 +99,11 @@ class Run:
         found = known.find(store.genes["id"], store.genes["symbol"]).astype(np.int32)
         found[pd.Series(found).duplicated()] = -1
         if found.max() < 0:
-            raise DataError(f"no gene of {store.path} is among the {len(self.genes)} that {self.path} was trained on.")
+            raise DataError(
+                f"no gene of the data ({', '.join(store.genes['symbol'][:3])}, ...) is among the {len(self.genes)} "
+                f"that {self.path} was trained on ({', '.join(self.genes['symbol'][:3])}, ...); give data of the same "
+                "species."
+            )
         return found
 
     def cells(self, part: int) -> np.ndarray:
@@ -108,10 +125,12 @@ def create_run(config: PretrainConfig, name: str | None, root: Path) -> Path:
     path = root / (name or f"pretrain-{datetime.now(UTC):%Y%m%d-%H%M%S}")
     try:
         path.mkdir(parents=True)
+        write_text(path / "config.toml", to_toml(config))
+        write_json(path / "environment.json", environment())
     except FileExistsError as error:
         raise ConfigError(f"the run {path} exists; choose another --name, or go on with --resume {path}.") from error
-    write_text(path / "config.toml", to_toml(config))
-    write_json(path / "environment.json", environment())
+    except OSError as error:
+        raise ConfigError(f"--runs {root} is no folder to write in ({error.strerror}); name another.") from error
     return path
 
 
@@ -180,10 +199,34 @@ def open_run(path: Path) -> Run:
     try:
         forms = ClosedForms(**load_arrays(path / "forms.safetensors"))
         genes, split = pd.read_parquet(path / "genes.parquet"), np.load(path / "split.npy")
-        config = read_toml(PretrainConfig, path / "config.toml")
-        return Run(path, config, genes, forms, split, np.load(path / "vocabulary.npy"))
-    except (OSError, ValueError, TypeError, SafetensorError) as error:
-        raise DataError(f"the run {path} is damaged ({error}); train again.") from error
+        vocabulary, config = np.load(path / "vocabulary.npy"), read_toml(PretrainConfig, path / "config.toml")
+        if "mask" not in tomllib.loads((path / "config.toml").read_text(encoding="utf-8")):
+            raise ValueError("config.toml does not hold the options of the run")
+        _check_setting(genes, forms, split, vocabulary)
+        return Run(path, config, genes, forms, split, vocabulary)
+    except (OSError, EOFError, ValueError, KeyError, TypeError, SafetensorError, ConfigError) as error:
+        raise DataError(f"the run {path} is damaged ({' '.join(str(error).split())[:200]}); train again.") from error
+
+
+def _check_setting(genes: pd.DataFrame, forms: ClosedForms, split: np.ndarray, vocabulary: np.ndarray) -> None:
+    """Raise ValueError where the arrays of a run do not belong together; arrays as in `Run`."""
+    if not {"id", "symbol"} <= set(genes.columns):
+        raise ValueError("genes.parquet lacks ids or symbols")
+    arrays, g = vars(forms), len(genes)
+    k, j = (arrays[name].shape[-1] if arrays[name].ndim == 2 else -1 for name in ("axes", "loadings"))
+    shapes = {
+        **{"gene_mean": (g,), "depth": (g, 2), "axes": (g, k), "origin": (k,), "ridge": (g, k + 2)},
+        **{"total": (g, k + 3), "loadings": (g, j), "noise": (g,), "total_of_x": (k + 2,), "scales": (4,)},
+    }
+    if {name: array.shape for name, array in arrays.items()} != shapes:
+        raise ValueError("forms.safetensors does not fit genes.parquet")
+    if not all(array.dtype == np.float64 and np.isfinite(array).all() for array in arrays.values()):
+        raise ValueError("forms.safetensors holds values that are no numbers")
+    if split.ndim != 1 or split.dtype != np.int8 or not np.isin(split, (0, 1, HELD_OUT)).all():
+        raise ValueError("split.npy is no split of cells")
+    known = vocabulary[vocabulary != -1] if vocabulary.ndim == 1 and vocabulary.dtype == np.int32 else []
+    if not np.array_equal(np.sort(known), np.arange(g)):
+        raise ValueError("vocabulary.npy does not number the genes of genes.parquet")
 
 
 def save_checkpoint(run: Path, state: dict[str, Any], model: Model, optimiser: torch.optim.Optimizer) -> None:
@@ -207,16 +250,30 @@ def load_checkpoint(run: Path, model: Model, optimiser: torch.optim.Optimizer) -
         return None
     try:
         tensors = load_file(whole[-1] / "state.safetensors")
-        state = json.loads((whole[-1] / "state.json").read_text())
-    except (OSError, ValueError, SafetensorError) as error:
+        state = json.loads((whole[-1] / "state.json").read_text(encoding="utf-8"))
+        model.load_state_dict({k[len("model.") :]: v for k, v in tensors.items() if k.startswith("model.")})
+        slots: dict[int, dict[str, torch.Tensor]] = {}
+        for name, tensor in tensors.items():
+            if name.startswith("optimiser."):
+                _, index, key = name.split(".", 2)
+                slots.setdefault(int(index), {})[key] = tensor
+        _check_slots(slots, optimiser)
+        optimiser.load_state_dict({"state": slots, "param_groups": optimiser.state_dict()["param_groups"]})
+        if not isinstance(state, dict):
+            raise ValueError("state.json is no state")
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
         raise DataError(
-            f"the checkpoint {whole[-1]} is damaged ({error}); remove it to start from the one before."
+            f"the checkpoint {whole[-1]} is damaged ({reason}); remove it to start from the one before."
         ) from error
-    model.load_state_dict({k[len("model.") :]: v for k, v in tensors.items() if k.startswith("model.")})
-    slots: dict[int, dict[str, torch.Tensor]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith("optimiser."):
-            _, index, key = name.split(".", 2)
-            slots.setdefault(int(index), {})[key] = tensor
-    optimiser.load_state_dict({"state": slots, "param_groups": optimiser.state_dict()["param_groups"]})
     return state
+
+
+def _check_slots(slots: dict[int, dict[str, torch.Tensor]], optimiser: torch.optim.Optimizer) -> None:
+    """Raise ValueError where what an optimiser remembers of its parameters does not have their shapes."""
+    parameters = [one for group in optimiser.param_groups for one in group["params"]]
+    for index, slot in slots.items():
+        if not 0 <= index < len(parameters):
+            raise ValueError(f"there is no parameter {index}")
+        if any(one.ndim and one.shape != parameters[index].shape for one in slot.values()):
+            raise ValueError(f"the moments of parameter {index} have another shape")
