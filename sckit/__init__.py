@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     __version__: str
-    from sckit.config import EvalConfig, FinetuneConfig, PrepareConfig, PretrainConfig
+    from sckit.config import EvalConfig, FinetuneConfig, PrepareConfig, PretrainConfig, ReadingConfig
     from sckit.data.prepare import prepare
     from sckit.data.store import open_store
     from sckit.evaluation.embed import embed
@@ -21,11 +21,11 @@ _API = {
     "evaluate": "sckit.evaluation.evaluate",
     "finetune": "sckit.perturbation.finetune",
     "embed": "sckit.evaluation.embed",
-} | dict.fromkeys(("PrepareConfig", "PretrainConfig", "EvalConfig", "FinetuneConfig"), "sckit.config")
+} | dict.fromkeys(("PrepareConfig", "PretrainConfig", "EvalConfig", "FinetuneConfig", "ReadingConfig"), "sckit.config")
 
 __all__ = [
-    "EvalConfig", "FinetuneConfig", "PrepareConfig", "PretrainConfig", "__version__", "embed", "evaluate", "finetune",
-    "load_model", "open_store", "prepare", "pretrain",
+    "EvalConfig", "FinetuneConfig", "PrepareConfig", "PretrainConfig", "ReadingConfig", "__version__", "embed",
+    "evaluate", "finetune", "load_model", "open_store", "prepare", "pretrain",
 ]  # fmt: skip
 
 

@@ -8,8 +8,18 @@ import typer
 from sckit.cli.bench import bench
 from sckit.cli.options import ConfigFile, RunArgument, Runs, command_of, result_console, say
 from sckit.cli.progress import Bar
-from sckit.config import EvalConfig, FinetuneConfig, PrepareConfig, PretrainConfig, read_toml, to_toml
+from sckit.config import (
+    EvalConfig,
+    FinetuneConfig,
+    PrepareConfig,
+    PretrainConfig,
+    ReadingConfig,
+    read_configs,
+    read_toml,
+    to_toml,
+)
 from sckit.config.evaluate import SWEEP
+from sckit.config.options import options
 from sckit.errors import ConfigError
 
 app = typer.Typer(
@@ -39,7 +49,7 @@ def main(
 def prepare(
     inputs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="INPUT", help="10x .h5, mtx folder, .h5ad or SOMA; by default a small sample."),
+        typer.Argument(metavar="INPUT", help="10x .h5, mtx, .h5ad, .zarr, SOMA or store; by default a small sample."),
     ] = None,
     *,
     out: Annotated[Path, typer.Option(help="Folder of the store to write.")],
@@ -89,7 +99,7 @@ def info(
 
 
 @app.command()
-@command_of(PretrainConfig)
+@command_of(PretrainConfig, ReadingConfig)
 def pretrain(
     data: Annotated[
         list[str] | None,
@@ -116,11 +126,13 @@ def pretrain(
         raise ConfigError(f"--resume {resume} goes on with that run's own data and options; give no others.")
     if given.keys() & {"epochs", "steps", "minutes"}:  # a budget given here replaces the file's
         given = {"epochs": None, "steps": None, "minutes": None} | given
-    settings = read_toml(PretrainConfig, config, **given)
+    settings, reading = read_configs(config, given, PretrainConfig, ReadingConfig)
     from sckit.training.pretrain import pretrain as run_pretraining
 
     with Bar() as bar:
-        done = run_pretraining(data or None, settings, name=name, runs=runs, resume=resume, on_event=bar.on_event)
+        done = run_pretraining(
+            data or None, settings, name=name, runs=runs, resume=resume, reading=reading, on_event=bar.on_event
+        )
     say(f"run {done.run}: {done.tokens_per_s:,.0f} tokens/s, {done.cells_per_s:,.1f} cells/s, {done.wall_s:.1f} s")
     say(f"next: sckit eval {done.run} --mask 1.0")
     return {"command": "pretrain", **vars(done), "run": str(done.run)}
@@ -162,7 +174,7 @@ def evaluate(
 
 
 @app.command()
-@command_of(EvalConfig, "batch_tokens", "engine", "device")
+@command_of(ReadingConfig, (EvalConfig, "batch_tokens", "engine", "device"))
 def embed(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder or name.")],
     data: Annotated[str, typer.Argument(metavar="INPUT", help="A store, or anything that prepare reads.")],
@@ -179,15 +191,18 @@ def embed(
     """
     from sckit.evaluation.embed import embed as run_embedding
 
+    (reading,) = read_configs(
+        None, {name: given.pop(name) for name in options(ReadingConfig) if name in given}, ReadingConfig
+    )
     with Bar() as bar:
-        adata = run_embedding(run, data, out=out, runs=runs, on_event=bar.on_event, **given)
+        adata = run_embedding(run, data, out=out, runs=runs, reading=reading, on_event=bar.on_event, **given)
     shape = list(adata.obsm["X_sckit"].shape)
     say(f"wrote {out}: obsm['X_sckit'] {shape}, for scanpy.pp.neighbors(adata, use_rep='X_sckit')")
     return {"command": "embed", "run": run, "out": str(out), "shape": shape}
 
 
 @app.command()
-@command_of(FinetuneConfig)
+@command_of(FinetuneConfig, ReadingConfig)
 def finetune(
     run: RunArgument = None,
     *,
@@ -205,7 +220,7 @@ def finetune(
 
         sckit finetune --data screen.h5ad --config screen.toml --task partial
     """
-    settings = read_toml(FinetuneConfig, config, **given)
+    settings, reading = read_configs(config, given, FinetuneConfig, ReadingConfig)
     from sckit.files import to_json, write_text
     from sckit.perturbation.finetune import finetune as compare_arms
     from sckit.report.perturbation import print_finetuned, save_finetuned
@@ -214,12 +229,12 @@ def finetune(
     folder = out or find_run(run, runs) / f"finetune-{settings.task}"
     try:  # before the work
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "config.toml", to_toml(settings))
+        write_text(folder / "config.toml", to_toml(settings) + to_toml(reading))
     except OSError as error:
         raise ConfigError(f"--out {folder} is no folder to write in ({error.strerror}); name another.") from error
     try:
         with Bar() as bar:
-            result = compare_arms(run, data, settings, runs=runs, on_event=bar.on_event)
+            result = compare_arms(run, data, settings, runs=runs, reading=reading, on_event=bar.on_event)
     except BaseException:
         if [path.name for path in folder.iterdir()] == ["config.toml"]:  # nothing of an earlier comparison
             (folder / "config.toml").unlink()

@@ -20,7 +20,7 @@ _WIDTH = 160  # of tables where stdout is not a terminal
 
 
 @bench.command()
-@command_of(PretrainConfig, "device")
+@command_of((PretrainConfig, "device"))
 def kernels(
     *,
     case: Annotated[list[str] | None, typer.Option(help="Case by name, by default all; may be repeated.")] = None,
@@ -68,7 +68,7 @@ def kernels(
 
 
 @bench.command()
-@command_of(PretrainConfig, "device")
+@command_of((PretrainConfig, "device"))
 def ops(*, rounds: Rounds = 5, threads: Threads = None, given: dict[str, Any], out: Out = None) -> dict[str, Any]:
     """Time the token states and the masked head, forward and backward, compared with plain torch.
 

@@ -4,6 +4,7 @@ import functools
 import inspect
 import json
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,47 +23,72 @@ ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file of 
 RunArgument = Annotated[
     str | None, typer.Argument(metavar="RUN", help="Run folder or name; by default the latest run.")
 ]
+_Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON document as the last line of stdout.")]
 
 
-def command_of(config: type | None = None, *names: str) -> Callable[[Command], Callable[..., None]]:
+def command_of(*configs: type | tuple[Any, ...]) -> Callable[[Command], Callable[..., None]]:
     """Make a command of a function that returns its JSON document.
 
-    The options of a config, all or those named, take the place of the parameter `given`, which receives what the user
-    set, by field name or by a former name where that was typed. `--json` prints the document. An error is one sentence
-    with an exit code, 1 for bad data and 2 for bad usage; a document that is not "ok" ends with 1 too.
+    The options of the configs, all of a type or those named behind it in a tuple, take the place of the parameter
+    `given`, which receives what the user set, by field name or by a former name where that was typed. `--json` prints
+    the document. An error is one sentence with an exit code, 1 for bad data and 2 for bad usage; a document that is not
+    "ok" ends with 1 too. With `--debug` the traceback of an error is shown.
     """
-    told = sentences(config) if config else {}
-    chosen = [option for option in (options(config) if config else {}).values() if option.name in (names or told)]
-    made = [one for option in chosen for one in _parameters(option, told[option.name], panel=not names)]
+    made: list[inspect.Parameter] = []
+    for one in configs:
+        config, *names = one if isinstance(one, tuple) else (one,)
+        told = sentences(config)
+        chosen = [option for option in options(config).values() if option.name in (names or told)]
+        made += [each for option in chosen for each in _parameters(option, told[option.name], panel=not names)]
 
     def decorate(command: Command) -> Callable[..., None]:
         @functools.wraps(command)
-        def run(*, as_json: bool, **values: Any) -> None:
+        def run(*, as_json: bool, debug: bool, **values: Any) -> None:
             if made:
                 typed = {parameter.name: values.pop(parameter.name) for parameter in made}
                 values["given"] = {name: value for name, value in typed.items() if value is not None and value != []}
             try:
                 document = command(**values)
-            except SckitError as error:
-                typer.echo(f"Error: {error}", err=True)
-                raise typer.Exit(error.exit_code) from None
             except KeyboardInterrupt:
                 typer.echo("Interrupted.", err=True)
                 raise typer.Exit(130) from None
+            except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
+                raise
+            except Exception as error:
+                raise _failed(error, debug=debug) from None
             if as_json:
                 typer.echo(json.dumps(document, default=str, allow_nan=False))
             if not document.get("ok", True):
                 raise typer.Exit(1)
 
         own = inspect.signature(command)
-        last = inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=_Json)
+        last = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
+            for name, kind in (("as_json", _Json), ("debug", _Debug))
+        ]
         parameters = [each for one in own.parameters.values() for each in (made if one.name == "given" else [one])]
-        run.__dict__["__signature__"] = inspect.Signature([*parameters, last])
-        run.__annotations__ = {parameter.name: parameter.annotation for parameter in [*parameters, last]}
+        run.__dict__["__signature__"] = inspect.Signature([*parameters, *last])
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in [*parameters, *last]}
         return run
 
     return decorate
+
+
+def _failed(error: Exception, *, debug: bool) -> typer.Exit:
+    """Say what went wrong in one sentence, with how to report what was not foreseen; return the end of the command."""
+    if debug:
+        traceback.print_exception(error)
+    if isinstance(error, SckitError):
+        typer.echo(f"Error: {error}", err=True)
+        return typer.Exit(error.exit_code)
+    what = " ".join(str(error).split())[:300]
+    if isinstance(error, OSError) and error.strerror:
+        typer.echo(f"Error: {error.filename or 'a file'} cannot be used: {error.strerror}.", err=True)
+    else:
+        typer.echo(f"Error: this was not foreseen: {type(error).__name__}: {what}.", err=True)
+        typer.echo("To report it, run the same command with --debug and send all of its output.", err=True)
+    return typer.Exit(1)
 
 
 def _parameters(option: Option, sentence: str, *, panel: bool) -> Iterator[inspect.Parameter]:
@@ -84,7 +110,7 @@ def _parameters(option: Option, sentence: str, *, panel: bool) -> Iterator[inspe
             option.name,
             f"{option.flag}/--no-{option.flag[2:]}" if option.default is True else option.flag,
             help=sentence.replace("[", r"\["),  # brackets are markup
-            metavar="A,B,..." if kind is str and option.many else None,
+            metavar="A,B,..." if kind is str and option.many else "LABEL" if option.labels else None,
             rich_help_panel=option.panel if panel and option.panel else None,
         )
 

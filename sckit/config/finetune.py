@@ -17,10 +17,12 @@ class FinetuneConfig:
 
     condition: Annotated[str, mark(panel="Data")] = ""
     """Column of obs that names the perturbation of each cell; it has to be given."""
-    control: str = ""
-    """Label of the untreated cells in that column; it has to be given."""
-    exclude: tuple[str, ...] = ()
-    """Labels of that column to leave out, such as unassigned."""
+    control: Annotated[tuple[str, ...], mark(labels=True, documented_alone=True)] = ()
+    """Label of the untreated cells in that column; it has to be given, and may be repeated."""
+    exclude: Annotated[tuple[str, ...], mark(labels=True)] = ()
+    """Label of that column to leave out, such as unassigned; may be repeated."""
+    separator: str = "+"
+    """What stands between the perturbations that a label combines, as in A+B."""
     covariates: Annotated[tuple[str, ...], was(context="--context-column")] = ()
     """Columns of obs, such as cell_type,donor, within whose values treated cells are compared with controls."""
     replicate: str | None = None
@@ -84,8 +86,13 @@ class FinetuneConfig:
     """Device to compute on: auto, cpu or cuda."""
 
     def __post_init__(self) -> None:
+        for name in ("control", "exclude"):
+            if isinstance(getattr(self, name), str):
+                object.__setattr__(self, name, (getattr(self, name),))
+        if not self.separator.strip() or self.separator.isalnum():
+            raise ConfigError(f"--separator {self.separator!r} must be a sign such as + or _.")
         for name in ("condition", "control"):
-            if not getattr(self, name):
+            if not getattr(self, name) or getattr(self, name) == ("",):
                 raise ConfigError(f"--{name} is missing: --condition names a column of obs, --control a label in it.")
         check(self)
         if self.unseen is not None and self.unseen not in self.covariates:

@@ -87,6 +87,8 @@ class Option:
     flag: str
     panel: str = ""
     repeated: bool = False  # a list is given one item at a time, not with commas
+    labels: bool = False  # a repeated list of labels, which may hold commas themselves
+    documented_alone: bool = False  # result documents hold a list of one as that one
     file_only: bool = False
     former: dict[str, str] = field(default_factory=dict)  # options by former field name; result documents keep the name
     former_values: dict[str, str] = field(default_factory=dict)
@@ -106,6 +108,7 @@ def options(config: type) -> dict[str, Option]:
         for one in marks:
             facts |= one if isinstance(one, dict) else {}
         facts |= {"flag": name} if "file_only" in facts else {}
+        facts |= {"repeated": True} if "labels" in facts else {}
         bounds = tuple(one for one in marks if isinstance(one, Bound))
         found[name] = Option(name, kinds, get_origin(base) is tuple, getattr(config, name), bounds, **facts)
         panel = facts["panel"]
@@ -114,7 +117,8 @@ def options(config: type) -> dict[str, Option]:
 
 def sentences(config: type) -> dict[str, str]:
     """Return the string under each field of a config class, read from its source."""
-    found = {}
+    inherited = (sentences(base) for base in config.__bases__ if base is not object)
+    found = {name: text for base in inherited for name, text in base.items()}
     for node, below in pairwise(getattr(ast.parse(inspect.getsource(config)).body[0], "body", [])):
         if isinstance(node, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
             found[ast.unparse(node.target)] = " ".join(str(below.value.value).split())
@@ -138,11 +142,36 @@ def check(config: Any) -> None:
 
 def read_toml(config: type[C], path: Path | None, **overrides: Any) -> C:
     """Return a config of the type from a TOML file, where there is one, with what the command line gave on top."""
+    return read_configs(path, overrides, config)[0]
+
+
+def read_configs(path: Path | None, overrides: dict[str, Any], *types: type) -> tuple[Any, ...]:
+    """Return a config of each type from one TOML file, where there is one, with what the command line gave on top.
+
+    Raises ConfigError for a file that cannot be read, for names that no type has, and for values out of bounds.
+    """
     try:
-        loaded = tomllib.loads(path.read_text()) if path else {}
+        loaded = tomllib.loads(path.read_text(encoding="utf-8")) if path else {}
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"the config file {path} cannot be read: {error}.") from error
-    return config(**_current(config, loaded, str(path)) | _current(config, overrides, ""))
+    names = {name: config for config in types for name in _names(config)}
+    for values, origin in ((loaded, str(path)), (overrides, "the command line")):
+        for name in values:
+            if name not in names:
+                close = get_close_matches(name, names, 1)
+                hint = f"; did you mean {close[0]}?" if close else "."
+                raise ConfigError(f"{origin} sets {name}, which is no option{hint}")
+    found = []
+    for config in types:
+        from_file, typed = ({n: v for n, v in values.items() if names[n] is config} for values in (loaded, overrides))
+        values = _current(config, from_file, str(path))
+        try:
+            found.append(config(**values | _current(config, typed, "")))
+        except ConfigError as error:
+            if not values or typed:
+                raise
+            raise ConfigError(f"{path}: {error}") from error
+    return tuple(found)
 
 
 def from_dict(config: type[C], values: dict[str, Any], origin: str) -> C:
@@ -155,12 +184,18 @@ def to_toml(config: Any) -> str:
     return "".join(f"{name} = {_toml_value(value)}\n" for name, value in asdict(config).items() if value is not None)
 
 
+def _names(config: type) -> set[str]:
+    """Return all names that a file may give the fields of a config, today's and former ones."""
+    return {name for option in options(config).values() for name in (option.name, *option.former)}
+
+
 def as_documented(config: Any) -> dict[str, Any]:
     """Return the config as result documents keep it: under former names and values, with the options that are gone."""
     document = {}
     for option in options(type(config)).values():
         value = getattr(config, option.name)
         was = [old for old, new in option.former_values.items() if new == value]
+        value = value[0] if option.documented_alone and len(value) == 1 else value
         document[next(iter(option.former), option.name)] = was[0] if was else value
     return document
 
@@ -202,13 +237,13 @@ def _converted(option: Option, value: Any, line: str) -> Any:
     line: where the value stands in a file; empty for the command line.
     """
     items = value if option.many and isinstance(value, list | tuple) else [value]
-    if option.many and isinstance(value, str):
+    if option.many and isinstance(value, str) and not option.labels:
         items = [part.strip() for part in value.split(",") if part.strip()]
         if not items:
             raise ConfigError(f"{line or f'{option.flag} {_shown(value)}'} names no value.")
     found = [_item(option.kinds, item) for item in items]
     if None in found:
-        listed = option.many and not option.repeated
+        listed = option.many and (option.labels or not option.repeated)
         line = line or f"{option.flag} {_shown(value if listed else items[found.index(None)])}"
         words = " or ".join(_KINDS[kind] for kind in option.kinds)
         raise ConfigError(f"{line} is not {f'a list of {words[2:]}s' if listed else words}.")

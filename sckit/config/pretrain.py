@@ -56,8 +56,9 @@ class PretrainConfig:
     """Cut a cell with more detected genes than this to a random subset of them."""
     group: str | None = None
     """Column of obs whose values never appear on both sides of the split."""
-    hold_out: tuple[str, ...] = ()
-    """Values of the group column to hold out; by default a random fifth of the groups, or of the cells."""
+    hold_out: Annotated[tuple[str, ...], mark(labels=True)] = ()
+    """Value of the group column to hold out; may be repeated. By default a random fifth of the groups, or of the cells.
+    """
     preset: Annotated[str, one_of(*PRESETS), mark(panel="Model")] = "tiny"
     """Size of the network: tiny, small, medium, base or large."""
     warm_start: bool = True

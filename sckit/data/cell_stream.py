@@ -13,6 +13,7 @@ from sckit.data.readers.source import CELLS_PER_BLOCK, CountsBlock, Source, tidy
 from sckit.data.views import indptr_of
 
 NO_CHOSEN_GENE = "cells without a count in the kept genes"
+NOT_RECOVERED = "cells whose counts log1p does not tell (fewer than 20 genes, or one smallest value)"
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class CellStream:
         """Take the quality rules and what the labels say: `judged` [all cells] is KEPT or numbers `reasons` from 1."""
         self.sources = sources
         self.starts = indptr_of([source.n_cells for source in sources])  # [sources + 1]
-        self.reasons = [*reasons, *rules.reasons(), NO_CHOSEN_GENE]
+        self.reasons = [*reasons, NOT_RECOVERED, *rules.reasons(), NO_CHOSEN_GENE]
         self._judged = judged
         self._n_label_reasons = len(reasons)
         self._rules = rules
@@ -98,12 +99,12 @@ class CellStream:
     def _keep(self, number: int, cell: int, block: CountsBlock, to_vocabulary: np.ndarray) -> KeptCells:
         """Filter one block, which begins at `cell` of its source, and renumber its genes."""
         source, stop = self.sources[number], cell + len(block.obs)
-        n_genes = np.diff(block.indptr)
-        totals = block.totals() if source.totals is None else source.totals[cell:stop]
         codes = self._labelled(number)[cell:stop].copy()
-        broken = self._rules.broken(block, totals, self._mito[number])
-        codes = np.where((codes == KEPT) & (broken > 0), broken + self._n_label_reasons, codes)
-        genes = np.where(np.repeat(codes == KEPT, n_genes), to_vocabulary[block.genes], np.int32(-1))
+        codes[(codes == KEPT) & ~block.recovered] = self._n_label_reasons + 1
+        broken = self._rules.broken(block, self._mito[number])
+        codes = np.where((codes == KEPT) & (broken > 0), broken + self._n_label_reasons + 1, codes)
+        kept_entries = np.repeat(codes == KEPT, np.diff(block.indptr))
+        genes = np.where(kept_entries, to_vocabulary[block.genes], np.int32(-1))
         indptr, genes, counts = tidy(block.indptr, genes, block.counts)
         lengths = np.diff(indptr)
         codes[(codes == KEPT) & (lengths == 0)] = len(self.reasons)
@@ -115,7 +116,7 @@ class CellStream:
             indptr=indptr_of(lengths[kept]),
             genes=genes,
             counts=counts,
-            totals=totals[kept],
-            n_genes=n_genes[kept],
+            totals=block.totals[kept],
+            n_genes=block.n_genes[kept],
             following=StreamPosition(number, stop) if stop < source.n_cells else StreamPosition(number + 1),
         )

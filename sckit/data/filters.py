@@ -39,17 +39,16 @@ class QualityRules:
             f"cells with more than {self.max_mito} of their counts mitochondrial",
         ]
 
-    def broken(self, block: CountsBlock, totals: np.ndarray, mito: np.ndarray | None) -> np.ndarray:
+    def broken(self, block: CountsBlock, mito: np.ndarray | None) -> np.ndarray:
         """Find the first rule that each cell breaks: [C] int16 from 1, 0 for none; `mito` [G] bool."""
-        n_genes = np.diff(block.indptr)  # [C]
         masks = [
-            n_genes == 0,
-            n_genes < (self.min_genes or 0),
-            totals < (self.min_counts or 0),
-            totals > (np.inf if self.max_counts is None else self.max_counts),
+            np.diff(block.indptr) == 0,
+            block.n_genes < (self.min_genes or 0),
+            block.totals < (self.min_counts or 0),
+            block.totals > (np.inf if self.max_counts is None else self.max_counts),
         ]
         if self.max_mito is not None and mito is not None:
-            masks.append(block.weighted(mito.astype(np.float64)) > self.max_mito * totals)
+            masks.append(block.weighted(mito.astype(np.float64)) > self.max_mito * block.totals)
         rules = np.arange(1, len(masks) + 1, dtype=np.int16)
         return np.select(masks, list(rules), default=np.int16(KEPT)).astype(np.int16)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from sckit.data.readers.source import GeneTable, mostly_ensembl
+from sckit.data.readers.names import ENSEMBL, GeneTable, mostly_ids
 from sckit.errors import ConfigError, DataError
-
-_VERSION = re.compile(r"^(ENS[A-Z]*G\d+)\.\d+")
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,8 @@ def bare_ids(names: Iterable[str | None]) -> np.ndarray:
     Other names stay as they are, and None becomes "". A suffix behind the version stays (`_PAR_Y`), so that the copy
     on the other chromosome remains another gene.
     """
-    return np.array([_VERSION.sub(r"\1", name or "") for name in names], dtype=object)
+    found = ((name or "", ENSEMBL.fullmatch(name or "")) for name in names)
+    return np.array([match[1] + (match[3] or "") if match else name for name, match in found], dtype=object)
 
 
 def join_genes(
@@ -68,7 +66,7 @@ def join_genes(
     list and lose all their genes. Raises `DataError` when nothing is shared or duplicates are refused.
     """
     used = [number for number in range(len(tables)) if number not in unused]
-    by_id = all(mostly_ensembl(tables[number].ids) for number in used)
+    by_id = all(mostly_ids(tables[number].ids) for number in used)
     keys = [_keys(tables[number], by_id=by_id) for number in used]
     if duplicates == "refuse":
         for number, key in zip(used, keys, strict=True):

@@ -3,42 +3,59 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
+from difflib import get_close_matches
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from sckit.data.filters import KEPT
+from sckit.data.manifest import OWN_COLUMNS
 from sckit.data.readers.hdf5 import strings
 from sckit.data.readers.source import Source
 from sckit.errors import ConfigError, DataError
 
-OWN_COLUMNS = ("cell", "source", "total_counts", "n_genes")
-"""Obs columns that the store writes itself; an input's column of such a name becomes input_NAME."""
-
-TENX_LABEL = re.compile(r"10x (3'|5'|multiome)", re.IGNORECASE)
-"""CELLxGENE assay labels that count as 10x: 3' and 5' of every version ("10x 3' v3", "10x 5' transcription profiling")
-and multiome. Left out on purpose: "10x gene expression flex" (probes, not transcripts), feature barcode, ATAC, TCR."""
+TENX_LABEL = re.compile(r"10x( (3'|5'|multiome|transcription profiling).*| genomics)?", re.IGNORECASE)
+"""CELLxGENE assay labels that count as 10x: 3' and 5' of every version ("10x 3' v3", "10x 5' transcription profiling"),
+multiome, "10x transcription profiling", and just "10x". Left out on purpose: "10x gene expression flex" (probes, not
+transcripts), feature barcode, ATAC, TCR."""
 
 _PRIMES = str.maketrans("\u2019\u2032", "''")
-_GENERIC_NAMES = ("feature_bc_matrix", "gene_bc_matrices", "outs", "matrix", "counts", "adata")
+_SUFFIX = re.compile(r"(\.(h5ad|h5|zarr|mtx|sckit|soma|gz))+$", re.IGNORECASE)
+_GENERIC_END = re.compile(
+    r"(^|[_.\- ]+)((sample_)?((raw|filtered)_)?(feature|gene)_bc_matri(x|ces)(_h5)?|matrix|counts|solo\.out)$",
+    re.IGNORECASE,
+)
+_GENERIC = re.compile(
+    r"|outs|count|multi|per_sample_outs|adata|raw|filtered|gene|genefull\w*|velocyto|cells_x_genes|counts_\w+",
+    re.IGNORECASE,
+)
 
 
 def source_names(paths: Sequence[Path]) -> list[str]:
-    """Name every input after its file, or after the folder above where all samples have the same file name.
+    """Name every input after its file, or after a folder above it where all samples have files of that name.
 
     No two names are the same: the second input of a name gets "-2" behind it, and so on.
     """
     names: list[str] = []
     for path in paths:
-        places = [path, *path.resolve().parents]
-        stems = [place.name.removesuffix(".gz").removesuffix(".h5").removesuffix(".h5ad") for place in places]
-        name = next((stem for stem in stems if stem and not stem.endswith(_GENERIC_NAMES)), "input")
+        own, *above = [_GENERIC_END.sub("", _SUFFIX.sub("", place.name)) for place in (path, *path.resolve().parents)]
+        if path.resolve().parent.name.endswith("gene_bc_matrices"):
+            own = ""  # of a genome, as Cell Ranger 1 and 2 put it under its samples
+        name = next((stem for stem in (own, *above) if not _GENERIC.fullmatch(stem)), "input")
         unique = (name if nth == 1 else f"{name}-{nth}" for nth in count(1))
         names.append(next(candidate for candidate in unique if candidate not in names))
     return names
+
+
+def unique_names(names: Iterable[Any]) -> pd.Series:
+    """Return the names of cells as str, with "#2" behind the second of a name and so on."""
+    own = pd.Series(strings(list(names)), dtype=object)
+    nth = own.groupby(own).cumcount()
+    return own.where(nth == 0, own + "#" + (nth + 1).astype(str))
 
 
 def unite_obs(sources: Sequence[Source], names: Sequence[str]) -> tuple[pd.DataFrame, list[int]]:
@@ -49,16 +66,15 @@ def unite_obs(sources: Sequence[Source], names: Sequence[str]) -> tuple[pd.DataF
     """
     ids, repeats = [], []
     for source, name in zip(sources, names, strict=True):
-        own = pd.Series(strings(source.obs.index))
-        nth = own.groupby(own).cumcount()
-        own = own.where(nth == 0, own + "#" + (nth + 1).astype(str))
+        own = unique_names(source.obs.index)
         ids.append(own if len(sources) == 1 else name + ":" + own)
-        repeats.append(int((nth > 0).sum()))
+        repeats.append(int(source.obs.index.duplicated().sum()))
     columns = list(dict.fromkeys(column for source in sources for column in source.obs.columns))
     # concat would let columns without any value decide the types of the others
     given = [source.obs.dropna(axis="columns", how="all") for source in sources]
     united = pd.concat(given, ignore_index=True).reindex(columns=columns)
-    united.columns = [f"input_{name}" if name in OWN_COLUMNS else str(name) for name in united.columns]
+    taken = {*OWN_COLUMNS, *map(str, united.columns)}
+    united.columns = [name if name not in OWN_COLUMNS else _free(f"input_{name}", taken) for name in map(str, columns)]
     for name in united.select_dtypes(object).columns:
         if all(isinstance(value, bool) for value in united[name].dropna()):
             united[name] = united[name].astype("boolean")
@@ -108,7 +124,7 @@ def assay_codes(obs: pd.DataFrame, assay: str, name: str) -> tuple[np.ndarray, l
     wanted = {_plain(label) for label in assay.split(",")}
     reasons = []
     for label in sorted(labels.unique()):
-        keep = bool(TENX_LABEL.match(_plain(label))) if assay == "10x" else _plain(label) in wanted
+        keep = bool(TENX_LABEL.fullmatch(_plain(label))) if assay == "10x" else _plain(label) in wanted
         if not keep:
             reasons.append(f"cells of assay {label!r}")
             codes[(labels == label).to_numpy()] = len(reasons)
@@ -142,15 +158,54 @@ def obs_matches(obs: pd.DataFrame, query: str) -> np.ndarray:
 def group_values(obs: pd.DataFrame, column: str) -> np.ndarray:
     """Return a column of obs as strings [C], empty where missing; raises `ConfigError` when it is not there."""
     if column not in obs.columns:
-        raise ConfigError(f"there is no column {column} in obs; it has {', '.join(map(str, obs.columns))}.")
+        known = list(map(str, obs.columns))
+        close = get_close_matches(column, known, 1)
+        hint = f"; did you mean {close[0]!r}?" if close else "."
+        raise ConfigError(f"there is no column {column!r} in obs; it has {', '.join(map(repr, known))}{hint}")
     values = obs[column]
     return np.where(values.isna(), "", values.astype(str)).astype(str)
+
+
+def choose_labels(
+    given: Iterable[str], present: Collection[str], option: str, column: str
+) -> tuple[list[str], list[str]]:
+    """Return the labels that the values of an option name, and sentences on how they were read.
+
+    A value is first tried whole. Only where no cell has that label is it split at commas. Raises `ConfigError` for what
+    is then still no label of the column.
+    """
+    chosen, notes, present = [], [], {str(label) for label in present}
+    for value in given:
+        parts = [part.strip() for part in value.split(",") if part.strip()]
+        whole = next((one for one in (value, value.strip()) if one in present), None)
+        missing = [] if whole is not None else [part for part in parts if part not in present]
+        if missing or (whole is None and not parts):
+            label = missing[0] if 0 < len(missing) < len(parts) else value
+            known = sorted(present - {""})
+            close = get_close_matches(label, known, 1)
+            shown = ", ".join(map(repr, known[:20])) + (", ..." if len(known) > 20 else "")
+            raise ConfigError(
+                f"{option} {label!r} is not in {column}, which has {shown}"
+                f"{f'; did you mean {close[0]!r}?' if close else '.'}"
+            )
+        if whole is None:
+            notes.append(f"no cell has the label {value!r}, so {option} means the labels {', '.join(map(repr, parts))}")
+        chosen += parts if whole is None else [whole]
+    return list(dict.fromkeys(chosen)), notes
 
 
 def cell_names(obs: pd.DataFrame) -> np.ndarray:
     """Return the names of cells as their source has them, str [C]; `unite_obs` put "source:" in front."""
     names = zip(obs["cell"].astype(str), obs["source"].astype(str), strict=True)
     return np.array([cell.removeprefix(f"{source}:") for cell, source in names])
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """Return the name, with a number behind it where it is taken, and take it."""
+    names = (name if nth == 1 else f"{name}_{nth}" for nth in count(1))
+    free = next(one for one in names if one not in taken)
+    taken.add(free)
+    return free
 
 
 def _plain(label: str) -> str:

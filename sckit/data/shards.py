@@ -93,12 +93,12 @@ def reuse_or_begin(folder: Path, plan: dict[str, Any]) -> None:
     write_json(folder / WORK / "plan.json", plan)
 
 
-def fingerprint(path: Path) -> list[Any]:
-    """Return path, size and time of last change of an input; of a folder the number, sizes and latest time of files."""
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+def fingerprint(paths: Sequence[Path]) -> list[Any]:
+    """Return the paths, and the number, sizes and latest time of change of their files; of a folder, of all in it."""
+    files = [file for path in paths for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file()]
     stats = [file.stat() for file in files]
     size, changed_ns = sum(s.st_size for s in stats), max((s.st_mtime_ns for s in stats), default=0)
-    return [str(path.resolve()), len(stats), size, changed_ns]
+    return [[str(path.resolve()) for path in paths], len(stats), size, changed_ns]
 
 
 def read_json(path: Path) -> Any:

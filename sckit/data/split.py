@@ -1,9 +1,11 @@
 """Which cells are trained on, validated on and held out, and which genes the model knows."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from sckit.config import PretrainConfig
-from sckit.data.obs import group_values
+from sckit.data.obs import choose_labels, group_values
 from sckit.data.store import Store
 from sckit.data.views import in_blocks
 from sckit.errors import ConfigError, DataError
@@ -15,7 +17,7 @@ _VALIDATION_SHARE = 0.1
 _BLOCK_CELLS = 4096
 
 
-def split_cells(store: Store, config: PretrainConfig) -> np.ndarray:
+def split_cells(store: Store, config: PretrainConfig, on_event: Callable = lambda _kind, _facts: None) -> np.ndarray:
     """Split the cells: TRAIN, VALIDATION or HELD_OUT for every one, int8 [cells].
 
     Held out: the named values of the group column, a fifth of its values, or a random fifth of the cells; they have no
@@ -23,7 +25,7 @@ def split_cells(store: Store, config: PretrainConfig) -> np.ndarray:
     Raises `DataError` when too few cells are left on a side, `ConfigError` for a group that cannot be held out.
     """
     generator = np.random.default_rng(config.seed)
-    held_out = _held_out(store, config, generator)
+    held_out = _held_out(store, config, generator, on_event)
     split = np.where(held_out, HELD_OUT, TRAIN).astype(np.int8)
     rest = np.flatnonzero(~held_out)
     n_validation = min(max(1, int(_VALIDATION_SHARE * len(rest))), config.validate_cells)
@@ -33,20 +35,18 @@ def split_cells(store: Store, config: PretrainConfig) -> np.ndarray:
     return split
 
 
-def _held_out(store: Store, config: PretrainConfig, generator: np.random.Generator) -> np.ndarray:
+def _held_out(store: Store, config: PretrainConfig, generator: np.random.Generator, on_event: Callable) -> np.ndarray:
     if config.group is None:
         chosen = generator.permutation(store.n_cells)[: max(1, int(_HELD_OUT_SHARE * store.n_cells))]
         return np.isin(np.arange(store.n_cells), chosen)
     values = group_values(store.obs, config.group)
     present = sorted(set(values))
-    missing = sorted(set(config.hold_out) - set(present))
-    if missing:
-        raise ConfigError(
-            f"--hold-out {', '.join(missing)} is not in {config.group}; it has {', '.join(present[:20])}."
-        )
+    named, notes = choose_labels(config.hold_out, present, "--hold-out", config.group)
+    for note in notes:
+        on_event("note", {"text": note})
     if len(present) < 2:
-        raise ConfigError(f"--group {config.group} has the one value {present[0]}; nothing is left to hold out.")
-    chosen = config.hold_out or generator.permutation(present)[: max(1, int(_HELD_OUT_SHARE * len(present)))]
+        raise ConfigError(f"--group {config.group} has the one value {present[0]!r}; nothing is left to hold out.")
+    chosen = named or generator.permutation(present)[: max(1, int(_HELD_OUT_SHARE * len(present)))]
     return np.isin(values, chosen)
 
 

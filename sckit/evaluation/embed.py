@@ -2,23 +2,30 @@
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
+from sckit.config import ReadingConfig
 from sckit.data.batch import Hiding, Packer
 from sckit.data.loader import batches_by_tokens, detected_in
+from sckit.data.obs import unique_names
 from sckit.data.prepare import open_or_prepare
+from sckit.data.readers.open import parse_input, read_anndata
 from sckit.data.store import Store
-from sckit.device import choose_compute
+from sckit.device import Compute, choose_compute
 from sckit.errors import DataError
 from sckit.files import replacing
 from sckit.model.tokens import Tokens
-from sckit.training.run import find_run, open_run
+from sckit.provenance import package_version
+from sckit.training.run import Run, find_run, open_run
 
 _NOTHING_HIDDEN = 1e-12  # a share below any hash
+_KEY = "X_sckit"
 
 
 def embed(
@@ -27,6 +34,7 @@ def embed(
     *,
     out: str | Path | None = None,
     runs: str | Path = "runs",
+    reading: ReadingConfig | None = None,
     engine: str = "auto",
     device: str = "auto",
     batch_tokens: int = 32768,
@@ -34,31 +42,35 @@ def embed(
 ) -> Any:
     """Return the data as AnnData with the run's cell embeddings in obsm["X_sckit"], float32 [cells, width].
 
-    data: a store or anything `prepare` reads; only cells without counts are left out. X holds the counts of the genes
-    read. The embedding is the mean of the final token states of a cell with nothing hidden. With `out` an h5ad is
-    written too. Raises ConfigError and DataError.
+    data: a store or anything `prepare` reads, as `reading` says. An .h5ad or .zarr comes back with all that it holds;
+    other inputs as counts, obs and var. The embedding is the mean of the final token states of a cell with nothing
+    hidden, and NaN for a cell without a count in the run's genes. Cells outside the filters of `reading` are left out.
+    With `out` an h5ad is written too. Raises ConfigError and DataError.
     """
     opened = open_run(find_run(run, Path(runs)))
     compute = choose_compute(device, engine)
-    model = opened.model(compute.device)
-    model.engine = compute.engine
+    reading = reading or ReadingConfig()
     with tempfile.TemporaryDirectory() as scratch:
-        store = open_or_prepare(data, Path(scratch) / "input.sckit", assay="any")
+        store = open_or_prepare([data], Path(scratch) / "input.sckit", reading, on_event, assay="any")
         vocabulary = opened.numbers_in(store)
-        known = int((vocabulary >= 0).sum())
-        text = f"{known:,} of the run's {len(opened.genes):,} genes are in the data ({store.n_genes:,} genes)"
+        known, of = int((vocabulary >= 0).sum()), len(opened.genes)
+        few = "" if 2 * known >= of else ", which is few: embeddings rest on these genes alone"
+        text = f"{known:,} of the run's {of:,} genes are in the data ({store.n_genes:,} genes){few}"
         on_event("note", {"text": text})
-        for reason, number in store.manifest["dropped"].items():
-            on_event("note", {"text": f"left out: {number:,} {reason}"})
-        cells = np.arange(store.n_cells)
-        packer = Packer(store, vocabulary, Hiding(_NOTHING_HIDDEN), max_genes=opened.config.max_genes)
-        parts = batches_by_tokens(cells, detected_in(store, vocabulary, cells), batch_tokens)
-        rows = []
-        for i, part in enumerate(parts):
-            with torch.inference_mode(), compute.cast():
-                rows.append(model.embed(Tokens.of(packer(part), compute.device)).cpu().numpy())
-            on_event("progress", {"done": i + 1, "of": len(parts), "what": "embedding"})
-        adata = _anndata(store, np.concatenate(rows))
+        embedding = _embeddings(opened, compute, store, vocabulary, batch_tokens, on_event)
+        whole = read_anndata(parse_input(data, reading)[0])
+        if whole is None:
+            adata = _anndata(store)
+        else:
+            adata, embedding = _into(whole, store, embedding, keep_all=reading == _without_filters(reading))
+    unknown = int(np.isnan(embedding[:, 0]).sum())
+    if unknown:
+        text = f"{unknown:,} cells have no count in the run's genes: their embedding is NaN"
+        on_event("note", {"text": text})
+    if _KEY in adata.obsm:
+        on_event("note", {"text": f"the obsm {_KEY!r} of the input is replaced"})
+    adata.obsm[_KEY] = embedding
+    adata.uns[_KEY] = {"run": str(opened.path), "sckit": package_version("sckit")}
     if out is not None:
         try:
             with replacing(Path(out)) as unfinished:
@@ -69,7 +81,43 @@ def embed(
     return adata
 
 
-def _anndata(store: Store, embedding: np.ndarray) -> Any:
+def _embeddings(
+    opened: Run, compute: Compute, store: Store, vocabulary: np.ndarray, batch_tokens: int, on_event: Callable
+) -> np.ndarray:
+    """Embed the cells of a store, [C, width] float32, NaN for cells without a count in the run's genes."""
+    model = opened.model(compute.device)
+    model.engine = compute.engine
+    cells = np.arange(store.n_cells)
+    packer = Packer(store, vocabulary, Hiding(_NOTHING_HIDDEN), max_genes=opened.config.max_genes)
+    detected = detected_in(store, vocabulary, cells)
+    parts = batches_by_tokens(cells, detected, batch_tokens)
+    rows = []
+    for i, part in enumerate(parts):
+        with torch.inference_mode(), compute.cast():
+            rows.append(model.embed(Tokens.of(packer(part), compute.device)).cpu().numpy())
+        on_event("progress", {"done": i + 1, "of": len(parts), "what": "embedding"})
+    embedding = np.concatenate(rows)
+    embedding[detected == 0] = np.nan
+    return embedding
+
+
+def _without_filters(reading: ReadingConfig) -> ReadingConfig:
+    filters = ("assay", "obs_filter", "min_genes", "min_counts", "max_counts", "max_mito")
+    return replace(reading, **dict.fromkeys(filters))
+
+
+def _into(whole: Any, store: Store, embedding: np.ndarray, *, keep_all: bool) -> tuple[Any, np.ndarray]:
+    """Return the AnnData that the store was made from and the embedding of each of its cells, NaN where none was made.
+
+    Without `keep_all` the cells that the store does not have are left out of both.
+    """
+    at = pd.Index(store.obs["cell"].astype(str)).get_indexer(pd.Index(unique_names(whole.obs_names)))
+    rows = np.full((whole.n_obs, embedding.shape[1]), np.nan, np.float32)
+    rows[at >= 0] = embedding[at[at >= 0]]
+    return (whole, rows) if keep_all else (whole[at >= 0].copy(), rows[at >= 0])
+
+
+def _anndata(store: Store) -> Any:
     import anndata
     import scipy.sparse as sp
 
@@ -81,5 +129,4 @@ def _anndata(store: Store, embedding: np.ndarray) -> Any:
         frame.index.name = None
     adata = anndata.AnnData(matrix, obs=obs, var=var)
     adata.var_names_make_unique()
-    adata.obsm["X_sckit"] = embedding
     return adata

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import joblib
 import torch
 
-from sckit.config import FinetuneConfig
+from sckit.config import FinetuneConfig, ReadingConfig
 from sckit.device import choose_compute
 from sckit.errors import ConfigError, DataError
 from sckit.perturbation.arms import Arms, make_arms, overlap, seen_in_pretraining
@@ -47,21 +47,25 @@ def finetune(
     config: FinetuneConfig,
     *,
     runs: str | Path = "runs",
+    reading: ReadingConfig | None = None,
     on_event: Callable[[str, dict[str, Any]], None] = lambda _kind, _facts: None,
 ) -> Finetuned:
     """Compare arms that start from a run (path or name; the latest one by default) on perturbation data.
 
-    data: a store, or anything `prepare` reads. on_event(kind, facts) hears "note", "cells" (the table of cells per
-    condition and covariate group, before anything is trained) and "progress" events. Raises ConfigError and DataError.
+    data: a store, or anything `prepare` reads, as `reading` says. on_event(kind, facts) hears "note", "cells" (the
+    table of cells per condition and covariate group, before anything is trained) and "progress" events. Raises
+    ConfigError and DataError.
     """
     opened = open_run(find_run(run, Path(runs)))
     compute = choose_compute(config.device, config.engine)
-    screen = read_screen(data, config, on_event=on_event)
+    screen = read_screen(data, config, reading, on_event=on_event)
     on_event("cells", {"rows": list(screen.table)})
+    for note in screen.notes:
+        on_event("note", {"text": note})
     split = split_name(screen, config)
     folds = [make_fold(screen, split, config, seed) for seed in range(config.seeds)]  # refuse before the work
     fixed_panel(screen, config)
-    notes = [*screen.notes, *_notes(opened, screen, config)]
+    notes = _notes(opened, screen, config)
     if split == "covariate":
         tested = {screen.unseen_of_covariates[screen.units[u].covariates] for fold in folds for u in fold.test}
         notes.append(f"tested on covariate values that were held out: {', '.join(sorted(tested))}")
@@ -83,7 +87,7 @@ def finetune(
         scores, trained = scores + found, trained + how
         on_event("progress", {"done": done + 1, "of": len(jobs), "what": f"{config.task}, seeds x training shares"})
     facts["trained"] = sorted(trained, key=lambda row: (row["arm"], row["train_share"], row["seed"]))
-    return summarise(screen, config, split, scores, facts=facts, notes=[_overlap_line(facts), *notes])
+    return summarise(screen, config, split, scores, facts=facts, notes=[_overlap_line(facts), *screen.notes, *notes])
 
 
 def _jobs(config: FinetuneConfig) -> list[Job]:
@@ -148,7 +152,7 @@ def _notes(run: Run, screen: Screen, config: FinetuneConfig) -> list[str]:
         if not config.allow_seen:
             raise DataError(
                 f"{text}, so it knows their values; pretrain on control cells (sckit prepare --obs-filter "
-                f"\"{config.condition} == '{config.control}'\"), or go on with --allow-seen."
+                f'"{config.condition} in {list(config.control)}"), or go on with --allow-seen.'
             )
         notes.append(f"LEAK: {text}")
     combined = sorted({unit.name for unit in screen.units if len(unit.parts) > 1})

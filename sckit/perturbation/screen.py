@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from sckit.config import FinetuneConfig
+from sckit.config import FinetuneConfig, ReadingConfig
 from sckit.data import (
     GeneIndex,
     Store,
@@ -24,6 +24,7 @@ from sckit.data import (
     read_lines,
 )
 from sckit.errors import ConfigError, DataError
+from sckit.perturbation.conditions import Conditions, read_conditions
 
 _BLOCK_CELLS = 4096
 
@@ -80,23 +81,23 @@ class Screen:
         return log_values(self.counts, self.totals)
 
 
-def read_screen(data: str | Path, config: FinetuneConfig, *, on_event: Callable) -> Screen:
+def read_screen(
+    data: str | Path, config: FinetuneConfig, reading: ReadingConfig | None = None, *, on_event: Callable
+) -> Screen:
     """Read an h5ad, or anything `prepare` reads, or a store, with the columns that the config names.
 
     Memory holds the counts of the genes to predict (`config.genes` of them). Raises ConfigError for columns and labels
     that do not exist, DataError when no comparison is left.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        store = open_or_prepare(data, Path(scratch) / "screen.sckit", assay="any")
-        for reason, number in store.manifest["dropped"].items():
-            on_event("note", {"text": f"left out: {number:,} {reason}"})
+        place, reading = Path(scratch) / "screen.sckit", reading or ReadingConfig()
+        store = open_or_prepare([data], place, reading, on_event, assay="any")
         return _screen(store, config)
 
 
 def _screen(store: Store, config: FinetuneConfig) -> Screen:
-    labels = group_values(store.obs, config.condition)
-    _check_labels(labels, config)
-    table = _Labels(store, labels, config)
+    conditions = read_conditions(store.obs, config)
+    table = _Labels(store, conditions, config)
     units, names, lost = table.units()
     counts, chosen = _counts(store, np.flatnonzero(table.used), config.genes)
     if config.permute:
@@ -117,15 +118,16 @@ def _screen(store: Store, config: FinetuneConfig) -> Screen:
         cell_ids=cell_names(used),
         n_genes_detected=np.asarray(used["n_genes"], np.int64),
         table=tuple(table.rows()),
-        notes=tuple(lost),
+        notes=(*conditions.notes, *lost),
     )
 
 
 class _Labels:
     """Condition, covariate group and replicate of every cell of a store, and the units that they make."""
 
-    def __init__(self, store: Store, labels: np.ndarray, config: FinetuneConfig) -> None:
-        self.config, self.labels = config, labels
+    def __init__(self, store: Store, conditions: Conditions, config: FinetuneConfig) -> None:
+        self.config, self.parts = config, conditions.parts
+        self.labels, self.control, self.left_out = labels, *_ = conditions[:3]
         columns = {name: group_values(store.obs, name) for name in config.covariates}
         group = np.array([" | ".join(row) for row in zip(*columns.values(), strict=True)] or ["all"] * len(labels))
         self.names, self.group = _numbered(group)
@@ -134,8 +136,6 @@ class _Labels:
         self.replicate = group_values(store.obs, config.replicate) if config.replicate else np.full(len(labels), "")
         replicates, replicate = _numbered(self.replicate)
         self.stratum = np.unique(self.group * len(replicates) + replicate, return_inverse=True)[1]
-        self.control = labels == config.control
-        self.left_out = np.isin(labels, (*config.exclude, ""))
         self.dose = self._doses(store.obs, ~self.control & ~self.left_out)
         controls = np.bincount(self.stratum[self.control], minlength=self.stratum.max() + 1)
         self.compared = controls[self.stratum] >= 2  # without two controls there is no comparison
@@ -158,12 +158,13 @@ class _Labels:
     def units(self) -> tuple[list[Unit], list[str], list[str]]:
         """Return the units with enough cells, in a fixed order, their perturbations, and what was left out."""
         lost = self._lost()
-        labels = np.unique(self.labels[self.treated])
-        parts_of = {label: tuple(sorted(set(_parts(label)) - {self.config.control, "ctrl"})) for label in labels}
         merged: dict[tuple, list[int]] = {}
         for cell in np.flatnonzero(self.treated):
-            parts = parts_of[self.labels[cell]] or (self.labels[cell],)
-            key = parts, int(self.group[cell]), None if np.isnan(self.dose[cell]) else float(self.dose[cell])
+            key = (
+                self.parts[self.labels[cell]],
+                int(self.group[cell]),
+                None if np.isnan(self.dose[cell]) else float(self.dose[cell]),
+            )
             merged.setdefault(key, []).append(int(cell))
         controls, least = np.bincount(self.group[self.control], minlength=len(self.names)), self.config.min_cells
         kept = {key: cells for key, cells in merged.items() if min(len(cells), controls[key[1]]) >= least}
@@ -194,32 +195,12 @@ class _Labels:
 
     def rows(self) -> list[dict]:
         """Return the number of cells per condition and covariate group, controls first."""
-        count = Counter(zip(self.labels[self.used].tolist(), self.group[self.used], strict=True))
-        control = self.config.control
+        used = (array[self.used].tolist() for array in (self.labels, self.group, self.control))
+        count = Counter(zip(*used, strict=True))
         return [
-            {"condition": name, "context": self.names[group], "cells": count[name, group], "control": name == control}
-            for name, group in sorted(count, key=lambda key: (key[0] != control, *key))
+            {"condition": name, "context": self.names[group], "cells": count[name, group, control], "control": control}
+            for name, group, control in sorted(count, key=lambda key: (not key[2], *key))
         ]
-
-
-def _parts(label: str) -> list[str]:
-    """Return the perturbations that a label combines by "+"; a label such as CD4+ or (+)-JQ1 is one perturbation."""
-    parts = [part.strip() for part in label.split("+")]
-    return parts if all(any(c.isalnum() for c in part) for part in parts) else [label]
-
-
-def _check_labels(labels: np.ndarray, config: FinetuneConfig) -> None:
-    present = sorted(set(labels) - {""})
-    shown = ", ".join(present[:20]) + (", ..." if len(present) > 20 else "")
-    if config.control not in present:
-        raise DataError(
-            f"no cell is {config.control} in {config.condition}, which has {shown}; name one of these with --control."
-        )
-    strange = sorted(set(config.exclude) - set(present))
-    if strange:
-        raise ConfigError(f"--exclude {', '.join(strange)} is not in {config.condition}, which has {shown}.")
-    if not set(present) - {config.control, *config.exclude}:
-        raise DataError(f"{config.condition} has no condition but {shown}; there is nothing to compare.")
 
 
 def _numbered(labels: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from sckit.config import PretrainConfig
+from sckit.config import PretrainConfig, ReadingConfig
 from sckit.data.batch import Hiding, Packer
 from sckit.data.loader import detected_in, epoch_batches
-from sckit.data.prepare import open_or_prepare, prepare
+from sckit.data.prepare import open_or_prepare
 from sckit.data.split import HELD_OUT, TRAIN, VALIDATION, run_vocabulary, split_cells
 from sckit.data.store import Store
 from sckit.data.views import CountsView, ShuffledView
@@ -80,13 +80,14 @@ def pretrain(
     name: str | None = None,
     runs: str | Path = "runs",
     resume: str | Path | None = None,
+    reading: ReadingConfig | None = None,
     on_event: Callable[[str, dict[str, Any]], None] = lambda _kind, _facts: None,
 ) -> Pretrained:
     """Train the model to fill in hidden values, and return the run folder and its best validation row.
 
-    data: a store, or anything `prepare` reads; None for the PBMC sample inside scanpy. resume: a run to go on with,
-    whose own configuration then holds. on_event(kind, facts) is called with "note", "step" and "validation" events.
-    Raises DataError and ConfigError.
+    data: a store, or anything `prepare` reads, as `reading` says; None for the PBMC sample inside scanpy. resume: a run
+    to go on with, whose own configuration then holds. on_event(kind, facts) is called with "note", "step" and
+    "validation" events. Raises DataError and ConfigError.
     """
     if resume is not None:
         path = find_run(resume, Path(runs))
@@ -95,7 +96,7 @@ def pretrain(
         choose_compute(config.device, config.engine)  # refuse before the work
         path = create_run(config, name, Path(runs))
         try:
-            _prepare_run(path, data, config, on_event)
+            _prepare_run(path, data, config, reading or ReadingConfig(), on_event)
         except BaseException:
             shutil.rmtree(path)  # nothing was trained, and a half-made run must not become the latest
             raise
@@ -110,10 +111,14 @@ def load_model(run: str | Path | None = None, *, runs: str | Path = "runs", devi
     return open_run(find_run(run, Path(runs))).model(device)
 
 
-def _prepare_run(path: Path, data: Any, config: PretrainConfig, on_event: Callable) -> None:
+def _prepare_run(path: Path, data: Any, config: PretrainConfig, reading: ReadingConfig, on_event: Callable) -> None:
     """Open or make the store, split the cells, choose the genes, fit the linear baselines, and write all that down."""
-    store = _open_or_prepare(data, path, on_event)
-    split = split_cells(store, config)
+    inputs = [] if data is None else [data] if isinstance(data, str | Path) else list(data)
+    if not inputs:
+        text = "no data given: the PBMC sample that ships inside scanpy (700 cells, 765 genes; a demo, not a result)"
+        on_event("note", {"text": text})
+    store = open_or_prepare(inputs, path / "data.sckit", reading, on_event, assay="10x")
+    split = split_cells(store, config, on_event)
     train = np.flatnonzero(split == TRAIN)
     vocabulary = run_vocabulary(store, train, config.min_cells)
     counts = {part: int((split == part).sum()) for part in (TRAIN, VALIDATION, HELD_OUT)}
@@ -123,16 +128,6 @@ def _prepare_run(path: Path, data: Any, config: PretrainConfig, on_event: Callab
     view = _training_view(store, config)
     forms = fit_baselines(view, vocabulary, train, config, log=lambda text: on_event("note", {"text": text}))
     save_setting(path, store, split, vocabulary, forms)
-
-
-def _open_or_prepare(data: Any, path: Path, on_event: Callable) -> Store:
-    inputs = [] if data is None else [data] if isinstance(data, str | Path) else list(data)
-    if len(inputs) == 1:
-        return open_or_prepare(inputs[0], path / "data.sckit")
-    if not inputs:
-        text = "no data given: the PBMC sample that ships inside scanpy (700 cells, 765 genes; a demo, not a result)"
-        on_event("note", {"text": text})
-    return prepare(inputs, path / "data.sckit")
 
 
 def _training_view(store: Store, config: PretrainConfig) -> CountsView:
@@ -162,9 +157,15 @@ class _Trainer:
         state = load_checkpoint(self.run.path, self.model, self.optimiser)
         lines = self.run.path / "metrics.jsonl"
         if state is not None:
-            self.at = _Progress(**state)
-            whole = [line for line in lines.read_text().splitlines() if line.endswith("}")]
-            kept = [line for line in whole if json.loads(line)["step"] <= self.at.step]  # the others are repeated
+            try:
+                self.at = _Progress(**state)
+                if any(type(value) is not type(getattr(_Progress(), name)) for name, value in state.items()):
+                    raise ValueError("its state holds values of another kind")
+                whole = [line for line in lines.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+                kept = [line for line in whole if json.loads(line)["step"] <= self.at.step]  # the others are repeated
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                text = f"the run {self.run.path} is damaged ({error}), so it cannot be resumed; train again."
+                raise DataError(text) from error
             lines.write_text("".join(f"{line}\n" for line in kept))
             self.on_event("note", {"text": f"resuming {self.run.path} after step {self.at.step}"})
         elif lines.exists():

@@ -196,11 +196,11 @@ def test_assay_column_without_10x_is_refused_and_counted(counts, tmp_path):
 
 def test_unknown_group_and_label_columns(simulated, tmp_path):
     result = invoke("pretrain", simulated.path, "--steps", "1", "--group", "donor", "--runs", tmp_path, *FAST)
-    assert "no column donor" in one_sentence(result)
+    assert "no column 'donor'" in one_sentence(result)
     assert result.exit_code == 2
     assert invoke("pretrain", simulated.path, "--steps", "1", "--runs", tmp_path, "--name", "ok", *FAST).exit_code == 0
     result = invoke("eval", "ok", "--label", "kind", "--runs", tmp_path, "--engine", "reference")
-    assert "no column kind" in one_sentence(result)
+    assert "no column 'kind'" in one_sentence(result)
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def heard(monkeypatch, tmp_path):
     (tmp_path / "runs" / "panel" / "config.toml").write_text("")
     calls = []
 
-    def finetune(run, data, config, *, runs="runs", on_event=lambda kind, facts: None):
+    def finetune(run, data, config, *, runs="runs", reading=None, on_event=lambda kind, facts: None):
         calls.append({"run": run, "data": data, "config": config, "runs": runs})
         on_event("note", {"text": "7 of 9 targets are in the vocabulary"})
         rows = [{"condition": "control", "context": "all", "cells": 40, "repeats": None, "repeat_r": None}]
@@ -67,7 +67,8 @@ def test_help_has_two_examples_and_the_defaults_of_the_config():
 
 def test_every_option_reaches_the_config(heard, place):
     given = {
-        "exclude": "unassigned, multiplet", "covariates": "cell_type,donor", "unseen": "donor", "replicate": "lane",
+        "exclude": "unassigned, multiplet", "separator": "_", "covariates": "cell_type,donor",
+        "unseen": "donor", "replicate": "lane",
         "dose": "um", "target_map": "same", "genes": "50", "min_cells": "6", "task": "partial",
         "split": "covariate", "folds": "3", "train_shares": "0.5,1", "revealed": "0,0.5", "panel": "p.txt",
         "arms": "pretrained,scratch", "seeds": "2", "margin": "0.1", "bootstraps": "20", "steps": "7", "lr": "0.02",
@@ -78,7 +79,8 @@ def test_every_option_reaches_the_config(heard, place):
     result = invoke(*place, *NEEDED, *options, "--permute", "--allow-seen")
     assert result.exit_code == 0, result.stderr
     expected = FinetuneConfig(
-        "perturbation", "none", exclude=("unassigned", "multiplet"), covariates=("cell_type", "donor"), unseen="donor",
+        "perturbation", "none", exclude=("unassigned, multiplet",), separator="_", covariates=("cell_type", "donor"),
+        unseen="donor",
         replicate="lane", dose="um", target_map="same", genes=50, min_cells=6, task="partial",
         split="covariate", folds=3, train_shares=(0.5, 1.0), revealed=(0.0, 0.5), panel="p.txt",
         arms=("pretrained", "scratch"), seeds=2, margin=0.1, bootstraps=20, permute=True, allow_seen=True,

@@ -92,7 +92,7 @@ def test_a_config_comes_back_from_its_toml(config, tmp_path, capsys):
 def test_the_command_line_wins_over_a_file(tmp_path):
     (tmp_path / "a.toml").write_text("seed = 3\nlr = 1\nhold_out = 'x, y'\ngroup = 'g'\n")
     config = read_toml(PretrainConfig, tmp_path / "a.toml", seed=4, mask="0.4")
-    assert config == PretrainConfig(seed=4, lr=1, mask=0.4, hold_out=("x", "y"), group="g")
+    assert config == PretrainConfig(seed=4, lr=1, mask=0.4, hold_out=("x, y",), group="g")
     assert read_toml(PretrainConfig, None, mask="uniform") == PretrainConfig(mask="uniform")
 
 
@@ -160,8 +160,10 @@ def test_result_documents_keep_the_former_names_and_values():
         "condition", "control", "task", "level", "exclude", "replicate", "context", "dose", "target_map", "split",
         "unseen", "folds", "genes", "min_cells", "arms", "seeds", "train_shares", "revealed", "panel", "steps",
         "batch_tokens", "lr", "spare", "context_cells", "margin", "bootstraps", "permute", "allow_seen", "workers",
-        "seed", "engine", "device",
+        "seed", "engine", "device", "separator",
     }  # fmt: skip
+    assert document["control"] == NEEDED["control"]
+    assert as_documented(finetune(control=("a", "b")))["control"] == ("a", "b")
 
 
 def test_the_former_place_of_finetune_config_works_and_says_so():

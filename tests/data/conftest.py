@@ -7,7 +7,9 @@ import pytest
 import scipy.sparse
 
 from sckit.config.prepare import PrepareConfig
+from sckit.config.reading import ReadingConfig
 from sckit.data.prepare import prepare
+from sckit.data.readers.open import open_sources
 
 
 def known_counts(n_cells=23, n_genes=11):
@@ -60,3 +62,14 @@ def folder_bytes_fixture():
 def sharded(tmp_path):
     """A store of 23 cells in shards of 5, 5, 5, 5 and 3."""
     return prepare([write_h5ad(tmp_path / "x.h5ad")], tmp_path / "s.sckit", config=PrepareConfig(cells_per_shard=5))
+
+
+@pytest.fixture(scope="session")
+def open_source():
+    """Open an input that is one source, with reading options by name."""
+
+    def open_one(path, **options):
+        (source,) = open_sources(path, ReadingConfig(**options))
+        return source
+
+    return open_one

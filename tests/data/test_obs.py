@@ -32,6 +32,26 @@ class FakeSource:
             ["s1", "s2"],
             id="cell-ranger",
         ),
+        pytest.param(
+            ["S1/Solo.out/Gene/filtered", "S2/Solo.out/GeneFull/raw/matrix.mtx", "S3_Solo.out/Gene/filtered"],
+            ["S1", "S2", "S3"],
+            id="starsolo",
+        ),
+        pytest.param(
+            [
+                "per_sample_outs/D1/count/sample_filtered_feature_bc_matrix.h5",
+                "run/outs/per_sample_outs/D2/count/sample_filtered_feature_bc_matrix",
+                "s3/outs/filtered_gene_bc_matrices/hg19",
+                "D4_filtered_feature_bc_matrix.h5",
+            ],
+            ["D1", "D2", "s3", "D4"],
+            id="cell-ranger-multi",
+        ),
+        pytest.param(
+            ["GSE1/GSM1_matrix.mtx.gz", "GSE1/GSM2.matrix.mtx", "kb/counts_unfiltered/cells_x_genes.mtx", "a.zarr"],
+            ["GSM1", "GSM2", "kb", "a"],
+            id="geo-and-kallisto",
+        ),
         pytest.param(["x", "x", "x-2"], ["x", "x-2", "x-2-2"], id="name-that-is-taken"),
         pytest.param(["x-2", "x", "x"], ["x-2", "x", "x-3"], id="name-that-was-taken"),
     ],
@@ -50,6 +70,9 @@ def test_inputs_get_names_of_their_own(paths, names):
         ("10x 5' v1", True),
         ("10x 5' v2", True),
         ("10x multiome", True),
+        ("10x transcription profiling", True),
+        ("10X", True),
+        ("10x Genomics", True),
         ("10x 3' transcription profiling", True),
         ("10x 5' transcription profiling", True),
         ("10X 3\u2032 v3", True),
@@ -144,3 +167,11 @@ def test_labels_are_judged_over_all_inputs():
     assert codes.tolist() == [1, 3, 2, 1, 0, 3]
     assert reasons[0] == "cells of assay 'Drop-seq'"
     assert reasons[2] == "cells outside --obs-filter tissue == 'blood'"
+
+
+def test_own_columns_of_an_input_get_names_that_are_free():
+    obs = pd.DataFrame({"total_counts": [1], "input_total_counts": [2], "n_genes": [3], "input_total_counts_2": [4]})
+    united, _ = unite_obs([FakeSource(obs)], ["x"])
+    assert dict(united.iloc[0, 2:]) == {
+        "input_total_counts": 2, "input_total_counts_2": 4, "input_total_counts_3": 1, "input_n_genes": 3,
+    }  # fmt: skip

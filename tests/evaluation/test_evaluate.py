@@ -256,7 +256,7 @@ def test_embedding_goes_into_an_h5ad(run, simulated, tmp_path):
     assert list(adata.obs_names) == list(original.obs_names)
     assert adata.obsm["X_sckit"].shape == (360, 64)
     first = np.asarray(original[adata.obs_names][:5, adata.var_names].X)
-    np.testing.assert_array_equal(adata.X[:5].toarray(), first)
+    np.testing.assert_array_equal(np.asarray(adata.X[:5]), first)
     middle = np.vstack(
         [adata.obsm["X_sckit"][adata.obs["cell_type"] == t].mean(0) for t in sorted(set(adata.obs["cell_type"]))]
     )

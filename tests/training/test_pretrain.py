@@ -163,8 +163,8 @@ def test_groups_never_sit_on_both_sides(simulated):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        pytest.param({"group": "donor"}, "no column donor", id="unknown-column"),
-        pytest.param({"group": "dataset", "hold_out": ("run9",)}, "run9 is not in dataset", id="unknown-value"),
+        pytest.param({"group": "donor"}, "no column 'donor'", id="unknown-column"),
+        pytest.param({"group": "dataset", "hold_out": ("run9",)}, "'run9' is not in dataset", id="unknown-value"),
         pytest.param({"min_cells": 100_000}, "no gene is seen", id="min-cells-too-high"),
     ],
 )
@@ -196,11 +196,13 @@ def test_a_missing_run_is_one_sentence(tmp_path):
 
 def test_genes_of_another_store_are_known_by_id_or_symbol_and_no_number_is_given_twice():
     def numbers_in(ids, symbols):
-        run = SimpleNamespace(genes=pd.DataFrame({"id": ["", "ENSG2", "ENSG3"], "symbol": ["A", "B", "C"]}), path="run")
+        run = SimpleNamespace(
+            genes=pd.DataFrame({"id": ["", "ENSG00000002", "ENSG00000003"], "symbol": ["A", "B", "C"]}), path="run"
+        )
         return Run.numbers_in(run, SimpleNamespace(genes=pd.DataFrame({"id": ids, "symbol": symbols}), path="store"))
 
-    found = numbers_in(["ENSG3.4", "", "ENSG9", "", "ENSG2"], ["old name", "C", "A", "D", "A"])
+    found = numbers_in(["ENSG00000003.4", "", "ENSG00000009", "", "ENSG00000002"], ["old name", "C", "A", "D", "A"])
     assert found.dtype == np.int32
     assert found.tolist() == [2, -1, 0, -1, 1]
-    with pytest.raises(DataError, match="no gene of store is among the 3 that run was trained on"):
+    with pytest.raises(DataError, match=r"no gene of the data \(D, .*\) is among the 3 that run was"):
         numbers_in([""], ["D"])

@@ -1,4 +1,4 @@
-"""Reading files that may be broken: errors in one sentence, parts of HDF5 files, text."""
+"""Reading files that may be broken: errors in one sentence, parts of HDF5 files and zarr folders, text."""
 
 from __future__ import annotations
 
@@ -6,59 +6,91 @@ import errno
 import tempfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from sckit.data.views import Csr
-from sckit.errors import DataError
+from sckit.errors import DataError, SckitError
+
+with suppress(ImportError):  # registers more compression filters where it is installed
+    import hdf5plugin  # noqa: F401  # pyright: ignore[reportMissingImports]
+
+
+Group = Any
+"""A group of an HDF5 file or of a zarr folder, which have the same methods."""
 
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Turn what h5py, gzip and the text parser say about a broken file into one sentence."""
+    """Turn what the libraries say about a file that they cannot read into one sentence, which is true."""
     try:
         yield
-    except DataError:
+    except SckitError:
         raise
     except FileNotFoundError as error:
         raise DataError(f"{error.filename or path} does not exist; check the path.") from error
+    except MemoryError as error:
+        raise DataError(f"{path} names sizes that do not fit into memory; it is corrupt, or too large.") from error
+    except KeyError as error:
+        raise DataError(f"{path} lacks a part that its kind of file has ({_said(error)}); export it again.") from error
     except OSError as error:
         if error.errno == errno.ENOSPC:  # what is read column by column or as text is put in order on disk first
             folder = tempfile.gettempdir()
             raise DataError(f"{folder} is full while {path} is put in order; set TMPDIR to a larger disk.") from error
-        raise _unreadable(path, error) from error
-    except (EOFError, zlib.error, KeyError, ValueError, RuntimeError) as error:
-        raise _unreadable(path, error) from error
+        if "not registered" in str(error) or "plugin" in str(error) or "not available" in str(error):
+            raise DataError(
+                f"{path} is compressed with an HDF5 filter that is not installed ({_said(error)}); "
+                "`pip install hdf5plugin` brings the usual ones."
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM):
+            raise DataError(f"{path} must not be read ({error.strerror}); change its permissions.") from error
+        raise DataError(
+            f"{path} cannot be read: it is truncated or corrupt ({_said(error)}); copy it again."
+        ) from error
+    except (EOFError, zlib.error) as error:
+        raise DataError(
+            f"{path} cannot be read: it is truncated or corrupt ({_said(error)}); copy it again."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} holds bytes that are not UTF-8 text ({_said(error)}); export it again.") from error
+    except Exception as error:  # of h5py, zarr, anndata, pandas, tiledbsoma, each with kinds of its own
+        kind = type(error).__name__
+        raise DataError(
+            f"{path} is not in a form that is known here ({kind}: {_said(error)}); export it again."
+        ) from error
 
 
-def _unreadable(path: Path, error: Exception) -> DataError:
-    reason = " ".join(str(error).split()).rstrip(".")
-    return DataError(
-        f"{path} cannot be read: truncated, corrupt or of another format ({reason}); copy or export it again."
-    )
+def _said(error: Exception) -> str:
+    """Return what an error of a library says, in one line of bearable length."""
+    text = " ".join(str(error).split()).strip("'\"").rstrip(".")
+    return text if len(text) <= 200 else text[:200] + "..."
 
 
-def group(parent: h5py.Group, name: str) -> h5py.Group:
-    """Return a child group of an HDF5 file; raises `KeyError` when it is missing or something else."""
+def is_array(node: Any) -> bool:
+    """Return whether a part of an HDF5 file or zarr folder is an array, not a group."""
+    return hasattr(node, "shape") and hasattr(node, "dtype")
+
+
+def group(parent: Group, name: str) -> Group:
+    """Return a child group; raises `KeyError` when it is missing or something else."""
     found = parent[name]
-    if not isinstance(found, h5py.Group):
+    if is_array(found):
         raise KeyError(f"{name} is not a group")
     return found
 
 
-def dataset(parent: h5py.Group, name: str) -> h5py.Dataset:
-    """Return a child dataset of an HDF5 file; raises `KeyError` when it is missing or something else."""
+def dataset(parent: Group, name: str) -> Any:
+    """Return a child array; raises `KeyError` when it is missing or something else."""
     found = parent[name]
-    if not isinstance(found, h5py.Dataset):
+    if not is_array(found):
         raise KeyError(f"{name} is not a dataset")
     return found
 
 
-def array(parent: h5py.Group, name: str, first: int = 0, last: int | None = None) -> np.ndarray:
+def array(parent: Group, name: str, first: int = 0, last: int | None = None) -> np.ndarray:
     """Read entries first..last of a dataset into memory."""
     return np.asarray(dataset(parent, name)[first:last])
 
@@ -75,7 +107,25 @@ def strings(values: Any) -> np.ndarray:
     return np.array(text, dtype=object)
 
 
-def csr_rows(matrix: h5py.Group, entries_before: np.ndarray, first: int, last: int) -> Csr:
-    """Read rows of a compressed matrix whose indptr is `entries_before` [rows + 1]: their (indptr, indices, data)."""
-    low, high = int(entries_before[first]), int(entries_before[last])
-    return entries_before[first : last + 1] - low, array(matrix, "indices", low, high), array(matrix, "data", low, high)
+def entries_before(matrix: Group, n_rows: int, path: Path) -> np.ndarray:
+    """Read the indptr of a compressed matrix: [rows + 1] int64, rising from 0 to the number of entries.
+
+    Raises `DataError` where it is anything else.
+    """
+    found = array(matrix, "indptr")
+    n_entries = {dataset(matrix, name).shape for name in ("indices", "data")}
+    if found.ndim != 1 or found.dtype.kind not in "iu" or len(n_entries) != 1 or len(n_entries - {()}) != 1:
+        raise DataError(f"{path} is corrupt: its matrix is not three lists of numbers of one length; copy it again.")
+    found = found.astype(np.int64)
+    if len(found) != n_rows + 1 or found[0] != 0 or (np.diff(found) < 0).any() or (found[-1],) not in n_entries:
+        raise DataError(
+            f"{path} is corrupt: its indptr does not divide the {next(iter(n_entries))[0]:,} entries among {n_rows:,} "
+            "rows; copy or export it again."
+        )
+    return found
+
+
+def csr_rows(matrix: Group, indptr: np.ndarray, first: int, last: int) -> Csr:
+    """Read rows of a compressed matrix whose indptr [rows + 1] is known: their (indptr, indices, data)."""
+    low, high = int(indptr[first]), int(indptr[last])
+    return indptr[first : last + 1] - low, array(matrix, "indices", low, high), array(matrix, "data", low, high)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,32 +12,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sckit.data.readers.hdf5 import readable, strings
+from sckit.data.readers.hdf5 import readable
+from sckit.data.readers.log1p import counts_from_log1p
+from sckit.data.readers.names import GeneTable, without_genome
 from sckit.data.views import Csr, as_matrix, cell_of_entry, indptr_of
 from sckit.errors import DataError
 
 LARGEST_COUNT = 2**32 - 1
 CELLS_PER_BLOCK = 4096
 ENTRIES_PER_BLOCK = 2**21
-GENE_EXPRESSION = "Gene Expression"
-NOT_EXPRESSION = "features that are not gene expression"
-
-ENSEMBL = re.compile(r"ENS[A-Z]*G\d{6,}")
-_ID_COLUMNS = ("feature_id", "gene_ids", "gene_id", "ensembl_id", "ensembl", "id", "var_id")
-_SYMBOL_COLUMNS = ("feature_name", "gene_symbol", "gene_symbols", "gene_name", "gene_names", "symbol", "name")
-
-
-@dataclass(frozen=True)
-class GeneTable:
-    """The genes of one source, in file order."""
-
-    ids: np.ndarray
-    """[G] str: gene ids as the file gives them (Ensembl, with or without version), "" where it gives none."""
-    symbols: np.ndarray
-    """[G] str: gene symbols; the id where the file gives no symbols."""
-
-    def __len__(self) -> int:
-        return len(self.symbols)
+DENSE_VALUES = 2**23
+"""Values of a dense matrix that are read at a time."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +37,12 @@ class CountsBlock:
     """[nnz] uint32, all >= 1."""
     obs: pd.DataFrame
     """C rows; the index holds the cell ids (barcodes)."""
-
-    def totals(self) -> np.ndarray:
-        """Return the counts of each cell: [C] int64."""
-        filled = np.flatnonzero(np.diff(self.indptr))  # reduceat gives an empty cell the next cell's first entry
-        totals = np.zeros(len(self.indptr) - 1, np.int64)
-        totals[filled] = np.add.reduceat(self.counts, self.indptr[filled], dtype=np.int64)
-        return totals
+    totals: np.ndarray
+    """[C] int64: counts over all genes, also those that the file does not hold where it says so."""
+    n_genes: np.ndarray
+    """[C] int64: detected genes, also those that the file does not hold where it says so."""
+    recovered: np.ndarray
+    """[C] bool: whether the counts are known; False only where they could not be recovered from log values."""
 
     def weighted(self, weights: np.ndarray) -> np.ndarray:
         """Sum counts times `weights` [G] over the genes of each cell: [C] float64."""
@@ -70,18 +53,32 @@ class Source(ABC):
     """One input, read block by block. A reader sets the fields in its `__init__` and implements `_read`."""
 
     def __init__(
-        self, path: Path, features: GeneTable, obs: pd.DataFrame, *, lost: dict[str, np.ndarray] | None = None
+        self,
+        path: Path,
+        features: GeneTable,
+        obs: pd.DataFrame,
+        *,
+        lost: dict[str, np.ndarray] | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
         """Keep what was read so far; `lost` marks, by reason, the features [F] bool that are left out."""
         lost = lost or {}
         keep = ~np.any([np.zeros(len(features), dtype=bool), *lost.values()], axis=0)  # [F]
         self.path = path
-        self.genes = GeneTable(features.ids[keep], features.symbols[keep])
+        self.files: Sequence[Path] = (path,)
+        """All that is read, for noticing changes."""
+        self.genes = without_genome(GeneTable(features.ids[keep], features.symbols[keep]))
         self.obs = obs
+        self.notes = list(notes)
+        """Sentences on what looks odd in the file."""
         self.dropped = {reason: int(mask.sum()) for reason, mask in lost.items() if mask.any()}
         """Features that were left out, by reason."""
         self.totals: np.ndarray | None = None
         """[C] int64: total counts of a cell where the file knows more genes than it holds, else None."""
+        self.n_genes: np.ndarray | None = None
+        """[C] int64: genes detected in a cell where the file knows more genes than it holds, else None."""
+        self.from_log1p = False
+        """Whether the values are log1p of counts per 10,000, to be turned back into counts."""
         self.unit = "the matrix"
         """What is read of the file, for messages."""
         self.remedy = "; give a file with the raw counts"
@@ -92,9 +89,14 @@ class Source(ABC):
         self._entries_before: np.ndarray | None = None
         """[C + 1] int64: where the entries of each cell begin, when a reader knows it."""
         if not len(obs) or not len(self.genes):
+            left_out = ", ".join(f"{number:,} {reason}" for reason, number in self.dropped.items())
             raise DataError(
-                f"{path} is empty: it holds {len(obs)} cells and {len(self.genes)} genes; give at least one of each."
+                f"{path} is empty: it holds {len(obs)} cells and {len(self.genes)} genes"
+                f"{f' without {left_out}' if left_out else ''}; give at least one of each."
             )
+        twice = obs.columns[obs.columns.map(str).duplicated()]
+        if len(twice):
+            raise DataError(f"{path} has the obs column {str(twice[0])!r} twice; rename one of them.")
 
     @property
     def n_cells(self) -> int:
@@ -135,11 +137,26 @@ class Source(ABC):
             worst = features.max() if features.min() >= 0 else features.min()
             raise DataError(f"{self.path} is corrupt: an entry names feature {worst} of {len(self._gene_of_feature)}.")
         genes = self._gene_of_feature[features]
-        obs = self.obs.iloc[first : first + len(indptr) - 1]
+        cells = slice(first, first + len(indptr) - 1)
+        obs = self.obs.iloc[cells]
+        outside = None if self.totals is None else self.totals[cells]
+        recovered = np.ones(len(obs), dtype=bool)
+        if self.from_log1p:
+            values, outside, recovered = counts_from_log1p(indptr, values, outside, obs.index, self.path)
         counts = self._whole_counts(values, indptr, obs.index)
-        return CountsBlock(*tidy(indptr, genes, counts), obs)
+        indptr, genes, counts = tidy(indptr, genes, counts)
+        own = row_sums(indptr, counts)
+        if outside is not None and (own > outside).any():
+            row = int(np.argmax(own > outside))
+            raise DataError(
+                f"Cell {obs.index[row]!r} of {self.path} has {own[row]:,} counts in the file and a total of "
+                f"{outside[row]:,} over all genes, which cannot be less; name the right column with --totals."
+            )
+        n_genes = np.diff(indptr) if self.n_genes is None else self.n_genes[cells]
+        return CountsBlock(indptr, genes, counts, obs, own if outside is None else outside, n_genes, recovered)
 
     def _whole_counts(self, values: np.ndarray, indptr: np.ndarray, cells: Sequence[Any] | pd.Index) -> np.ndarray:
+        values = values.astype(np.float32) if values.dtype == np.float16 else values  # which cannot hold the bound
         good = (values >= 0) & (values <= LARGEST_COUNT)  # NaN is neither
         if values.dtype.kind == "f":
             good &= values == np.rint(values)
@@ -147,8 +164,9 @@ class Source(ABC):
             entry = int(np.argmin(good))
             cell = cells[int(np.searchsorted(indptr, entry, side="right")) - 1]
             raise DataError(
-                f"Cell {cell!r} of {self.path} holds {values[entry]:g} in {self.unit}, "
-                f"but counts must be whole numbers and not negative{self.remedy}."
+                f"Cell {cell!r} of {self.path} holds {values[entry]!s} in {self.unit}, which is "
+                f"{_why_no_count(float(values[entry]))}; counts are whole numbers from 0 to {LARGEST_COUNT:,}"
+                f"{self.remedy}."
             )
         return values.astype(np.uint32)
 
@@ -178,32 +196,29 @@ def tidy(indptr: np.ndarray, genes: np.ndarray, counts: np.ndarray) -> Csr:
     return indptr, genes[first], summed.astype(np.uint32)
 
 
-def other_matrices(names: Sequence[str]) -> str:
-    """Name the options that may lead to the counts, those called counts or raw if there are any; ends a sentence."""
-    likely = [name for name in names if "count" in name or "raw" in name] or names
-    return f"; try {' or '.join(likely)}" if likely else ""
+def nonzero_rows(rows: np.ndarray) -> Csr:
+    """Return the nonzero entries of dense rows [C, F]: (indptr, features, values)."""
+    cells, features = np.nonzero(rows)
+    return indptr_of(np.bincount(cells, minlength=len(rows))), features, rows[cells, features]
 
 
-def gene_table(var: pd.DataFrame) -> GeneTable:
-    """Find ids and symbols among the index and the columns of a `var` table.
-
-    Ids come from the first usual column, else the index, in which at least half of the entries are Ensembl gene ids;
-    symbols from the first usual column that is something else, else the index, else the ids.
-    """
-    index = strings(var.index)
-    ids = np.full(len(index), "", dtype=object)
-    for candidate in [*(strings(var[name]) for name in _ID_COLUMNS if name in var), index]:
-        if mostly_ensembl(candidate):
-            ids = candidate
-            break
-    symbols = index
-    for candidate in [strings(var[name]) for name in _SYMBOL_COLUMNS if name in var]:
-        if not mostly_ensembl(candidate):
-            symbols = np.where(candidate == "", index, candidate)
-            break
-    return GeneTable(ids=ids, symbols=symbols)
+def row_sums(indptr: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Return the counts of each cell: [C] int64."""
+    filled = np.flatnonzero(np.diff(indptr))  # reduceat gives an empty cell the next cell's first entry
+    sums = np.zeros(len(indptr) - 1, np.int64)
+    sums[filled] = np.add.reduceat(counts, indptr[filled], dtype=np.int64)
+    return sums
 
 
-def mostly_ensembl(names: np.ndarray) -> bool:
-    """Return whether at least half of the names are Ensembl gene ids."""
-    return 2 * sum(ENSEMBL.match(name) is not None for name in names) >= max(len(names), 1)
+def _why_no_count(value: float) -> str:
+    if value != value or abs(value) == np.inf:
+        return "no number"
+    if value < 0:
+        return "negative"
+    return "too large" if value > LARGEST_COUNT else "not whole"
+
+
+def other_matrices(path: Path, settings: Sequence[str]) -> str:
+    """Say how to read what else may hold the counts, called counts or raw if there is such a thing; ends a sentence."""
+    likely = [setting for setting in settings if "count" in setting or "raw" in setting] or settings
+    return f"; try to give it as {' or '.join(f'{path}::{setting}' for setting in likely)}" if likely else ""

@@ -35,7 +35,8 @@ class CellSpool:
             if not len(cells):
                 continue
             if not 0 <= int(cells.min()) <= int(cells.max()) < n_cells:
-                raise ValueError(f"an entry names cell {int(cells.max()) + 1} of {n_cells}")
+                wrong = cells.min() if cells.min() < 0 else cells.max()
+                raise ValueError(f"an entry names cell {int(wrong) + 1} of {n_cells}")
             ordered = ordered and int(cells[0]) >= last_cell and bool((np.diff(cells) >= 0).all())
             last_cell = int(cells[-1])
             per_cell += np.bincount(cells, minlength=n_cells)

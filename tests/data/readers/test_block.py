@@ -1,6 +1,6 @@
 """The pieces that readers share, and paths that hold no counts."""
 
-import shutil
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -10,8 +10,8 @@ import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sckit.data.readers.open import open_source
-from sckit.data.readers.source import gene_table, tidy
+from sckit.data.readers.names import gene_table
+from sckit.data.readers.source import tidy
 from sckit.data.readers.spool import CellSpool
 from sckit.data.views import cell_of_entry
 from sckit.errors import DataError
@@ -60,12 +60,12 @@ def test_spool_sorts_by_cell_and_keeps_the_order_within(entries, per_chunk, per_
     ],
 )
 def test_ids_and_symbols_are_found(columns, ids, symbols):
-    table = gene_table(pd.DataFrame(columns, index=["index"]))
+    table = gene_table(pd.DataFrame(columns, index=["index"]), Path("x"))
     assert (table.ids[0], table.symbols[0]) == (ids, symbols)
 
 
 def test_census_like_var_with_ids_in_the_index():
-    table = gene_table(pd.DataFrame({"feature_name": ["TP53"]}, index=["ENSG00000141510"]))
+    table = gene_table(pd.DataFrame({"feature_name": ["TP53"]}, index=["ENSG00000141510"]), Path("x"))
     assert (table.ids[0], table.symbols[0]) == ("ENSG00000141510", "TP53")
 
 
@@ -89,24 +89,15 @@ BROKEN = {
     "text-named-h5": (text_named_h5, r"x\.h5 is not an HDF5 file \(it begins with b'gene,cell,count"),
     "h5-of-something-else": (other_h5, r"x\.h5 is an HDF5 file without counts \(it holds weights\)"),
     "missing": (lambda path: path / "nope.h5", r"nope\.h5 does not exist; give an \.h5ad"),
-    "folder-without-matrix": (empty_folder, r"empty is a folder without matrix\.mtx"),
+    "folder-without-matrix": (empty_folder, r"empty is a folder without a matrix\.mtx"),
 }
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_path_without_counts_is_one_sentence(tmp_path, case):
+def test_path_without_counts_is_one_sentence(tmp_path, case, open_source):
     make, message = BROKEN[case]
     path = make(tmp_path)
     with pytest.raises(DataError, match=message) as caught:
         list(open_source(path).blocks())
     assert "\n" not in str(caught.value)
     assert str(caught.value).endswith(".")
-
-
-def test_prepared_store_and_zarr_are_not_inputs(tmp_path):
-    (tmp_path / "manifest.json").write_text("{}")
-    with pytest.raises(DataError, match="prepared store already"):
-        open_source(tmp_path)
-    shutil.move(tmp_path / "manifest.json", tmp_path / "zarr.json")
-    with pytest.raises(DataError, match="zarr store"):
-        open_source(tmp_path)

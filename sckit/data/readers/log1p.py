@@ -1,0 +1,83 @@
+"""Whole counts from log1p of counts per 10,000, and the totals of cells over genes that a file does not hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from sckit.data.views import cell_of_entry
+from sckit.errors import DataError
+from sckit.kernels.counts_reference import TARGET_SUM
+
+_FEWEST = 20  # detected genes from which on the smallest value of a cell may be taken for a count of one
+_SAME = 1e-5  # relative difference up to which two smallest values are the same
+_ROUNDING = 1e-6  # of a total that was computed
+_DISTANCE = 0.1  # of a recovered count from a whole number
+
+
+class Recovered(NamedTuple):
+    """Counts [nnz] and totals [C], and the cells [C] bool for which they are known; the others have no counts."""
+
+    counts: np.ndarray
+    totals: np.ndarray
+    known: np.ndarray
+
+
+def counts_from_log1p(
+    indptr: np.ndarray, values: np.ndarray, totals: np.ndarray | None, cells: pd.Index, path: Path
+) -> Recovered:
+    """Turn log1p(1e4 count / total) of C cells back into counts.
+
+    Without totals [C], the smallest value of a cell is taken for one count, if the cell has 20 values or more and its
+    smallest occurs more than once. Raises `DataError` where a value does not come out as a whole number.
+    """
+    if not np.isfinite(values).all() or (values < 0).any():
+        raise DataError(f"{path} holds values that are negative or no numbers, so they are not log1p of counts.")
+    scaled = np.expm1(values.astype(np.float64))
+    cell = cell_of_entry(indptr)
+    known = np.ones(len(cells), dtype=bool)
+    if totals is None:
+        totals, known = _totals_from_smallest(indptr, scaled)
+    counts = np.where(known[cell], scaled * totals[cell] / TARGET_SUM, 0.0)
+    whole = np.rint(counts)
+    wrong = np.abs(counts - whole) > _DISTANCE
+    if wrong.any():
+        entry = int(np.argmax(wrong))
+        raise DataError(
+            f"Cell {cells[cell[entry]]!r} of {path} holds {values[entry]!s}, which is {counts[entry]:.3f} counts at a "
+            f"total of {totals[cell[entry]]:,}: not log1p of whole counts per 10,000; leave out --from-log1p, or name "
+            "the column of the right totals with --totals."
+        )
+    return Recovered(whole, totals.astype(np.int64), known)
+
+
+def total_counts(obs: pd.DataFrame, column: str, path: Path) -> np.ndarray:
+    """Return the totals [C] int64 that a column of obs holds. Raises `DataError` where they are no whole numbers."""
+    if column not in obs:
+        known = ", ".join(map(str, obs.columns)) or "none"
+        raise DataError(f"{path} has no obs column {column!r} for --totals; its columns are: {known}.")
+    totals = np.asarray(pd.to_numeric(obs[column].astype(object), errors="coerce"), np.float64)
+    wrong = ~(np.isfinite(totals) & (totals >= 0) & (totals < 2**53) & (np.abs(totals - np.rint(totals)) < _ROUNDING))
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise DataError(
+            f"Cell {obs.index[row]!r} of {path} has {str(obs[column].iloc[row])!r} in the column {column!r} of "
+            "--totals; a total is a whole number of counts."
+        )
+    return np.rint(totals).astype(np.int64)
+
+
+def _totals_from_smallest(indptr: np.ndarray, scaled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the total [C] of each cell if its smallest value is one count, and whether that may be so."""
+    positive = np.where(scaled > 0, scaled, np.inf)
+    filled = np.flatnonzero(np.diff(indptr))
+    smallest = np.full(len(indptr) - 1, np.inf)
+    smallest[filled] = np.minimum.reduceat(positive, indptr[filled]) if len(filled) else smallest[filled]
+    cell = cell_of_entry(indptr)
+    detected = np.bincount(cell[scaled > 0], minlength=len(smallest))
+    alike = np.bincount(cell[positive <= smallest[cell] * (1 + _SAME)], minlength=len(smallest))
+    known = (detected >= _FEWEST) & (alike > 1)
+    return np.where(known, np.rint(TARGET_SUM / np.where(known, smallest, 1.0)), 0.0), known

@@ -1,0 +1,126 @@
+"""The names of genes: what is an id, which columns hold ids and symbols, names with a genome in front."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from sckit.data.readers.hdf5 import strings
+from sckit.errors import DataError
+
+ENSEMBL = re.compile(r"(ENS[A-Z]*GR?\d{6,})(\.\d+)?(_PAR_Y)?")
+"""An Ensembl gene id of any species: id, version, mark of the copy on the other chromosome."""
+
+_GENOME = r"([A-Za-z][\w.-]*?)_+"
+_ID = rf"(?:{ENSEMBL.pattern}|FBgn\d{{7}}|WBGene\d{{8}})"  # of Ensembl, FlyBase or WormBase
+_GENE_ID = re.compile(rf"(?:{_GENOME})?{_ID}")
+_OF_GENOME = re.compile(_GENOME + _ID)
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?|")
+_ID_COLUMNS = ("feature_id", "gene_ids", "gene_id", "ensembl_id", "ensembl", "id", "var_id", "ensembl_gene_id")
+_SYMBOL_COLUMNS = (
+    *("feature_name", "gene_symbol", "gene_symbols", "gene_name", "gene_names", "symbol", "name"),
+    *("features", "gene_short_name", "hgnc_symbol", "gene", "genes", "symbols", "names", "_index"),
+)
+
+
+@dataclass(frozen=True)
+class GeneTable:
+    """The genes of one source, in file order."""
+
+    ids: np.ndarray
+    """[G] str: gene ids as the file gives them (Ensembl, with or without version), "" where it gives none."""
+    symbols: np.ndarray
+    """[G] str: gene symbols; the id where the file gives no symbols."""
+
+    def __len__(self) -> int:
+        return len(self.symbols)
+
+
+def mostly_ids(names: np.ndarray) -> bool:
+    """Return whether at least half of the names are gene ids, each as a whole, with or without a genome in front."""
+    return _mostly(_GENE_ID, names)
+
+
+def mostly_numbers(names: np.ndarray) -> bool:
+    """Return whether at least half of the names are numbers or empty."""
+    return _mostly(_NUMBER, names)
+
+
+def gene_table(var: pd.DataFrame, path: Path) -> GeneTable:
+    """Find ids and symbols among the index and the columns of a `var` table.
+
+    Ids come from the first usual column, else the index, in which at least half of the entries are gene ids; symbols
+    from the first usual column that holds other names, else the index, else the ids. An index of numbers is no name:
+    where there is nothing else, the only column of names is taken. Raises `DataError` where there is no such column.
+    """
+    usual = {str(name).casefold(): name for name in reversed(var.columns)}
+    in_ids, in_symbols = (
+        [strings(var[usual[k]]) for k in kind if k in usual] for kind in (_ID_COLUMNS, _SYMBOL_COLUMNS)
+    )
+    index = strings(var.index)
+    nothing = np.full(len(index), "", dtype=object)
+    ids = next((names for names in [*in_ids, index] if mostly_ids(names)), nothing)
+    symbols = next((names for names in in_symbols if not mostly_numbers(names) and not mostly_ids(names)), nothing)
+    if not mostly_numbers(index):
+        default = index
+    elif ids is nothing and symbols is nothing:
+        default = _only_names(var, path)
+        ids = default if mostly_ids(default) else nothing
+    else:
+        default = ids
+    return GeneTable(ids, np.where(symbols == "", default, symbols))
+
+
+def _only_names(var: pd.DataFrame, path: Path) -> np.ndarray:
+    """Return the only column of names, in which nine in ten differ and few are numbers."""
+    columns = {str(name): strings(var[name]) for name in var.columns}
+    found = [k for k, names in columns.items() if len(set(names)) > 0.9 * len(names) and not mostly_numbers(names)]
+    if len(found) != 1:
+        which = f"several columns of var hold names ({', '.join(found)})" if found else "no column of var holds names"
+        raise DataError(
+            f"{path} names its genes {', '.join(strings(var.index[:3]))}, ..., which are numbers, and {which}; write "
+            "the names into var_names, or into a column gene_name of var."
+        )
+    return columns[found[0]]
+
+
+def feature_table(ids: np.ndarray, symbols: np.ndarray, path: Path) -> GeneTable:
+    """Make the table of the two columns of a 10x file, in whichever order they came; numbers are no names.
+
+    Raises `DataError` when both columns hold numbers.
+    """
+    if mostly_ids(symbols) and not mostly_ids(ids):
+        ids, symbols = symbols, ids
+    if mostly_numbers(symbols):
+        symbols = ids
+    if mostly_numbers(symbols):
+        raise DataError(f"{path} names its genes {', '.join(symbols[:3])}, ..., which are numbers; give their names.")
+    return GeneTable(np.full(len(symbols), "", dtype=object) if mostly_numbers(ids) else ids, symbols)
+
+
+def genomes_of(ids: np.ndarray) -> np.ndarray:
+    """Return the genome in front of each id, "GRCh38" of GRCh38_ENSG00000141510, or "": [G] str."""
+    found = (_OF_GENOME.fullmatch(name) for name in ids)
+    return np.array([match[1] if match else "" for match in found], dtype=object)
+
+
+def without_genome(table: GeneTable) -> GeneTable:
+    """Return the table without the genome in front of its ids and symbols, if at least half of them have the same."""
+    genomes = genomes_of(table.ids)
+    found = set(genomes) - {""}
+    if len(found) != 1 or 2 * np.count_nonzero(genomes) < len(genomes):
+        return table
+    front = re.compile(rf"{re.escape(found.pop())}_+(?=.)")
+
+    def cut(names: np.ndarray) -> np.ndarray:
+        return np.array([front.sub("", name, 1) if front.match(name) else name for name in names], dtype=object)
+
+    return GeneTable(cut(table.ids), cut(table.symbols))
+
+
+def _mostly(pattern: re.Pattern[str], names: np.ndarray) -> bool:
+    return 2 * sum(pattern.fullmatch(name) is not None for name in names) >= max(len(names), 1)

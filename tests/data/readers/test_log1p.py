@@ -1,0 +1,95 @@
+"""Counts and totals come back from log1p of counts per 10,000 exactly, or the input is refused."""
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse
+
+from sckit.config import PrepareConfig
+from sckit.data.prepare import prepare
+from sckit.data.readers.open import open_sources
+from sckit.errors import DataError
+
+N_CELLS, N_GENES = 40, 120
+
+
+@pytest.fixture(scope="module")
+def counts():
+    generator = np.random.default_rng(5)
+    drawn = generator.poisson(generator.gamma(1.0, 1.0, (N_CELLS, N_GENES)))
+    drawn[:, 7:9] = 1  # so that the smallest count of a cell is one and occurs twice
+    return drawn
+
+
+def write(path, counts, totals, dtype=np.float32, **obs):
+    values = np.log1p(counts / totals[:, None] * 1e4).astype(dtype)
+    frame = pd.DataFrame({"total": totals, **obs}, index=[f"cell{i}" for i in range(len(counts))])
+    var = pd.DataFrame(index=[f"gene{i}" for i in range(counts.shape[1])])
+    anndata.AnnData(scipy.sparse.csr_matrix(values), obs=frame, var=var).write_h5ad(path)
+    return path
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_counts_and_totals_come_back(tmp_path, counts, known, dense):
+    totals = counts.sum(1) + 1000  # the file holds some of the genes only
+    path = write(tmp_path / "x.h5ad", counts, totals)
+    (source,) = open_sources(f"{path}::from-log1p,totals=total" if known else f"{path}::from-log1p")
+    np.testing.assert_array_equal(dense(source), counts)
+    block = next(source.blocks())
+    np.testing.assert_array_equal(block.totals, totals)
+
+
+def test_a_cell_that_does_not_tell_its_total_is_left_out_and_counted(tmp_path, counts):
+    counts = counts.copy()
+    counts[3] = 0
+    counts[3, :10] = 1  # too few genes
+    counts[5][counts[5] == 1] = 0
+    counts[5, 0] = 1  # a lone smallest count
+    path = write(tmp_path / "x.h5ad", counts, counts.sum(1))
+    store = prepare([path], tmp_path / "x.sckit", config=PrepareConfig(from_log1p=True))
+    assert store.n_cells == N_CELLS - 2
+    assert [n for reason, n in store.manifest["dropped"].items() if "log1p" in reason] == [2]
+    assert store.obs["total_counts"].tolist() == np.delete(counts.sum(1), [3, 5]).tolist()
+
+
+def test_values_of_another_kind_are_refused(tmp_path, counts, dense):
+    scaled = write(tmp_path / "scaled.h5ad", counts * 1.37, counts.sum(1))
+    with pytest.raises(
+        DataError, match=r"Cell 'cell0' .* is \d+\.\d+ counts at a total of .*: not log1p of whole counts"
+    ):
+        dense(*open_sources(f"{scaled}::from-log1p,totals=total"))
+    other_sum = write(tmp_path / "other.h5ad", counts, counts.sum(1) * 4)
+    with pytest.raises(DataError, match="not log1p of whole counts"):
+        dense(*open_sources(f"{write(tmp_path / 'plain.h5ad', counts + 0.3, counts.sum(1))}::from-log1p"))
+    (source,) = open_sources(f"{other_sum}::from-log1p")
+    assert (next(source.blocks()).totals == counts.sum(1) * 4).all()
+    small = write(tmp_path / "small.h5ad", counts, np.maximum(counts.sum(1) // 2, 1))
+    with pytest.raises(DataError, match=r"counts in the file and a total of \d+ over all genes, which cannot be less"):
+        dense(*open_sources(f"{small}::from-log1p"))
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ("nope", r"no obs column 'nope' for --totals; its columns are: total, half, text, few"),
+        ("half", r"has '0\.5' in the column 'half' of --totals; a total is a whole number"),
+        ("text", r"has 'many' in the column 'text'"),
+        ("few", r"has \d+ counts in the file and a total of 1 over all genes"),
+    ],
+)
+def test_totals_that_are_none_are_refused(tmp_path, counts, column, message, dense):
+    path = tmp_path / "x.h5ad"
+    obs = pd.DataFrame(
+        {"total": counts.sum(1), "half": 0.5, "text": "many", "few": 1}, index=[f"c{i}" for i in range(N_CELLS)]
+    )
+    var = pd.DataFrame(index=[f"gene{i}" for i in range(N_GENES)])
+    anndata.AnnData(counts.astype(np.float32), obs=obs, var=var).write_h5ad(path)
+    with pytest.raises(DataError, match=message):
+        dense(*open_sources(f"{path}::totals={column}"))
+
+
+def test_released_subset_with_its_totals(shared_data, tmp_path):
+    path = shared_data / "norman19_k562_500genes" / "norman19_k562_500genes.h5ad"
+    store = prepare([path], tmp_path / "x.sckit", config=PrepareConfig(totals="recovered_total"))
+    np.testing.assert_array_equal(store.obs["total_counts"], anndata.read_h5ad(path).obs["recovered_total"].round())

@@ -1,0 +1,206 @@
+"""The matrix that is named is the matrix that is read, with its own lists, in every usual layout of files."""
+
+import gzip
+
+import numpy as np
+import pytest
+
+from sckit.data.readers.open import open_sources
+from sckit.data.readers.spool import CellSpool
+from sckit.errors import DataError
+
+N_CELLS, N_GENES = 7, 5
+
+
+def lines_of(counts, *, rows="features"):
+    cells, genes = np.nonzero(counts)
+    sizes = (N_GENES, N_CELLS) if rows == "features" else (N_CELLS, N_GENES)
+    places = (genes, cells) if rows == "features" else (cells, genes)
+    entries = [f"{r + 1} {c + 1} {v}" for r, c, v in zip(*places, counts[cells, genes], strict=True)]
+    return ["%%MatrixMarket matrix coordinate integer general", f"{sizes[0]} {sizes[1]} {len(cells)}", *entries]
+
+
+def write(folder, counts, *, matrix="matrix.mtx", features="features.tsv", barcodes="barcodes.tsv", **options):
+    """Write a matrix and its lists; names that end with .gz are gzipped."""
+    texts = {
+        matrix: "\n".join(lines_of(counts, **options)) + "\n",
+        features: "".join(f"ENSG0000000000{i}\tgene{i}\tGene Expression\n" for i in range(N_GENES)),
+        barcodes: "".join(f"cell{i}\n" for i in range(N_CELLS)),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        (folder / name).write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
+    return folder
+
+
+def geo(front="", behind="", end=""):
+    return {
+        "matrix": f"{front}matrix{behind}.mtx{end}",
+        "features": f"{front}features{behind}.tsv{end}",
+        "barcodes": f"{front}barcodes{behind}.tsv{end}",
+    }
+
+
+@pytest.mark.parametrize("names", [geo("GSM1_"), geo("GSM1_a.", end=".gz"), geo(behind="_S1")], ids=str)
+def test_a_prefixed_matrix_is_read_with_the_lists_of_its_prefix(tmp_path, known, dense, names):
+    write(tmp_path, known * 2)
+    write(tmp_path, known * 3, **geo("GSM2_"))
+    write(tmp_path, known, **names)
+    (source,) = open_sources(tmp_path / names["matrix"])
+    np.testing.assert_array_equal(dense(source), known)
+    assert source.path == tmp_path / names["matrix"]
+    assert set(source.files) == {tmp_path / name for name in names.values()}
+
+
+def test_each_matrix_of_a_folder_is_a_source(tmp_path, known, dense):
+    for i, front in enumerate(("GSM1_", "GSM2_"), 1):
+        write(tmp_path, known * i, **geo(front, end=".gz"))
+    for i, source in enumerate(open_sources(tmp_path), 1):
+        np.testing.assert_array_equal(dense(source), known * i)
+    (tmp_path / "GSM2_barcodes.tsv.gz").unlink()
+    with pytest.raises(DataError, match=r"GSM2_matrix\.mtx\.gz has no GSM2_barcodes\.tsv \(gzipped or not\)"):
+        open_sources(tmp_path)
+
+
+def test_kallisto_writes_one_row_per_cell(tmp_path, known, dense):
+    names = {
+        "matrix": "cells_x_genes.mtx",
+        "features": "cells_x_genes.genes.txt",
+        "barcodes": "cells_x_genes.barcodes.txt",
+    }
+    write(tmp_path, known, rows="cells", **names)
+    (tmp_path / "cells_x_genes.genes.txt").write_text("".join(f"ENSG0000000000{i}.1\n" for i in range(N_GENES)))
+    (source,) = open_sources(tmp_path)
+    np.testing.assert_array_equal(dense(source), known)
+    assert source.genes.symbols[0] == "ENSG00000000000.1"
+    (tmp_path / "cells_x_genes.genes.names.txt").write_text("".join(f"gene{i}\n" for i in range(N_GENES)))
+    (source,) = open_sources(tmp_path / "cells_x_genes.mtx")
+    assert source.genes.symbols.tolist() == [f"gene{i}" for i in range(N_GENES)]
+
+
+def test_starsolo_keeps_other_matrices_of_the_same_cells(tmp_path, known, dense):
+    write(tmp_path, known)
+    (tmp_path / "UniqueAndMult-EM.mtx").write_text("\n".join(lines_of(known * 2)) + "\n")
+    (source,) = open_sources(tmp_path)
+    np.testing.assert_array_equal(dense(source), known)
+    (source,) = open_sources(tmp_path / "UniqueAndMult-EM.mtx")
+    np.testing.assert_array_equal(dense(source), known * 2)
+    (tmp_path / "matrix.mtx").rename(tmp_path / "spliced.mtx")
+    with pytest.raises(DataError, match=r"several matrices of the same cells \(.*spliced\.mtx\); name one"):
+        open_sources(tmp_path)
+
+
+def test_a_matrix_with_cells_in_rows_is_told_by_its_sizes(tmp_path, known, dense):
+    (source,) = open_sources(write(tmp_path, known, rows="cells"))
+    np.testing.assert_array_equal(dense(source), known)
+
+
+@pytest.mark.parametrize("inside", ["outs/filtered_feature_bc_matrix", "Solo.out/Gene/filtered"])
+def test_filtered_counts_are_taken_before_raw_ones(tmp_path, known, dense, inside):
+    write(tmp_path / inside, known)
+    write(tmp_path / inside.replace("filtered", "raw"), known * 2)
+    (source,) = open_sources(tmp_path)
+    np.testing.assert_array_equal(dense(source), known)
+    assert source.notes == [f"{tmp_path}: reading {inside}, not {inside.replace('filtered', 'raw')}"]
+
+
+@pytest.mark.parametrize(
+    "comments", [["%a"], [" % a", "\t%b"], ["", "%a", ""], ["%a\r"]], ids=["one", "indented", "blank", "windows"]
+)
+def test_comments_and_blank_lines_are_skipped(tmp_path, known, dense, comments):
+    write(tmp_path, known)
+    first, *rest = lines_of(known)
+    (tmp_path / "matrix.mtx").write_text("\ufeff" + "\n".join([first, *comments, rest[0], "", *rest[1:]]) + "\n\n")
+    (source,) = open_sources(tmp_path)
+    np.testing.assert_array_equal(dense(source), known)
+
+
+def test_gzip_is_told_by_content(tmp_path, known, dense):
+    write(tmp_path, known, **geo(end=".gz"))
+    (tmp_path / "features.tsv.gz").write_bytes(gzip.decompress((tmp_path / "features.tsv.gz").read_bytes()))
+    (tmp_path / "matrix.mtx.gz").rename(tmp_path / "matrix.mtx")
+    (source,) = open_sources(tmp_path)
+    np.testing.assert_array_equal(dense(source), known)
+
+
+@pytest.mark.parametrize("edit", [lambda field: f'"{field}"', lambda field: field], ids=["each-field", "each-line"])
+def test_quotes_around_names_go(tmp_path, known, edit):
+    write(tmp_path, known)
+    rows = ["\t".join(edit(field) for field in (f"ENSG0000000000{i}", f"gene{i}")) for i in range(N_GENES)]
+    rows = rows if '"' in rows[0] else [f'"{row}"' for row in rows]
+    (tmp_path / "features.tsv").write_text("\n".join(rows) + "\n")
+    (source,) = open_sources(tmp_path)
+    assert source.genes.ids.tolist() == [f"ENSG0000000000{i}" for i in range(N_GENES)]
+    assert source.genes.symbols.tolist() == [f"gene{i}" for i in range(N_GENES)]
+
+
+def other_lines(edit):
+    def make(folder, known):
+        write(folder, known)
+        first, sizes, *entries = lines_of(known)
+        (folder / "matrix.mtx").write_text("\n".join([first, sizes, *edit(entries)]) + "\n")
+
+    return make
+
+
+BROKEN = {
+    "four-fields": (other_lines(lambda e: [f"{line} 9" for line in e]), r"'2 1 5 9' with 4 fields"),
+    "four-fields-later": (other_lines(lambda e: [*e[:4], f"{e[4]} 9", *e[5:]]), r"Expected 3 fields .* saw 4"),
+    "two-fields": (other_lines(lambda e: [line.rsplit(" ", 1)[0] for line in e]), r"with 2 fields"),
+    "two-fields-later": (other_lines(lambda e: [*e[:-1], "1 2"]), r"holds nan in the matrix"),
+    "words": (other_lines(lambda e: ["a b c", *e[1:]]), r"is not in a form that is known here"),
+    "negative-row": (other_lines(lambda e: ["-1 1 5", *e[1:]]), r"names feature -2 of 5"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_lines_of_another_kind_are_refused(tmp_path, known, dense, case):
+    make, message = BROKEN[case]
+    make(tmp_path, known)
+    with pytest.raises(DataError, match=message):
+        dense(*open_sources(tmp_path))
+
+
+def test_genomes_in_front_of_ids_are_asked_for_and_then_go(tmp_path, known, dense):
+    write(tmp_path, known)
+    genomes = ["hg38", "mm10", "hg38", "mm10", "hg38"]
+    lines = [f"{genome}_ENSG0000000000{i}\t{genome}_gene{i}\tGene Expression" for i, genome in enumerate(genomes)]
+    (tmp_path / "features.tsv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(DataError, match=r"2 genomes \(hg38, mm10\); say which with --genome hg38"):
+        open_sources(tmp_path)
+    (source,) = open_sources(f"{tmp_path}::genome=mm10")
+    np.testing.assert_array_equal(dense(source), known[:, [1, 3]])
+    assert (source.genes.ids[0], source.genes.symbols[0]) == ("ENSG00000000001", "gene1")
+    assert source.dropped == {"genes of another genome": 3}
+
+
+@pytest.mark.parametrize(
+    ("types", "kept", "notes"),
+    [
+        (["GEX", "GEX", "ADT", "GEX", "ADT"], [0, 1, 3], 0),
+        (["gene expression"] * 5, range(5), 0),
+        (["NA"] * 5, range(5), 1),
+        (["1", "1", "2", "X", "Y"], range(5), 1),
+        (["protein_coding", "lncRNA"] * 2 + [""], range(5), 1),
+    ],
+)
+def test_types_of_features(tmp_path, known, dense, types, kept, notes):
+    write(tmp_path, known)
+    lines = [f"ENSG0000000000{i}\tgene{i}\t{kind}" for i, kind in enumerate(types)]
+    (tmp_path / "features.tsv").write_text("\n".join(lines) + "\n")
+    (source,) = open_sources(tmp_path)
+    np.testing.assert_array_equal(dense(source), known[:, list(kept)])
+    assert len(source.notes) == notes
+
+
+def test_other_types_are_named(tmp_path, known):
+    write(tmp_path, known)
+    lines = [f"ENSG0000000000{i}\tgene{i}\t{kind}" for i, kind in enumerate(["Peaks"] * 3 + ["Antibody Capture"] * 2)]
+    (tmp_path / "features.tsv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(DataError, match=r"no features of the type 'Gene Expression': it has 3 'Peaks', 2 'Antibody"):
+        open_sources(tmp_path)
+
+
+def test_a_cell_of_a_negative_number_is_outside():
+    with pytest.raises(ValueError, match="an entry names cell 0 of 3"):
+        CellSpool([(np.array([-1, 1]), np.array([0, 0]), np.array([1.0, 1.0]))], 3, np.dtype(np.float64))

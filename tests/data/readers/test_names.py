@@ -1,0 +1,82 @@
+"""Ids, symbols and genomes are told from anything else by whole names, whatever the column or the order."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sckit.data.genes import bare_ids
+from sckit.data.readers.names import GeneTable, feature_table, gene_table, mostly_ids, without_genome
+from sckit.errors import DataError
+
+SYMBOLS = ["ACTB", "TP53", "MT-CO1", "CD3E"]
+IDS = [f"ENSG0000000000{i}" for i in range(4)]
+
+
+def texts(values):
+    return np.array(values, dtype=object)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["ENSG00000141510", "ENSG00000141510.18", "ENSG00000182378.15_PAR_Y", "ENSMUSG00000064341", "ENSGR0000182378",
+     "FBgn0031208", "WBGene00000001", "GRCh38_ENSG00000141510", "mm10___ENSMUSG00000064341"],
+)  # fmt: skip
+def test_whole_ids_of_any_species_are_ids(name):
+    assert mostly_ids(texts([name]))
+
+
+@pytest.mark.parametrize(
+    "name", ["ENSG00000000003|TSPAN6|8eab823", "ENSG00000000003 TSPAN6", "ENSG00000000003_TSPAN6", "ENSG", "TP53", ""]
+)
+def test_names_that_only_begin_like_ids_are_none(name):
+    assert not mostly_ids(texts([name]))
+
+
+def test_versions_go_and_the_copy_on_the_other_chromosome_stays_another_gene():
+    names = ["ENSG00000182378.15_PAR_Y", "ENSG00000182378.15", "ENSG00000000003.1|TSPAN6", None]
+    assert bare_ids(names).tolist() == ["ENSG00000182378_PAR_Y", "ENSG00000182378", "ENSG00000000003.1|TSPAN6", ""]
+
+
+@pytest.mark.parametrize("column", ["features", "gene_short_name", "anything"])
+def test_an_index_of_numbers_gives_way_to_the_column_of_names(column):
+    table = gene_table(pd.DataFrame({column: SYMBOLS, "mean": [0.5, 1.5, 2.5, 3.5]}, index=list("0123")), Path("x"))
+    assert table.symbols.tolist() == SYMBOLS
+    assert table.ids.tolist() == [""] * 4
+
+
+def test_an_index_of_numbers_gives_way_to_a_column_of_ids():
+    table = gene_table(pd.DataFrame({"anything": IDS}, index=list("0123")), Path("x"))
+    assert (table.ids.tolist(), table.symbols.tolist()) == (IDS, IDS)
+
+
+@pytest.mark.parametrize(
+    ("columns", "found"),
+    [({}, "no column of var holds names"), ({"chromosome": ["1", "2", "X", "1"]}, "no column of var holds names"),
+     ({"a": SYMBOLS, "b": SYMBOLS[::-1]}, r"several columns of var hold names \(a, b\)")],
+)  # fmt: skip
+def test_numbers_without_names_are_refused(columns, found):
+    with pytest.raises(DataError, match=rf"x names its genes 0, 1, 2, \.\.\., which are numbers, and {found}"):
+        gene_table(pd.DataFrame(columns, index=list("0123")), Path("x"))
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_columns_of_features_are_told_apart(order):
+    table = feature_table(*[texts(IDS), texts(SYMBOLS)][::order], Path("x"))
+    assert (table.ids.tolist(), table.symbols.tolist()) == (IDS, SYMBOLS)
+
+
+def test_numbers_in_a_list_of_features_are_no_ids():
+    table = feature_table(texts(list("1234")), texts(SYMBOLS), Path("x"))
+    assert (table.ids.tolist(), table.symbols.tolist()) == ([""] * 4, SYMBOLS)
+    with pytest.raises(DataError, match="which are numbers"):
+        feature_table(texts(list("1234")), texts(list("1234")), Path("x"))
+
+
+def test_the_only_genome_goes_and_of_two_both_stay():
+    one = GeneTable(texts([f"GRCh38_{name}" for name in IDS]), texts([f"GRCh38_{name}" for name in SYMBOLS]))
+    assert without_genome(one).ids.tolist() == IDS
+    assert without_genome(one).symbols.tolist() == SYMBOLS
+    two = GeneTable(texts([f"GRCh38_{IDS[0]}", f"mm10_{IDS[1]}"]), texts(["GRCh38_ACTB", "mm10_Actb"]))
+    assert without_genome(two) is two
