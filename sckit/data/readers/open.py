@@ -67,9 +67,13 @@ def open_sources(given: Path | str, options: ReadingConfig | None = None) -> lis
     path, notes = _inside(path)
     kind = _kind(path)
     set_here = {name: getattr(options, name) for name in ("layer", "raw", "genome", "measurement")}
-    strange = [f"--{name}" for name, value in set_here.items() if value and name not in _READ_BY[kind]]
+    strange = [name for name, value in set_here.items() if value and name not in _READ_BY[kind]]
     if strange:
-        raise ConfigError(f"{path} is {_KINDS[kind]}, which does not have {strange[0]}; leave it out for this input.")
+        without = f"{path}::{strange[0]}={'false' if strange[0] == 'raw' else ''}"
+        raise ConfigError(
+            f"{path} is {_KINDS[kind]}, which does not have --{strange[0]}; leave it out, or, if other inputs need it, give "
+            f"this one as {without}."
+        )
     chosen = {name: set_here[name] for name in _READ_BY[kind]}
     if kind == "mtx":
         sources: list[Source] = [*open_mtx(path, **chosen)]
