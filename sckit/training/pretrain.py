@@ -160,7 +160,8 @@ class _Trainer:
             try:
                 self.at = _Progress(**state)
                 if any(type(value) is not type(getattr(_Progress(), name)) for name, value in state.items()):
-                    raise ValueError("its state holds values of another kind")
+                    msg = "its state holds values of another kind"
+                    raise ValueError(msg)
                 whole = [line for line in lines.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
                 kept = [line for line in whole if json.loads(line)["step"] <= self.at.step]  # the others are repeated
             except (OSError, ValueError, KeyError, TypeError) as error:

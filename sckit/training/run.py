@@ -74,7 +74,8 @@ class Run:
             sizes = {"gene.weight": (len(self.genes), shape.width), "curve": (shape.knots, shape.width)}
             layers = {name.split(".")[1] for name in weights if name.startswith("blocks.")}
             if {name: tuple(weights[name].shape) for name in sizes} != sizes or len(layers) != shape.layers:
-                raise ValueError("model.json and model.safetensors are of different models")
+                msg = "model.json and model.safetensors are of different models"
+                raise ValueError(msg)
             model = Model(shape, self.forms)
             model.load_state_dict(weights)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, ConfigError) as error:
@@ -201,7 +202,8 @@ def open_run(path: Path) -> Run:
         genes, split = pd.read_parquet(path / "genes.parquet"), np.load(path / "split.npy")
         vocabulary, config = np.load(path / "vocabulary.npy"), read_toml(PretrainConfig, path / "config.toml")
         if "mask" not in tomllib.loads((path / "config.toml").read_text(encoding="utf-8")):
-            raise ValueError("config.toml does not hold the options of the run")
+            msg = "config.toml does not hold the options of the run"
+            raise ValueError(msg)
         _check_setting(genes, forms, split, vocabulary)
         return Run(path, config, genes, forms, split, vocabulary)
     except (OSError, EOFError, ValueError, KeyError, TypeError, SafetensorError, ConfigError) as error:
@@ -211,7 +213,8 @@ def open_run(path: Path) -> Run:
 def _check_setting(genes: pd.DataFrame, forms: ClosedForms, split: np.ndarray, vocabulary: np.ndarray) -> None:
     """Raise ValueError where the arrays of a run do not belong together; arrays as in `Run`."""
     if not {"id", "symbol"} <= set(genes.columns):
-        raise ValueError("genes.parquet lacks ids or symbols")
+        msg = "genes.parquet lacks ids or symbols"
+        raise ValueError(msg)
     arrays, g = vars(forms), len(genes)
     k, j = (arrays[name].shape[-1] if arrays[name].ndim == 2 else -1 for name in ("axes", "loadings"))
     shapes = {
@@ -219,14 +222,18 @@ def _check_setting(genes: pd.DataFrame, forms: ClosedForms, split: np.ndarray, v
         **{"total": (g, k + 3), "loadings": (g, j), "noise": (g,), "total_of_x": (k + 2,), "scales": (4,)},
     }
     if {name: array.shape for name, array in arrays.items()} != shapes:
-        raise ValueError("forms.safetensors does not fit genes.parquet")
+        msg = "forms.safetensors does not fit genes.parquet"
+        raise ValueError(msg)
     if not all(array.dtype == np.float64 and np.isfinite(array).all() for array in arrays.values()):
-        raise ValueError("forms.safetensors holds values that are no numbers")
+        msg = "forms.safetensors holds values that are no numbers"
+        raise ValueError(msg)
     if split.ndim != 1 or split.dtype != np.int8 or not np.isin(split, (0, 1, HELD_OUT)).all():
-        raise ValueError("split.npy is no split of cells")
+        msg = "split.npy is no split of cells"
+        raise ValueError(msg)
     known = vocabulary[vocabulary != -1] if vocabulary.ndim == 1 and vocabulary.dtype == np.int32 else []
     if not np.array_equal(np.sort(known), np.arange(g)):
-        raise ValueError("vocabulary.npy does not number the genes of genes.parquet")
+        msg = "vocabulary.npy does not number the genes of genes.parquet"
+        raise ValueError(msg)
 
 
 def save_checkpoint(run: Path, state: dict[str, Any], model: Model, optimiser: torch.optim.Optimizer) -> None:
@@ -260,7 +267,8 @@ def load_checkpoint(run: Path, model: Model, optimiser: torch.optim.Optimizer) -
         _check_slots(slots, optimiser)
         optimiser.load_state_dict({"state": slots, "param_groups": optimiser.state_dict()["param_groups"]})
         if not isinstance(state, dict):
-            raise ValueError("state.json is no state")
+            msg = "state.json is no state"
+            raise ValueError(msg)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(

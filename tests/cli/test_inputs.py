@@ -80,7 +80,8 @@ def test_labels_with_commas_are_held_out(data, tmp_path):
 
 def test_what_nobody_foresaw_is_one_line_with_the_way_to_report_it(data, tmp_path, monkeypatch):
     def fail(*_, **__):
-        raise ZeroDivisionError("by zero")
+        msg = "by zero"
+        raise ZeroDivisionError(msg)
 
     monkeypatch.setattr("sckit.data.prepare.Preparation", fail)
     result = invoke("prepare", data, "--out", tmp_path / "x.sckit")

@@ -33,6 +33,6 @@ def test_a_raw_matrix_is_named_with_its_number_of_empty_droplets(cells, rng):
 
 
 def test_binary_and_normalised_values_are_named(cells, rng):
-    totals, n_genes = cells
+    _totals, n_genes = cells
     assert "0 and 1 (binary)" in said(n_genes, n_genes)
     assert "looks like normalised and rounded" in said(10_000 + rng.integers(-50, 50, 500), n_genes)

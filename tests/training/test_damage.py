@@ -118,8 +118,12 @@ DAMAGE = {
 def test_a_damaged_run_is_one_sentence(run, case):
     damage, message = DAMAGE[case]
     damage(run)
-    with pytest.raises(DataError, match=message) as caught:
+
+    def use():
         open_run(run).model()
-        _ = open_run(run).store
+        assert open_run(run).store.n_cells
         pretrain(resume=run)
+
+    with pytest.raises(DataError, match=message) as caught:
+        use()
     assert "\n" not in str(caught.value)

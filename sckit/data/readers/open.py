@@ -71,8 +71,8 @@ def open_sources(given: Path | str, options: ReadingConfig | None = None) -> lis
     if strange:
         without = f"{path}::{strange[0]}={'false' if strange[0] == 'raw' else ''}"
         raise ConfigError(
-            f"{path} is {_KINDS[kind]}, which does not have --{strange[0]}; leave it out, or, if other inputs need it, give "
-            f"this one as {without}."
+            f"{path} is {_KINDS[kind]}, which does not have --{strange[0]}; leave it out, or, if other inputs need it, "
+            f"give this one as {without}."
         )
     chosen = {name: set_here[name] for name in _READ_BY[kind]}
     if kind == "mtx":
