@@ -1,0 +1,179 @@
+"""What a reader found in cells and genes, and whether sckit's numbers and names are those of another reader."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+from sckit.config.reading import ReadingConfig
+from sckit.data.readers.open import open_sources
+
+ENSEMBL = re.compile(r"ENS[A-Z]*GR?\d{6,}(\.\d+)?(_PAR_Y)?")
+EXPRESSION = ("gene expression", "gex", "rna", "expression")
+
+
+@dataclass
+class Case:
+    """A mutated input: what to open and how, and what was edited."""
+
+    path: Path
+    options: dict[str, Any] = field(default_factory=dict)
+    edits: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Found:
+    """What sckit read: C cells and G genes."""
+
+    cells: list[str]
+    counts: np.ndarray  # int64 [C, G]
+    ids: list[str]
+    symbols: list[str]
+    dropped: int
+    totals: np.ndarray  # int64 [C]
+    known: np.ndarray  # bool [C]
+    source: Any = None
+
+
+@dataclass
+class Table:
+    """What the other reader found: C cells and F features."""
+
+    cells: list[str]
+    counts: np.ndarray  # float64 [C, F]
+    names: dict[str, list[str]]  # the columns that may hold ids or symbols, [F] each
+    types: list[str] | None = None
+    genomes: list[str] | None = None
+    log1p: bool = False
+    totals: list[float] | None = None
+    instead: str | None = None  # why a second, simpler reader was asked, where the first refuses the file
+
+
+class Refused(Exception):  # noqa: N818 (it is not an error of this program)
+    """The other reader does not take the file."""
+
+
+def read_cells(case: Case) -> Found:
+    """Read an input of cells with sckit."""
+    (source,) = open_sources(case.path, ReadingConfig(**case.options))
+    blocks = list(source.blocks(cells_per_block=5))
+    n_genes = len(source.genes)
+    parts = [
+        sp.csr_array((b.counts.astype(np.int64), b.genes, b.indptr), (len(b.obs), n_genes)).toarray() for b in blocks
+    ]
+    names = [str(value) for b in blocks for value in texts(b.obs.index)]
+    joined = np.concatenate(parts)
+    ids, symbols = source.genes.ids.tolist(), source.genes.symbols.tolist()
+    totals, known = (np.concatenate([getattr(b, name) for b in blocks]) for name in ("totals", "recovered"))
+    return Found(names, joined, ids, symbols, sum(source.dropped.values()), totals, known, source)
+
+
+def texts(values: Iterable[Any]) -> list[str]:
+    """Return names as text: bytes as UTF-8, missing ones as ""."""
+    return [
+        v.decode() if isinstance(v, bytes) else "" if v is None or v != v or str(v) == "<NA>" else str(v)
+        for v in (values.tolist() if hasattr(values, "tolist") else values)  # pyright: ignore
+    ]
+
+
+def dense(data: Any, indices: Any, indptr: Any, shape: tuple[int, int]) -> np.ndarray:
+    """Return a compressed matrix as float64, checked in full by scipy; repeated entries are summed."""
+    if not (np.ndim(data) == np.ndim(indices) == np.ndim(indptr) == 1):
+        msg = "not one-dimensional"
+        raise Refused(msg)
+    if np.asarray(indptr).dtype.kind not in "iu" or np.asarray(indices).dtype.kind not in "iu":
+        msg = "pointers are no whole numbers"
+        raise Refused(msg)
+    if len(indptr) != shape[0] + 1 or len(data) != len(indices) or int(indptr[-1]) != len(data):
+        msg = "lengths"
+        raise Refused(msg)
+    matrix = sp.csr_array((np.asarray(data, np.float64), np.asarray(indices, np.int64), np.asarray(indptr)), shape)
+    matrix.check_format(full_check=True)
+    return matrix.toarray()
+
+
+def cells_fault(found: Found, table: Table, options: dict[str, Any]) -> str | None:
+    """Say how sckit's cells and genes differ from the other reader's beyond what sckit said, or None."""
+    kept = _kept(table, options.get("genome"))
+    if len(kept) != len(found.ids) or table.counts.shape[1] - len(kept) != found.dropped:
+        return f"{len(found.ids)} genes with {found.dropped} dropped, not {len(kept)} of {table.counts.shape[1]}"
+    if found.cells != table.cells:
+        return f"cells {_first_difference(found.cells, table.cells)}"
+    if table.log1p:
+        return _log1p_fault(found, table, kept)
+    wanted = table.counts[:, kept]
+    if not np.array_equal(found.counts, wanted):
+        if found.counts.shape != wanted.shape:
+            return f"counts are {found.counts.shape}, not {wanted.shape}"
+        cell, gene = np.argwhere(found.counts != wanted)[0]
+        return f"count of cell {cell}, gene {gene} is {found.counts[cell, gene]}, not {wanted[cell, gene]!r}"
+    if table.totals is None and not np.array_equal(found.totals, wanted.sum(1)):
+        return "totals are not the sums of the counts"
+    if table.totals is not None and found.totals.tolist() != [round(total) for total in table.totals]:
+        return "totals are not those of the column"
+    return _names_fault(found, {name: [column[i] for i in kept] for name, column in table.names.items()})
+
+
+def _kept(table: Table, genome: str | None) -> list[int]:
+    """Return the features that are genes of the chosen genome, by the rules that sckit's documents give."""
+    every = list(range(table.counts.shape[1]))
+    kept = every
+    if table.types is not None:
+        kept = [i for i in every if table.types[i].strip().casefold() in EXPRESSION] or every
+    genomes = table.genomes or [_front(name) for name in next(iter(table.names.values()))]
+    if genome is None:
+        return kept
+    return [i for i in kept if genomes[i] in (genome, "")]
+
+
+def _front(name: str) -> str:
+    """Return the genome in front of an id, or ""."""
+    found = re.fullmatch(rf"([A-Za-z][\w.-]*?)_+{ENSEMBL.pattern}", name)
+    return found[1] if found else ""
+
+
+def _names_fault(found: Found, columns: dict[str, list[str]]) -> str | None:
+    """Say which name is not the file's: ids are one column, symbols one column with gaps filled from the others."""
+    choices = dict(columns)
+    for column in columns.values():
+        fronts = {_front(name) for name in column} - {""}
+        for front in fronts if len(fronts) == 1 else ():
+            cut = re.compile(rf"{re.escape(front)}_+(?=.)", re.DOTALL)
+            choices |= {f"{key} cut": [cut.sub("", n, 1) if cut.match(n) else n for n in c] for key, c in columns.items()}
+    mostly = [c for c in choices.values() if 2 * sum(ENSEMBL.fullmatch(n) is not None for n in c) >= len(c)]
+    if any(found.ids) and found.ids not in choices.values():
+        return f"ids {found.ids[:4]} are no column of the file"
+    if not any(found.ids) and mostly:
+        return "ids are missing although a column holds them"
+    if mostly and found.ids not in mostly:
+        return f"ids {found.ids[:4]} are not the column of ids"
+    for main in choices.values():
+        if all(s == m or (m == "" and s in {c[i] for c in choices.values()}) for i, (s, m) in enumerate(zip(found.symbols, main, strict=True))):
+            return None
+    return f"symbols {found.symbols[:4]} are no column of the file"
+
+
+def _log1p_fault(found: Found, table: Table, kept: list[int]) -> str | None:
+    scaled = np.expm1(table.counts[:, kept])
+    for cell, row in enumerate(scaled):
+        if table.totals is not None:
+            total = round(table.totals[cell])
+        elif found.known[cell]:
+            total = round(1e4 / row[row > 0].min())
+        else:
+            total = 0
+        wanted = np.rint(row * total / 1e4)
+        if not np.array_equal(found.counts[cell], wanted):
+            return f"counts of cell {cell} do not come from its logarithms"
+    return None
+
+
+def _first_difference(ours: list[str], theirs: list[str]) -> str:
+    if len(ours) != len(theirs):
+        return f"{len(ours)} instead of {len(theirs)}"
+    return next(f"{a[:80]!r} instead of {b[:80]!r}" for a, b in zip(ours, theirs, strict=True) if a != b)

@@ -1,0 +1,272 @@
+"""Folders of text matrices, lists of genes and of target genes: writing, and reading with scipy and a few lines."""
+
+from __future__ import annotations
+
+import gzip
+import re
+from pathlib import Path
+
+import mutations
+import numpy as np
+import scipy.io
+from content import content
+from hdf5_formats import Cells, plan
+from judge import Case, Refused, Table
+from mutations import pick
+from sckit.data.genes import read_gene_list, read_lines
+from sckit.perturbation.screen import _targets  # pyright: ignore[reportPrivateUsage]
+
+_LAYOUTS = {
+    "": ("matrix.mtx", "features.tsv", "barcodes.tsv"),
+    "old": ("matrix.mtx", "genes.tsv", "barcodes.tsv"),
+    "geo": ("GSM1_matrix.mtx", "GSM1_features.tsv", "GSM1_barcodes.tsv"),
+    "kallisto": ("cells_x_genes.mtx", "cells_x_genes.genes.txt", "cells_x_genes.barcodes.txt"),
+    "starsolo": ("UniqueAndMult-EM.mtx", "features.tsv", "barcodes.tsv"),
+    "outs": ("outs/filtered_feature_bc_matrix/matrix.mtx",) * 3,
+    "genome": ("hg19/matrix.mtx", "hg19/genes.tsv", "hg19/barcodes.tsv"),
+}
+
+
+class Mtx(Cells):
+    """A folder with a matrix of text and its lists."""
+
+    name = "mtx"
+
+    def make(self, rng: np.random.Generator, folder: Path) -> Case:
+        """Write one mutated folder."""
+        made = content(rng)
+        layout = pick(rng, ("", "", "", "old", "geo", "kallisto", "starsolo", "outs", "genome"))
+        matrix, features, barcodes = _LAYOUTS[layout]
+        if layout == "outs":
+            features, barcodes = (matrix.replace("matrix.mtx", name) for name in ("features.tsv", "barcodes.tsv"))
+        case = Case(folder / "sample")
+        n_fields = 1 if layout == "kallisto" else pick(rng, (1, 2, 3, 3, 3)) if layout != "old" else 2
+        genomes = {name.split("_")[0] for name in made.ids if "_" in name}
+        if len(genomes) > 1:
+            case.options = {"genome": "GRCh38"}
+        counts = made.counts if layout == "kallisto" else made.counts.T
+        columns = [made.ids, made.symbols, made.types][:n_fields]
+        files = {
+            matrix: _mtx(counts, rng),
+            features: ["\t".join(row) + "\n" for row in zip(*columns, strict=True)],
+            barcodes: [name + "\n" for name in made.cells],
+        }
+        if layout == "kallisto" and rng.random() < 0.5:
+            files["cells_x_genes.genes.names.txt"] = [name + "\n" for name in made.symbols]
+        text = {name: [line.encode() for line in lines] for name, lines in files.items()}
+        n_edits, damaged = plan(rng)
+        for _ in range(n_edits):
+            name = pick(rng, list(text))
+            if name == matrix and rng.random() < 0.6:
+                text[name], edit = _edit_matrix(rng, text[name])
+            else:
+                text[name], edit = mutations.change_lines(rng, text[name])
+            case.edits.append(f"{Path(name).stem}: {edit}")
+        for name, lines in text.items():
+            (case.path / name).parent.mkdir(parents=True, exist_ok=True)
+            (case.path / name).write_bytes(b"".join(lines))
+        for name in text:
+            if rng.random() < 0.12:
+                case.edits.append(mutations.maybe_gzip(rng, case.path / name))
+        if damaged:
+            case.edits.append(mutations.damage_folder(rng, case.path))
+        return case
+
+    def theirs(self, case: Case) -> Table:
+        """Read the lists with a few lines and the matrix with scipy."""
+        files = [file for file in sorted(case.path.rglob("*")) if file.is_file()]
+        matrix = _only(files, r".*\.mtx(\.gz)?")
+        features, barcodes = _only(files, r".*(features\.tsv|genes\.tsv|\.genes\.txt)(\.gz)?"), None
+        barcodes = _only(files, r".*barcodes\.(tsv|txt)(\.gz)?")
+        rows = [line.split("\t") for line in _lines(features)]
+        cells = [_unquoted(line.split("\t")[0]) for line in _lines(barcodes)]
+        if len({len(row) for row in rows}) != 1:
+            msg = "ragged"
+            raise Refused(msg)
+        columns = {str(i): [_unquoted(row[i]) for row in rows] for i in range(len(rows[0]))}
+        types = columns.pop("2", None)
+        for names in [file for file in files if re.fullmatch(r".*\.genes\.names\.txt(\.gz)?", file.name)]:
+            columns["1"] = [_unquoted(line.split("\t")[0]) for line in _lines(names)]
+        counts, instead = _matrix(matrix)
+        if "cells_x_genes" not in matrix.name and counts.shape == (len(rows), len(cells)):
+            counts = counts.T
+        if counts.shape != (len(cells), len(rows)):
+            msg = f"{counts.shape} is not {len(cells)} cells and {len(rows)} features"
+            raise Refused(msg)
+        return Table(cells, counts, columns, types, instead=instead)
+
+
+def _matrix(path: Path) -> tuple[np.ndarray, str | None]:
+    """Read with scipy, and where it refuses the text with a few lines, which take any number for an entry."""
+    try:
+        with _opened(path) as file:
+            found = scipy.io.mmread(file)
+        return np.asarray(found.toarray() if hasattr(found, "toarray") else found, dtype=np.float64), None
+    except Exception as error:
+        with _opened(path) as file:
+            lines = file.read().decode("utf-8-sig").splitlines()
+        body = [line.split() for line in lines[1:] if line.strip() and not line.lstrip().startswith("%")]
+        rows, columns, entries = map(int, body[0])
+        if len(body) != entries + 1 or any(len(fields) != 3 for fields in body) or rows * columns > 10**6:
+            msg = f"{len(body) - 1} entries"
+            raise Refused(msg) from error
+        counts = np.zeros((rows, columns))
+        for row, column, value in body[1:]:
+            if not (0 < int(row) <= rows and 0 < int(column) <= columns):
+                msg = "an entry outside"
+                raise Refused(msg) from error
+            counts[int(row) - 1, int(column) - 1] += float(value)
+        return counts, f"scipy refuses the matrix ({type(error).__name__}); a few lines read the same"
+
+
+def _mtx(counts: np.ndarray, rng: np.random.Generator) -> list[str]:
+    rows, columns = np.nonzero(counts)
+    order = rng.permutation(len(rows)) if rng.random() < 0.3 else np.arange(len(rows))
+    real = rng.random() < 0.3
+    head = [f"%%MatrixMarket matrix coordinate {'real' if real else 'integer'} general\n"]
+    if rng.random() < 0.5:
+        head.append('%metadata_json: {"format_version": 2}\n')
+    body = [f"{rows[i] + 1} {columns[i] + 1} {counts[rows[i], columns[i]]}{'.0' if real else ''}\n" for i in order]
+    return [*head, f"{counts.shape[0]} {counts.shape[1]} {len(rows)}\n", *body]
+
+
+def _edit_matrix(rng: np.random.Generator, lines: list[bytes]) -> tuple[list[bytes], str]:
+    """Change one field of a matrix: of its banner, its sizes or an entry."""
+    new = list(lines)
+    at = int(rng.integers(len(new)))
+    fields = new[at].split()
+    field = int(rng.integers(max(len(fields), 1)))
+    value = pick(
+        rng,
+        (
+            *(b"0", b"-1", b"1", b"2", b"3", b"7", b"99999", b"2147483648", b"4294967295", b"4294967296", b"1e3", b"1.5"),
+            *(b"nan", b"inf", b"", b"x", b"1_000", b"0x10", b"+2", b"1.0", b"18446744073709551616", b"3.0000002", b"NA"),
+            *(b"symmetric", b"pattern", b"array", b"complex", b"real", b"Float", b"INTEGER", b"1,5", b"\xd9\xa3", b"2e0"),
+        ),
+    )
+    if fields:
+        fields[field] = value
+    new[at] = pick(rng, (b" ", b" ", b"\t", b"  ")).join(fields) + b"\n"
+    return new, f"entry: {'banner' if at == 0 else f'field {field}'} {value.decode(errors='replace')[:12]}"
+
+
+def _only(files: list[Path], pattern: str) -> Path:
+    found = {file.name.removesuffix(".gz"): file for file in reversed(files) if re.fullmatch(pattern, file.name)}
+    if len(found) != 1:
+        msg = f"{len(found)} files are like {pattern}"
+        raise Refused(msg)
+    return next(iter(found.values()))
+
+
+def _opened(path: Path):  # noqa: ANN202
+    zipped = path.read_bytes()[:2] == b"\x1f\x8b"
+    return gzip.open(path) if zipped else path.open("rb")
+
+
+def _lines(path: Path) -> list[str]:
+    with _opened(path) as file:
+        text = file.read().decode("utf-8-sig")
+    lines = re.split("\r\n|\n|\r", text)
+    lines = [line for line in lines if line]
+    if lines and all(re.fullmatch(r'"[^"]*\t[^"]*"', line) for line in lines):
+        lines = [line[1:-1] for line in lines]
+    return lines
+
+
+def _unquoted(name: str) -> str:
+    return name[1:-1].replace('""', '"') if len(name) > 1 and name[0] == name[-1] == '"' else name
+
+
+class Panel:
+    """A list of genes, one name per line."""
+
+    name = "panel"
+
+    def make(self, rng: np.random.Generator, folder: Path) -> Case:
+        """Write one mutated list."""
+        made = content(rng)
+        names = made.ids if rng.random() < 0.5 else made.symbols
+        lines = [name.encode() + b"\n" for name in names]
+        return _edited(rng, Case(folder / "panel.txt"), lines)
+
+    def ours(self, case: Case) -> list[str]:
+        """Read with sckit."""
+        found = read_gene_list(case.path, "--genes")
+        assert [name.strip() for name in read_lines(case.path, "--genes", "names")] == found
+        return found
+
+    def theirs(self, case: Case) -> list[str]:
+        """Read with a few lines."""
+        return [line.strip() for line in _plain_lines(case.path)]
+
+    def fault(self, ours: list[str], theirs: list[str], case: Case) -> str | None:
+        """Say what sckit has wrong."""
+        return None if ours == theirs else f"{_short(ours)} instead of {_short(theirs)}"
+
+
+class Targets:
+    """A list of conditions with the gene that each acts on."""
+
+    name = "targets"
+
+    def make(self, rng: np.random.Generator, folder: Path) -> Case:
+        """Write one mutated list."""
+        made = content(rng)
+        separator = pick(rng, ("\t", "\t", ","))
+        rows = [(f"sg{s}", s) for s in made.symbols]
+        case = Case(folder / "targets.tsv", {"names": [row[0] for row in rows] + ["unlisted", *mutations.LABELS[:30]]})
+        return _edited(rng, case, [(separator.join(row) + "\n").encode() for row in rows])
+
+    def ours(self, case: Case) -> list[str | None]:
+        """Read with sckit."""
+        return list(_targets(case.options["names"], str(case.path)))
+
+    def theirs(self, case: Case) -> list[str | None]:
+        """Read with a few lines."""
+        lines = [line.strip(" ") for line in _plain_lines(case.path)]
+        separator = "\t" if any("\t" in line for line in lines) else ","
+        rows = [[_unquoted(part).strip() for part in line.split(separator)] for line in lines]
+        if not rows or any(len(row) < 2 for row in rows):
+            msg = "a line without two fields"
+            raise Refused(msg)
+        known: dict[str, str] = {}
+        for name, gene, *_ in rows:
+            if known.setdefault(name, gene) != gene:
+                msg = f"two genes for {name}"
+                raise Refused(msg)
+        return [known.get(name) or None for name in case.options["names"]]
+
+    def fault(self, ours: list[str | None], theirs: list[str | None], case: Case) -> str | None:
+        """Say what sckit has wrong."""
+        return None if ours == theirs else f"{_short(ours)} instead of {_short(theirs)}"
+
+
+def _short(values: object) -> str:
+    return str(values)[:300]
+
+
+def _plain_lines(path: Path) -> list[str]:
+    lines = re.split("\r\n|\n|\r", path.read_bytes().decode("utf-8-sig"))
+    return [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
+
+
+def _edited(rng: np.random.Generator, case: Case, lines: list[bytes]) -> Case:
+    n_edits, damaged = plan(rng)
+    for _ in range(n_edits + int(rng.integers(2))):
+        lines, edit = mutations.change_lines(rng, lines)
+        case.edits.append(edit)
+    case.path.write_bytes(b"".join(lines))
+    if rng.random() < 0.1:
+        kind = pick(rng, ("gzip", "utf-16", "folder", "missing", "zeros", "cp1252"))
+        data = case.path.read_bytes()
+        case.path.unlink()
+        if kind == "folder":
+            case.path.mkdir()
+        elif kind != "missing":
+            text = data.decode("utf-8", errors="replace")
+            changed = {"gzip": gzip.compress(data), "utf-16": text.encode("utf-16"), "zeros": bytes(len(data))}
+            case.path.write_bytes(changed.get(kind, (text + "é").encode("cp1252", errors="replace")))
+        case.edits.append(f"file: {kind}")
+    elif damaged:
+        case.edits.append(mutations.damage(rng, case.path))
+    return case
