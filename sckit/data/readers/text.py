@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from sckit.errors import DataError
 
@@ -23,26 +24,51 @@ class MtxHead(NamedTuple):
     entries: int
 
 
+class _Text(io.TextIOWrapper):
+    """Text that is refused where it has a zero byte: pandas would end the number there and lose the rest."""
+
+    def read(self, size: int | None = -1, /) -> str:
+        text = super().read(size)
+        if "\0" in text:
+            raise ValueError("a line holds a zero byte")
+        return text
+
+
 def open_text(path: Path) -> IO[str]:
     """Open a text file, whatever its name says about gzip; a byte order mark is skipped."""
     with path.open("rb") as file:
         zipped = file.read(2) == b"\x1f\x8b"
-    return gzip.open(path, "rt", encoding="utf-8-sig") if zipped else path.open(encoding="utf-8-sig")
+    return _Text(gzip.open(path) if zipped else path.open("rb"), encoding="utf-8-sig")  # noqa: SIM115 (closes with it)
 
 
 def read_names(path: Path) -> list[np.ndarray]:
     """Read a table of names, fields between tabs, as its columns [rows] str; quotes around a field or a line go.
 
-    Raises `DataError` for an empty file.
+    Raises `DataError` for an empty file and for lines of different numbers of fields.
     """
     with open_text(path) as file:
-        try:
-            frame = pd.read_csv(file, sep="\t", header=None, dtype=str, na_filter=False, quoting=csv.QUOTE_MINIMAL)
-        except pd.errors.EmptyDataError as error:
-            raise DataError(f"{path} is empty; give one name per line.") from error
-    if frame.shape[1] == 1 and frame[0].str.contains("\t").all():  # each line as a whole in quotes
-        frame = frame[0].str.split("\t", expand=True)
-    return [frame[column].fillna("").to_numpy(object) for column in frame]
+        columns = _columns(csv.reader(file, delimiter="\t", strict=True), path)
+    if len(columns) == 1 and all("\t" in name for name in columns[0]):  # each line as a whole in quotes
+        columns = _columns((name.split("\t") for name in columns[0]), path)
+    return [np.array(column, dtype=object) for column in columns]
+
+
+def _columns(rows: Iterable[list[str]], path: Path) -> list[list[str]]:
+    columns: list[list[str]] = []
+    for row in rows:
+        if not row or (len(row) == 1 and not row[0].strip()):
+            continue  # an empty line
+        columns = columns or [[] for _ in row]
+        if len(row) != len(columns):
+            raise DataError(
+                f"{path} has {len(columns)} fields in its first line and {len(row)} in that of {row[0][:80]!r}; write "
+                "every line with the same fields, and tabs between them."
+            )
+        for column, field in zip(columns, row, strict=True):
+            column.append(field)
+    if not columns:
+        raise DataError(f"{path} is empty; give one name per line.")
+    return columns
 
 
 def read_mtx_head(file: IO[str], path: Path) -> MtxHead:

@@ -204,3 +204,36 @@ def test_other_types_are_named(tmp_path, known):
 def test_a_cell_of_a_negative_number_is_outside():
     with pytest.raises(ValueError, match="an entry names cell 0 of 3"):
         CellSpool([(np.array([-1, 1]), np.array([0, 0]), np.array([1.0, 1.0]))], 3, np.dtype(np.float64))
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "message"),
+    [
+        pytest.param(
+            "features.tsv", "\tgene2\tGene", " gene2 Gene", r"3 fields in its first line and 1 in", id="spaces"
+        ),
+        pytest.param(
+            "features.tsv", "\tgene0", "\t\tgene0", r"4 fields in its first line and 3 in", id="long-first-line"
+        ),
+        pytest.param(
+            "features.tsv", "gene4\tGene Expression", "gene4", r"and 2 in that of 'ENSG00000000004'", id="cut"
+        ),
+        pytest.param("features.tsv", "gene1", '"gene1" b', "is not in a form that is known", id="quote-in-the-middle"),
+        pytest.param("matrix.mtx", " general", " general\0", "begins with", id="zero-byte-in-the-banner"),
+        pytest.param("matrix.mtx", "\n1 ", "\n1\0 ", "a line holds a zero byte", id="zero-byte-in-the-matrix"),
+    ],
+)
+def test_ragged_lists_and_zero_bytes_are_refused(tmp_path, known, dense, name, old, new, message):
+    write(tmp_path, known)
+    text = (tmp_path / name).read_text()
+    assert old in text
+    (tmp_path / name).write_text(text.replace(old, new, 1))
+    with pytest.raises(DataError, match=message):
+        dense(open_sources(tmp_path)[0])
+
+
+def test_a_zero_byte_in_a_name_is_kept(tmp_path, known, open_source):
+    write(tmp_path, known)
+    barcodes = tmp_path / "barcodes.tsv"
+    barcodes.write_text(barcodes.read_text().replace("cell3", "cell3\0x"))
+    assert open_source(tmp_path).obs.index[3] == "cell3\0x"
