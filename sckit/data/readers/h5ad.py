@@ -21,6 +21,7 @@ from sckit.data.views import Csr
 from sckit.errors import DataError
 
 _ENTRIES_PER_CHUNK = 2**20
+_CATEGORIES = 2**20  # of one column: a table cut from a large one may have more of them than rows
 
 
 class H5ad(Source):
@@ -31,9 +32,7 @@ class H5ad(Source):
         with readable(path), _open(path) as file:
             self.key, var_key = _matrix_key(file, path, layer=layer, raw=raw)
             self._encoding, shape = _encoding(file[self.key])
-            obs, var = _frame(file, "obs"), _frame(file, var_key)
-            if shape != (len(obs), len(var)):
-                raise DataError(f"{path} is corrupt: {self.key} is {shape} for {len(obs)} cells and {len(var)} genes.")
+            obs, var = (_frame(file, key, rows, path) for key, rows in zip(("obs", var_key), shape, strict=True))
             n_rows = {"csr": len(obs), "csc": len(var)}.get(self._encoding)
             indptr = None if n_rows is None else entries_before(group(file, self.key), n_rows, path)
             remedy = _remedy(file, self.key, path)
@@ -134,9 +133,13 @@ def _encoding(matrix: Any) -> tuple[str, tuple[int, int]]:
     return str(matrix.attrs[encoding]).removesuffix("_matrix"), (rows, columns)
 
 
-def _frame(file: Group, key: str) -> pd.DataFrame:
-    """Read a table of cells or genes; old files store it as one compound dataset with categories under `uns`."""
+def _frame(file: Group, key: str, rows: int, path: Path) -> pd.DataFrame:
+    """Read a table of cells or genes; old files store it as one compound dataset with categories under `uns`.
+
+    Raises `DataError` when it does not have the number of rows that the matrix has.
+    """
     stored = file[key]
+    _check_rows(stored, key, rows, path)
     if not is_array(stored):
         from anndata.io import read_elem
 
@@ -151,10 +154,27 @@ def _frame(file: Group, key: str) -> pd.DataFrame:
         values = records[name]
         categories = file.get(f"uns/{name}_categories")
         if is_array(categories) and values.dtype.kind in "iu":
+            _check_rows(categories, f"uns/{name}_categories", rows, path)
             columns[name] = pd.Categorical.from_codes(values, strings(categories[:]).tolist())
         else:
             columns[name] = strings(values) if values.dtype.kind in "SO" else values
     return pd.DataFrame(columns, index=pd.Index(strings(records[names[0]])))
+
+
+def _check_rows(stored: Any, key: str, rows: int, path: Path) -> None:
+    """Raise `DataError` for a list of a table that has not as many entries as the matrix has rows: it may be huge."""
+    parts = {key: stored}
+    if not is_array(stored):
+        names = [stored.attrs["_index"], *stored.attrs["column-order"]]
+        parts = {f"{key}/{name}": stored[name] for name in names}
+        parts |= {f"{at}/{part}": one[part] for at, one in parts.items() if not is_array(one) for part in one}
+    for place, one in parts.items():
+        shape = one.shape if is_array(one) else (rows,)
+        if shape != (rows,) and not (place.endswith("categories") and len(shape) == 1 and shape[0] <= _CATEGORIES):
+            raise DataError(
+                f"{path} is corrupt: {place} has the shape {shape}, and the matrix has {rows:,} rows or columns for "
+                "it; copy or export it again."
+            )
 
 
 def _column_chunks(matrix: Group, indptr: np.ndarray) -> Iterator[Chunk]:

@@ -95,6 +95,14 @@ def array(parent: Group, name: str, first: int = 0, last: int | None = None) -> 
     return np.asarray(dataset(parent, name)[first:last])
 
 
+def length(parent: Group, name: str) -> int:
+    """Return the number of entries of a list, which is not read for that; raises `ValueError` for what is no list."""
+    shape = dataset(parent, name).shape
+    if len(shape) != 1:
+        raise ValueError(f"{name} is no list")
+    return shape[0]
+
+
 def strings(values: Any) -> np.ndarray:
     """Turn bytes, str, categories or numbers [N] into str objects [N]; missing values become ""."""
     found = np.asarray(values, dtype=object)
@@ -110,17 +118,18 @@ def strings(values: Any) -> np.ndarray:
 def entries_before(matrix: Group, n_rows: int, path: Path) -> np.ndarray:
     """Read the indptr of a compressed matrix: [rows + 1] int64, rising from 0 to the number of entries.
 
-    Raises `DataError` where it is anything else.
+    Raises `DataError` where it is anything else. A list of another length is not read: it may be huge.
     """
-    found = array(matrix, "indptr")
-    n_entries = {dataset(matrix, name).shape for name in ("indices", "data")}
-    if found.ndim != 1 or found.dtype.kind not in "iu" or len(n_entries) != 1 or len(n_entries - {()}) != 1:
+    lists = [dataset(matrix, name) for name in ("indptr", "indices", "data")]
+    is_whole = [one.dtype.kind in "iu" for one in lists[:2]]
+    if not all(is_whole) or {len(one.shape) for one in lists} != {1} or lists[1].shape != lists[2].shape:
         raise DataError(f"{path} is corrupt: its matrix is not three lists of numbers of one length; copy it again.")
-    found = found.astype(np.int64)
-    if len(found) != n_rows + 1 or found[0] != 0 or (np.diff(found) < 0).any() or (found[-1],) not in n_entries:
+    n_entries = lists[1].shape[0]
+    found = array(matrix, "indptr").astype(np.int64) if lists[0].shape == (n_rows + 1,) else np.zeros(0, np.int64)
+    if not len(found) or found[0] != 0 or (np.diff(found) < 0).any() or found[-1] != n_entries:
         raise DataError(
-            f"{path} is corrupt: its indptr does not divide the {next(iter(n_entries))[0]:,} entries among {n_rows:,} "
-            "rows; copy or export it again."
+            f"{path} is corrupt: its indptr does not divide the {n_entries:,} entries among {n_rows:,} rows; copy or "
+            "export it again."
         )
     return found
 

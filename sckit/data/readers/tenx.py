@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from sckit.data.readers.features import choose_features, choose_genome
-from sckit.data.readers.hdf5 import array, csr_rows, entries_before, group, readable, strings
+from sckit.data.readers.hdf5 import array, csr_rows, entries_before, group, length, readable, strings
 from sckit.data.readers.names import feature_table
 from sckit.data.readers.source import Source
 from sckit.data.views import Csr
@@ -20,8 +20,9 @@ _IDS, _SYMBOLS = ("gene_id", "id", "genes"), ("gene_name", "name", "gene_names")
 
 
 def genome_groups(file: h5py.File) -> list[str]:
-    """List the genomes in a file of Cell Ranger 1 or 2, which keeps one matrix per genome."""
-    return [name for name, item in file.items() if isinstance(item, h5py.Group) and {"barcodes", "indptr"} <= set(item)]
+    """List the genomes in a file of Cell Ranger 1 or 2, which keeps one matrix per genome, damaged ones among them."""
+    parts = {name: {"barcodes", "indptr"} & set(item) for name, item in file.items() if isinstance(item, h5py.Group)}
+    return [name for name, own in parts.items() if own] if any(len(own) == 2 for own in parts.values()) else []
 
 
 class TenxH5(Source):
@@ -34,12 +35,13 @@ class TenxH5(Source):
             self._key = choose_genome(genome_groups(file), genome, path) if is_old else "matrix"
             matrix = group(file, self._key)
             features = matrix if is_old else group(matrix, "features")
+            indptr = entries_before(matrix, length(matrix, "barcodes"), path)
+            _check_lengths(matrix, features, path)
             ids, symbols = _column(features, *_IDS), _column(features, *_SYMBOLS)
             types, genomes = (
                 (None, None) if is_old else (_column(features, "feature_type"), _column(features, "genome"))
             )
             obs = pd.DataFrame(index=pd.Index(strings(array(matrix, "barcodes"))))
-            indptr = entries_before(matrix, len(obs), path)
         symbols = ids if symbols is None else symbols
         if symbols is None:
             raise DataError(f"{path} names no genes: it has neither gene ids nor gene names; export it with them.")
@@ -53,6 +55,18 @@ class TenxH5(Source):
 
     def _read(self, handle: h5py.File, first: int, last: int) -> Csr:
         return csr_rows(group(handle, self._key), self._indptr, first, last)
+
+
+def _check_lengths(matrix: h5py.Group, features: h5py.Group, path: Path) -> None:
+    """Raise `DataError` where the lists do not name as many features and barcodes as the matrix has."""
+    named = {length(features, name) for name in (*_IDS, *_SYMBOLS, "feature_type", "genome") if name in features}
+    sizes = [*named, length(matrix, "barcodes")]
+    given = array(matrix, "shape", 0, 3).tolist() if "shape" in matrix else sizes
+    if len(named) > 1 or (named and given != sizes):
+        raise DataError(
+            f"{path} is corrupt: it names {' or '.join(map(str, sorted(named)))} features and {sizes[-1]} barcodes, and "
+            f"its matrix is {' x '.join(map(str, given))}; copy or export it again."
+        )
 
 
 def _column(features: h5py.Group, *names: str) -> np.ndarray | None:

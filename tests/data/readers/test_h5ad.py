@@ -158,3 +158,19 @@ def test_broken_h5ad_is_one_sentence(tmp_path, known, case, open_source):
         list(open_source(path).blocks())
     assert "\n" not in str(caught.value)
     assert str(caught.value).endswith(".")
+
+
+@pytest.mark.parametrize("part", ["obs/_index", "obs/tissue/codes", "obs/tissue/categories", "var/gene_ids"])
+def test_a_huge_list_in_a_table_is_refused_unread(tmp_path, known, open_source, part):
+    data = known_anndata(scipy.sparse.csr_matrix(known.astype(np.float32)))
+    data.strings_to_categoricals()
+    data.write_h5ad(tmp_path / "x.h5ad")
+    with h5py.File(tmp_path / "x.h5ad", "a") as file:
+        attributes = dict(file[part].attrs)
+        del file[part]
+        huge = file.create_dataset(part, (2**40,), "i8", chunks=(2**16,))  # no room on disk, 8 TB in memory
+        huge.attrs.update(attributes)
+    with pytest.raises(
+        DataError, match=rf"is corrupt: {part} has the shape \(1099511627776,\), and the matrix has [57]"
+    ):
+        open_source(tmp_path / "x.h5ad")

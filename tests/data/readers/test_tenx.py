@@ -199,3 +199,48 @@ def test_broken_mtx_is_one_sentence(tmp_path, known, case, open_source):
         list(open_source(path).blocks())
     assert "\n" not in str(caught.value)
     assert str(caught.value).endswith(".")
+
+
+def write_h5(path, known, *, group="matrix", **other):
+    """Write the known counts as Cell Ranger would, with some parts replaced or, by None, left out."""
+    cells = scipy.sparse.csr_matrix(known)
+    old = {"genes": [f"ENSG0000000000{i}" for i in range(N_GENES)], "gene_names": [f"gene{i}" for i in range(N_GENES)]}
+    new = {f"features/{to}": old[name] for name, to in (("genes", "id"), ("gene_names", "name"))}
+    parts = {"data": cells.data, "indices": cells.indices, "indptr": cells.indptr, "shape": [N_GENES, N_CELLS]}
+    parts |= {"barcodes": [f"cell{i}" for i in range(N_CELLS)], **(new if group == "matrix" else old), **other}
+    with h5py.File(path, "a") as file:
+        for name, values in parts.items():
+            if values is not None:
+                file[f"{group}/{name}"] = values
+    return path
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param({"features/name": [f"gene{i}" for i in range(N_GENES + 1)]}, id="one-symbol-more"),
+        pytest.param({"features/genome": ["GRCh38"] * (N_GENES - 1)}, id="one-genome-fewer"),
+        pytest.param({"shape": [N_GENES + 1, N_CELLS]}, id="another-shape"),
+        pytest.param({"shape": [N_CELLS, N_GENES]}, id="shape-the-other-way-round"),
+    ],
+)
+def test_lists_of_other_lengths_than_the_matrix_are_refused(tmp_path, known, open_source, other):
+    with pytest.raises(DataError, match=r"is corrupt: it names .* features and 7 barcodes, and its matrix is \d x \d"):
+        open_source(write_h5(tmp_path / "x.h5", known, **other))
+
+
+def test_a_huge_list_that_does_not_fit_is_refused_unread(tmp_path, known, open_source):
+    path = write_h5(tmp_path / "x.h5", known, indptr=None)
+    with h5py.File(path, "a") as file:
+        file["matrix"].create_dataset("indptr", (2**40,), "i8", chunks=(2**16,))  # no room on disk, 8 TB in memory
+    with pytest.raises(DataError, match="its indptr does not divide the"):
+        open_source(path)
+
+
+def test_a_damaged_genome_is_not_passed_over(tmp_path, known, open_source):
+    path = write_h5(tmp_path / "x.h5", known, group="GRCh38")
+    write_h5(path, known, group="mm10", barcodes=None)
+    with pytest.raises(DataError, match=r"holds 2 genomes \(GRCh38, mm10\)"):
+        open_source(path)
+    with pytest.raises(DataError, match="lacks a part that its kind of file has"):
+        open_source(path, genome="mm10")
