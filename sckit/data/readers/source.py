@@ -144,7 +144,10 @@ class Source(ABC):
         if self.from_log1p:
             values, outside, recovered = counts_from_log1p(indptr, values, outside, obs.index, self.path)
         counts = self._whole_counts(values, indptr, obs.index)
+        n_entries = np.count_nonzero((counts > 0) & (genes >= 0))
         indptr, genes, counts = tidy(indptr, genes, counts)
+        if self.from_log1p and len(genes) < n_entries:
+            raise DataError(f"{self.path} holds two logarithms for one gene of one cell; export it with one.")
         own = row_sums(indptr, counts)
         if outside is not None and (own > outside).any():
             row = int(np.argmax(own > outside))
@@ -175,6 +178,7 @@ def tidy(indptr: np.ndarray, genes: np.ndarray, counts: np.ndarray) -> Csr:
     """Drop zeros and genes below 0, sort the genes of each cell and sum repeated ones.
 
     Takes and returns CSR: indptr [C + 1] int64, genes [nnz] int32, counts [nnz] uint32.
+    Raises `DataError` for a sum above `LARGEST_COUNT`.
     """
     n_cells = len(indptr) - 1
     keep = (counts > 0) & (genes >= 0)
@@ -192,6 +196,11 @@ def tidy(indptr: np.ndarray, genes: np.ndarray, counts: np.ndarray) -> Csr:
     first = np.ones(len(genes), dtype=bool)
     first[1:] = (genes[1:] != genes[:-1]) | (cells[1:] != cells[:-1])
     summed = np.add.reduceat(counts.astype(np.uint64), np.flatnonzero(first))
+    if summed.max() > LARGEST_COUNT:
+        raise DataError(
+            f"A cell has {summed.max():,} counts of one gene, several entries added up; counts are whole numbers from 0 to "
+            f"{LARGEST_COUNT:,}, so check the matrix and the names of its genes."
+        )
     indptr = indptr_of(np.bincount(cells[first], minlength=n_cells))
     return indptr, genes[first], summed.astype(np.uint32)
 

@@ -101,3 +101,9 @@ def test_path_without_counts_is_one_sentence(tmp_path, case, open_source):
         list(open_source(path).blocks())
     assert "\n" not in str(caught.value)
     assert str(caught.value).endswith(".")
+
+
+def test_counts_of_one_gene_that_add_up_to_too_much_are_refused():
+    counts = np.array([2**32 - 1, 1], dtype=np.uint32)
+    with pytest.raises(DataError, match="has 4,294,967,296 counts of one gene, several entries added up"):
+        tidy(np.array([0, 2]), np.array([3, 3], np.int32), counts)

@@ -1,6 +1,7 @@
 """Counts and totals come back from log1p of counts per 10,000 exactly, or the input is refused."""
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -93,3 +94,12 @@ def test_released_subset_with_its_totals(shared_data, tmp_path):
     path = shared_data / "norman19_k562_500genes" / "norman19_k562_500genes.h5ad"
     store = prepare([path], tmp_path / "x.sckit", config=PrepareConfig(totals="recovered_total"))
     np.testing.assert_array_equal(store.obs["total_counts"], anndata.read_h5ad(path).obs["recovered_total"].round())
+
+
+def test_two_logarithms_of_one_gene_are_refused(tmp_path, counts, dense):
+    path = write(tmp_path / "x.h5ad", counts, counts.sum(1))
+    with h5py.File(path, "a") as file:
+        file["X/indices"][1] = file["X/indices"][0]
+    (source,) = open_sources(f"{path}::from-log1p,totals=total")
+    with pytest.raises(DataError, match="two logarithms for one gene of one cell"):
+        dense(source)
