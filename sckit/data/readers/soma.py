@@ -48,7 +48,8 @@ class Soma(Source):
         super().__init__(
             path, gene_table(var.drop(columns="soma_joinid"), path), obs.drop(columns="soma_joinid", errors="ignore")
         )
-        self._cells_at_most = min(_CELLS_PER_BLOCK, max(1, DENSE_VALUES // len(var)) if dense else _CELLS_PER_BLOCK)
+        self._width = int(self._var_ids[-1] - self._var_ids[0]) + 1  # of what is read of a dense matrix
+        self._cells_at_most = min(_CELLS_PER_BLOCK, max(1, DENSE_VALUES // self._width) if dense else _CELLS_PER_BLOCK)
         self.unit = f"X layer {self._layer!r}"
         others = [f"layer={name}" for name in layers if name != self._layer]
         others += [f"measurement={name}" for name in measurements if name != self._measurement]
@@ -63,8 +64,9 @@ class Soma(Source):
         contiguous = ids[-1] - ids[0] == len(ids) - 1
         if matrix.soma_type == "SOMADenseNDArray":
             parts = [(ids[0], ids[-1])] if contiguous else zip(ids, ids, strict=True)
-            rows = [matrix.read((slice(int(low), int(high)), slice(None))).to_numpy() for low, high in parts]
-            return nonzero_rows(np.concatenate(rows)[:, self._var_ids])
+            columns = slice(int(self._var_ids[0]), int(self._var_ids[-1]))
+            rows = [matrix.read((slice(int(low), int(high)), columns)).to_numpy() for low, high in parts]
+            return nonzero_rows(np.concatenate(rows)[:, self._var_ids - self._var_ids[0]])
         table = matrix.read((slice(int(ids[0]), int(ids[-1])) if contiguous else ids,)).tables().concat()
         cells = np.searchsorted(ids, table["soma_dim_0"].to_numpy())
         named = table["soma_dim_1"].to_numpy()

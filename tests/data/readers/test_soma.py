@@ -66,3 +66,28 @@ def test_soma_with_scattered_join_ids_like_a_slice_of_the_census(tmp_path, known
     assert source.genes.symbols.tolist() == names["feature_name"]
     assert source.obs["assay"].tolist() == ["10x 3' v3"] * N_CELLS
     assert source.obs.index.tolist() == cell_ids.tolist()
+
+
+def test_a_wide_dense_matrix_is_read_no_further_than_its_genes(tmp_path, known, dense, open_source, monkeypatch):
+    import pyarrow as pa
+    import tiledbsoma
+
+    monkeypatch.setattr("sckit.data.readers.soma.DENSE_VALUES", 3 * N_GENES)
+    tables = {
+        name: pa.table(
+            {"soma_joinid": np.arange(n) + 2, f"{name}_id": pa.array([f"n{i}" for i in range(n)], pa.large_string())}
+        )
+        for name, n in (("obs", N_CELLS), ("var", N_GENES))
+    }
+    values = np.zeros((N_CELLS + 2, 2**20), np.float32)
+    values[2:, 2 : N_GENES + 2] = known
+    with tiledbsoma.Experiment.create(str(tmp_path / "x")) as experiment:
+        obs, var = (tables[name] for name in ("obs", "var"))
+        experiment.add_new_dataframe("obs", schema=obs.schema, domain=[[0, 99]]).write(obs)
+        rna = experiment.add_new_collection("ms").add_new_collection("RNA", tiledbsoma.Measurement)
+        rna.add_new_dataframe("var", schema=var.schema, domain=[[0, 99]]).write(var)
+        matrix = rna.add_new_collection("X").add_new_dense_ndarray("data", type=pa.float32(), shape=values.shape)
+        matrix.write((slice(None), slice(None)), pa.Tensor.from_numpy(values))
+    source = open_source(tmp_path / "x")
+    np.testing.assert_array_equal(dense(source), known)
+    assert [len(block.obs) for block in source.blocks()] == [3, 3, 1]
