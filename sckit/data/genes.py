@@ -118,7 +118,9 @@ def read_lines(path: Path | str, option: str, wanted: str) -> list[str]:
     names the option, as in "--genes", and what is `wanted` in the file.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        lines = (
+            Path(path).read_text(encoding="utf-8-sig").split("\n")
+        )  # not `splitlines`: it splits names at U+0085 too
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{option} {path} cannot be read ({error}); give {wanted}, as UTF-8 text.") from error
     return [line.strip(" ") for line in lines if line.strip() and not line.lstrip().startswith("#")]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sckit.data.genes import GeneIndex, bare_ids, join_genes, vocabulary_hash
+from sckit.data.genes import GeneIndex, bare_ids, join_genes, read_gene_list, vocabulary_hash
 from sckit.data.readers.source import GeneTable
 from sckit.errors import DataError
 
@@ -130,3 +130,10 @@ def test_other_names_of_a_gene_are_tried_where_the_first_is_unknown():
 def test_hash_depends_on_order_and_names():
     assert vocabulary_hash(["a", "b"], ["A", "B"]) == vocabulary_hash(["a", "b"], ["A", "B"])
     assert len({vocabulary_hash(*names) for names in [("ab", "AB"), ("ba", "BA"), ("ab", "AC")]}) == 3
+
+
+def test_only_line_ends_end_the_lines_of_a_list(tmp_path):
+    names = ["A\u0085x", "B\u2028y", "C\x0bz"]
+    for end in ("\n", "\r\n", "\r"):
+        (tmp_path / "genes.txt").write_bytes(end.join([*names, ""]).encode())
+        assert read_gene_list(tmp_path / "genes.txt", "--genes") == names
