@@ -132,7 +132,7 @@ class Store:
             try:
                 arrays = (np.load(self.path / shard_file(number, name), mmap_mode="r") for name in SHARD_ARRAYS)
                 indptr, genes, counts = (np.asarray(array) for array in arrays)
-            except (OSError, ValueError) as error:
+            except Exception as error:  # of numpy, which has many kinds for a broken head
                 raise DataError(f"{self.path} is corrupt: shard {number} ({error}); prepare it again.") from error
             whole = (
                 (indptr.shape, indptr.dtype) == ((shard["cells"] + 1,), np.int64)
@@ -153,9 +153,15 @@ class Store:
     def _table(self, name: str, rows: int, columns: tuple[str, ...]) -> pd.DataFrame:
         try:
             table = pd.read_parquet(self.path / name)
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # of pandas and pyarrow, each with kinds of its own
             raise DataError(f"{self.path / name} cannot be read ({error}); prepare the store again.") from error
-        if len(table) != rows or not set(columns) <= set(table.columns):
+        whole = (
+            len(table) == rows
+            and set(columns) <= set(table.columns)
+            and not any(table[name].isna().any() for name in columns)
+            and all(table[name].dtype.kind in "iu" for name in columns if name in ("total_counts", "n_genes"))
+        )
+        if not whole:
             raise DataError(f"{self.path / name} is not the table of this store; prepare it again.")
         return table
 
@@ -172,7 +178,7 @@ def open_store(path: Path | str) -> Store:
         raise DataError(
             f"{path} is not a store (it has no {MANIFEST}); make one with `sckit prepare INPUT --out {path}`."
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path / MANIFEST} cannot be read ({error}); prepare the store again.") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise DataError(f"{path / MANIFEST} is not the manifest of a store; make one with `sckit prepare`.")
@@ -192,9 +198,7 @@ def open_store(path: Path | str) -> Store:
 def describe(store: Store) -> list[tuple[str, str]]:
     """Return the rows (what, value) that `sckit info` prints."""
     manifest = store.manifest
-    n_genes = np.concatenate(
-        [np.diff(np.load(store.path / shard_file(i, "indptr"))) for i in range(len(manifest["shards"]))]
-    )
+    n_genes = np.concatenate([np.diff(store._shard(i)[0]) for i in range(len(manifest["shards"]))])
     rows = [
         ("store", str(store.path)),
         ("cells", f"{store.n_cells:,}"),

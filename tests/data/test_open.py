@@ -120,6 +120,7 @@ def test_damage_is_named(sharded, file):
     [
         (None, r"is not a store \(it has no manifest\.json\)"),
         ("{", "cannot be read"),
+        ("[" * 100_000, "cannot be read"),
         ("[]", "is not the manifest of a store"),
         ('{"format": "sckit store", "version": 99}', "version 99, and this sckit reads 1"),
     ],
@@ -129,3 +130,51 @@ def test_what_is_not_a_store_does_not_open(tmp_path, text, message):
         (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(DataError, match=message):
         open_store(tmp_path)
+
+
+def rewrite(store, name, change):
+    """Put another file into a store, with its size in the manifest, and open the store again."""
+    path = store.path / name
+    change(path)
+    manifest = json.loads((store.path / "manifest.json").read_text())
+    for records in (manifest["tables"], *(shard["files"] for shard in manifest["shards"])):
+        if name in records:
+            records[name]["bytes"] = path.stat().st_size
+    (store.path / "manifest.json").write_text(json.dumps(manifest))
+    return open_store(store.path)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [np.zeros(6, [("a", "i4")]), np.zeros((2, 6), np.int64), np.zeros(6), np.array(["x"] * 6), np.array(5)],
+    ids=["records", "two-dimensional", "fractions", "text", "scalar"],
+)
+def test_a_shard_of_another_form_is_refused_also_by_info(sharded, values):
+    store = rewrite(sharded, "shards/00001.indptr.npy", lambda path: np.save(path, values))
+    for use in (lambda: store.rows(np.array([5])), lambda: describe(store)):
+        with pytest.raises(DataError, match="shard 1 is not what its manifest says"):
+            use()
+
+
+@pytest.mark.parametrize(("old", "new"), [("'<i8'", "'|Vi8'"), ("{", "{" * 5000)], ids=["type", "brackets"])
+def test_a_broken_head_of_an_array_is_refused(sharded, old, new):
+    def change(path):
+        data = path.read_bytes()
+        head = data[10:128].decode().replace(old, new, 1).encode()
+        path.write_bytes(data[:8] + len(head).to_bytes(2, "little") + head + data[128:])
+
+    store = rewrite(sharded, "shards/00001.indptr.npy", change)
+    with pytest.raises(DataError, match=r"is corrupt: shard 1 \("):
+        store.rows(np.array([5]))
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [("cell", [None] * N_CELLS), ("total_counts", [1.5] * N_CELLS), ("total_counts", ["7"] * N_CELLS)],
+    ids=["missing", "fractions", "text"],
+)
+def test_columns_of_obs_that_prepare_would_not_write_are_refused(sharded, column, values):
+    frame = sharded.obs.assign(**{column: values})
+    store = rewrite(sharded, "obs.parquet", frame.to_parquet)
+    with pytest.raises(DataError, match=r"obs\.parquet is not the table of this store"):
+        _ = store.obs
