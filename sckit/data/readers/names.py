@@ -99,7 +99,9 @@ def feature_table(ids: np.ndarray, symbols: np.ndarray, path: Path) -> GeneTable
         symbols = ids
     if mostly_numbers(symbols):
         raise DataError(f"{path} names its genes {', '.join(symbols[:3])}, ..., which are numbers; give their names.")
-    return GeneTable(np.full(len(symbols), "", dtype=object) if mostly_numbers(ids) else ids, symbols)
+    if mostly_numbers(ids) and not mostly_ids(ids):
+        ids = np.full(len(symbols), "", dtype=object)
+    return GeneTable(ids, symbols)
 
 
 def genomes_of(ids: np.ndarray) -> np.ndarray:

@@ -80,3 +80,8 @@ def test_the_only_genome_goes_and_of_two_both_stay():
     assert without_genome(one).symbols.tolist() == SYMBOLS
     two = GeneTable(texts([f"GRCh38_{IDS[0]}", f"mm10_{IDS[1]}"]), texts(["GRCh38_ACTB", "mm10_Actb"]))
     assert without_genome(two) is two
+
+
+def test_ids_of_which_half_are_numbers_are_still_ids():
+    table = feature_table(np.array(["1.5", "ENSG00000000100"], object), np.array(["A", "B"], object), Path("x.h5"))
+    assert table.ids.tolist() == ["1.5", "ENSG00000000100"]
