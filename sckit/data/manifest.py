@@ -17,6 +17,8 @@ MANIFEST = "manifest.json"
 SHARD_ARRAYS = ("indptr", "genes", "counts")
 OWN_COLUMNS = ("cell", "source", "total_counts", "n_genes")
 """Obs columns that the store writes itself; an input's column of such a name becomes input_NAME."""
+NUMBERS = ("total_counts", "n_genes")
+"""Those of them that are numbers; the others are text."""
 
 _UINT16_GENES = 65_535
 _FILES = {str: {"bytes": int, "sha256": str}}

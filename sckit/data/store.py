@@ -14,6 +14,7 @@ from sckit.data.genes import vocabulary_hash
 from sckit.data.manifest import (
     FORMAT,
     MANIFEST,
+    NUMBERS,
     OWN_COLUMNS,
     SHARD_ARRAYS,
     VERSION,
@@ -155,13 +156,9 @@ class Store:
             table = pd.read_parquet(self.path / name)
         except Exception as error:  # of pandas and pyarrow, each with kinds of its own
             raise DataError(f"{self.path / name} cannot be read ({error}); prepare the store again.") from error
-        whole = (
-            len(table) == rows
-            and set(columns) <= set(table.columns)
-            and not any(table[name].isna().any() for name in columns)
-            and all(table[name].dtype.kind in "iu" for name in columns if name in ("total_counts", "n_genes"))
-        )
-        if not whole:
+        kinds = {name: pd.api.types.infer_dtype(table[name], skipna=False) for name in columns if name in table}
+        wanted = {name: ("integer",) if name in NUMBERS else ("string", "categorical") for name in columns}
+        if len(table) != rows or not all(kinds.get(name) in wanted[name] for name in columns):
             raise DataError(f"{self.path / name} is not the table of this store; prepare it again.")
         return table
 

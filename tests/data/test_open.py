@@ -170,8 +170,13 @@ def test_a_broken_head_of_an_array_is_refused(sharded, old, new):
 
 @pytest.mark.parametrize(
     ("column", "values"),
-    [("cell", [None] * N_CELLS), ("total_counts", [1.5] * N_CELLS), ("total_counts", ["7"] * N_CELLS)],
-    ids=["missing", "fractions", "text"],
+    [
+        pytest.param("cell", [None] * N_CELLS, id="missing"),
+        pytest.param("cell", [["a", "b"]] * N_CELLS, id="lists"),
+        pytest.param("source", range(N_CELLS), id="numbers"),
+        pytest.param("total_counts", [1.5] * N_CELLS, id="fractions"),
+        pytest.param("n_genes", ["7"] * N_CELLS, id="text"),
+    ],
 )
 def test_columns_of_obs_that_prepare_would_not_write_are_refused(sharded, column, values):
     frame = sharded.obs.assign(**{column: values})
