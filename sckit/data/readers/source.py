@@ -198,8 +198,8 @@ def tidy(indptr: np.ndarray, genes: np.ndarray, counts: np.ndarray) -> Csr:
     summed = np.add.reduceat(counts.astype(np.uint64), np.flatnonzero(first))
     if summed.max() > LARGEST_COUNT:
         raise DataError(
-            f"A cell has {summed.max():,} counts of one gene, several entries added up; counts are whole numbers from 0 to "
-            f"{LARGEST_COUNT:,}, so check the matrix and the names of its genes."
+            f"A cell has {summed.max():,} counts of one gene, several entries added up; counts are whole numbers from "
+            f"0 to {LARGEST_COUNT:,}, so check the matrix and the names of its genes."
         )
     indptr = indptr_of(np.bincount(cells[first], minlength=n_cells))
     return indptr, genes[first], summed.astype(np.uint32)

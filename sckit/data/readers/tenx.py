@@ -64,8 +64,8 @@ def _check_lengths(matrix: h5py.Group, features: h5py.Group, path: Path) -> None
     given = array(matrix, "shape", 0, 3).tolist() if "shape" in matrix else sizes
     if len(named) > 1 or (named and given != sizes):
         raise DataError(
-            f"{path} is corrupt: it names {' or '.join(map(str, sorted(named)))} features and {sizes[-1]} barcodes, and "
-            f"its matrix is {' x '.join(map(str, given))}; copy or export it again."
+            f"{path} is corrupt: it names {' or '.join(map(str, sorted(named)))} features and {sizes[-1]} barcodes, "
+            f"and its matrix is {' x '.join(map(str, given))}; copy or export it again."
         )
 
 

@@ -30,7 +30,8 @@ class _Text(io.TextIOWrapper):
     def read(self, size: int | None = -1, /) -> str:
         text = super().read(size)
         if "\0" in text:
-            raise ValueError("a line holds a zero byte")
+            msg = "a line holds a zero byte"
+            raise ValueError(msg)
         return text
 
 
@@ -38,7 +39,7 @@ def open_text(path: Path) -> IO[str]:
     """Open a text file, whatever its name says about gzip; a byte order mark is skipped."""
     with path.open("rb") as file:
         zipped = file.read(2) == b"\x1f\x8b"
-    return _Text(gzip.open(path) if zipped else path.open("rb"), encoding="utf-8-sig")  # noqa: SIM115 (closes with it)
+    return _Text(gzip.open(path) if zipped else path.open("rb"), encoding="utf-8-sig")
 
 
 def read_names(path: Path) -> list[np.ndarray]:
