@@ -77,7 +77,7 @@ def _column(stored: Any) -> Any:
         if codes.min(initial=0) < -1 or codes.max(initial=-1) >= len(categories):
             msg = "codes without a category"
             raise Refused(msg)
-        return np.append(categories, None)[codes]
+        return np.array([*categories, None], dtype=object)[codes]
     return np.where(_array(stored, "mask"), None, _array(stored, "values").astype(object))
 
 

@@ -22,6 +22,7 @@ class Content:
     types: np.ndarray  # str [F]
     genomes: np.ndarray  # str [F]
     obs: dict[str, np.ndarray]  # [C] each
+    odd: list[str]  # what may make a reader refuse it as it is
 
 
 def content(rng: np.random.Generator) -> Content:
@@ -29,6 +30,7 @@ def content(rng: np.random.Generator) -> Content:
     n_cells, n_features = int(rng.integers(1, 13)), int(rng.integers(2, 15))
     counts = rng.poisson(rng.gamma(0.5, 2.0, n_features), (n_cells, n_features))
     counts[0, 0] += 1
+    odd: list[str] = []
     numbers = rng.permutation(n_features)
     ids = np.array([f"ENSG{i + 100:011d}" + pick(rng, ("", "", ".7")) for i in numbers], dtype=object)
     symbols = np.array([pick(rng, ("GENE", "AC00")) + str(i) for i in numbers], dtype=object)
@@ -51,6 +53,7 @@ def content(rng: np.random.Generator) -> Content:
         symbols[-1] = symbols[0]
     if rng.random() < 0.04:
         symbols = np.array([str(i) for i in numbers], dtype=object)
+        odd.append("symbols: numbers")
     cells = np.array(["".join(rng.choice(list("ACGT"), 6)) + f"-{i + 1}" for i in range(n_cells)], dtype=object)
     obs = {
         "cell_type": rng.choice(["B", "T cell", "NK"], n_cells).astype(object),
@@ -59,7 +62,7 @@ def content(rng: np.random.Generator) -> Content:
         "batch": rng.integers(0, 4, n_cells),
         "doublet": rng.random(n_cells) < 0.2,
     }
-    return Content(counts, cells, ids, symbols, types, genomes, obs)
+    return Content(counts, cells, ids, symbols, types, genomes, obs, odd)
 
 
 def compressed(matrix: np.ndarray, rng: np.random.Generator) -> dict[str, Node]:
@@ -124,7 +127,7 @@ def anndata_tree(made: Content, rng: np.random.Generator, values: np.ndarray, op
 
 
 def old_anndata_tree(made: Content, rng: np.random.Generator, values: np.ndarray, options: dict[str, Any]) -> Tree:
-    """Return AnnData as of 2018: tables as one dataset of records, categories under uns, a sparse format in h5sparse."""
+    """Return AnnData as of 2018: tables of records, categories under uns, a sparse format in h5sparse."""
     tree: Tree = {"": Node()}
     if rng.random() < 0.5:
         tree["X"] = Node(values.astype("f4"))
@@ -159,7 +162,11 @@ def _matrix(name: str, values: np.ndarray, rng: np.random.Generator) -> Tree:
     kind = pick(rng, ("csr", "csr", "csc", "dense"))
     if kind == "dense":
         attrs = {"encoding-type": "array", "encoding-version": "0.2.0"}
-        return {name: Node(values.astype(pick(rng, ("f4", "i4", "i8", "f8", "f2")) if values.dtype.kind == "i" else "f4"), attrs)}
+        return {
+            name: Node(
+                values.astype(pick(rng, ("f4", "i4", "i8", "f8", "f2")) if values.dtype.kind == "i" else "f4"), attrs
+            )
+        }
     shape = np.array(values.shape)
     tree: Tree = {name: Node(attrs={"encoding-type": f"{kind}_matrix", "encoding-version": "0.1.0", "shape": shape})}
     return tree | {f"{name}/{k}": node for k, node in compressed(values.T if kind == "csc" else values, rng).items()}

@@ -1,4 +1,4 @@
-"""Edits of the kinds of files that stores and runs consist of: JSON, TOML, npy, Parquet, safetensors."""
+"""Edits of the kinds of files that stores and runs consist of: JSON, TOML, npy, Parquet."""
 
 from __future__ import annotations
 
@@ -15,8 +15,40 @@ from mutations import pick
 from trees import PICKLE
 
 _VALUES = (
-    *(None, True, False, 0, 1, -1, 2, 7, 1.5, 1e300, 2**31, 2**53, 2**62, 2**64, 10**40, "", "0", "x", "../../etc", "/etc/passwd"),
-    *([], {}, [1], {"a": 1}, "\ud800", "\0", "shards/00001.genes.npy", "shards/../manifest.json", "a" * 5000, float("nan")),
+    *(
+        None,
+        True,
+        False,
+        0,
+        1,
+        -1,
+        2,
+        7,
+        1.5,
+        1e300,
+        2**31,
+        2**53,
+        2**62,
+        2**64,
+        10**40,
+        "",
+        "0",
+        "x",
+        "../../etc",
+        "/etc/passwd",
+    ),
+    *(
+        [],
+        {},
+        [1],
+        {"a": 1},
+        "\ud800",
+        "\0",
+        "shards/00001.genes.npy",
+        "shards/../manifest.json",
+        "a" * 5000,
+        float("nan"),
+    ),
     *(float("inf"), [[[[]]]], mutations.CODE, "data.sckit", ".", "..", "/"),
 )
 
@@ -25,7 +57,7 @@ def edit_json(rng: np.random.Generator, path: Path) -> str:
     """Remove, rename, add or replace one entry, or write the document in an unusual way."""
     try:
         document = json.loads(path.read_text())
-    except ValueError:
+    except (ValueError, RecursionError):
         return "no JSON"
     places: list[tuple[Any, Any]] = []
     _collect(document, places)
@@ -50,7 +82,9 @@ def edit_json(rng: np.random.Generator, path: Path) -> str:
     elif kind == "add" and isinstance(parent, dict):
         parent["note"] = pick(rng, _VALUES)
     elif kind == "number" and isinstance(parent[key], int | float) and not isinstance(parent[key], bool):
-        parent[key] = pick(rng, (parent[key] + 1, parent[key] - 1, -parent[key], float(parent[key]), parent[key] * 2, 2**61))
+        parent[key] = pick(
+            rng, (parent[key] + 1, parent[key] - 1, -parent[key], float(parent[key]), parent[key] * 2, 2**61)
+        )
     else:
         parent[key] = pick(rng, _VALUES)
     path.write_text(json.dumps(document), encoding="utf-8", errors="replace")
@@ -71,8 +105,27 @@ def edit_toml(rng: np.random.Generator, path: Path) -> str:
         return "an empty file"
     at = int(rng.integers(len(lines)))
     key = lines[at].split(" ")[0]
-    kind = pick(rng, ("drop", "repeat", "value", "value", "value", "value", "unknown key", "cut", "table", "rename", "comment"))
-    values = ('""', '"x"', "0", "-1", "1", "3", "0.5", "1e400", "nan", "inf", "true", "[]", '["a"]', "{a = 1}", "2020-01-01", "9" * 400)
+    kind = pick(
+        rng, ("drop", "repeat", "value", "value", "value", "value", "unknown key", "cut", "table", "rename", "comment")
+    )
+    values = (
+        '""',
+        '"x"',
+        "0",
+        "-1",
+        "1",
+        "3",
+        "0.5",
+        "1e400",
+        "nan",
+        "inf",
+        "true",
+        "[]",
+        '["a"]',
+        "{a = 1}",
+        "2020-01-01",
+        "9" * 400,
+    )
     edits = {
         "drop": [],
         "repeat": [lines[at]] * 2,
@@ -124,8 +177,14 @@ def damage_npy(rng: np.random.Generator, path: Path) -> str:
     kind, old, new = pick(
         rng,
         (
-            *(("huge shape", "'shape': (", "'shape': (99999999999999, "), ("bomb", "'shape': (", f"'shape': ({2**28}, ")),
-            *(("negative", "'shape': (", "'shape': (-"), ("code", "{", "{__import__('os').system('touch CANARY'): 1, ")),
+            *(
+                ("huge shape", "'shape': (", "'shape': (99999999999999, "),
+                ("bomb", "'shape': (", f"'shape': ({2**28}, "),
+            ),
+            *(
+                ("negative", "'shape': (", "'shape': (-"),
+                ("code", "{", "{__import__('os').system('touch CANARY'): 1, "),
+            ),
             *(("dtype", "<", ">"), ("dtype S", "'<", "'S"), ("bool shape", "'shape': (", "'shape': (True, ")),
             *(("deep", "{", "{" * 5000), ("missing", "'shape'", "'sh'"), ("extra", "{", "{'more': 1, ")),
             *(("fortran", "False", "True"), ("void", "<", "|V"), ("overflow", "'shape': (", f"'shape': ({2**63}, ")),
@@ -144,7 +203,10 @@ def edit_parquet(rng: np.random.Generator, path: Path) -> str:
     except Exception:  # of pyarrow
         return "no table"
     name = pick(rng, list(frame.columns)) if len(frame.columns) else None
-    kind = pick(rng, ("drop", "rename", "labels", "labels", "numbers", "nulls", "type", "rows", "order", "permute", "more", "index"))
+    kind = pick(
+        rng,
+        ("drop", "rename", "labels", "labels", "numbers", "nulls", "type", "rows", "order", "permute", "more", "index"),
+    )
     if name is None or not len(frame):
         return "an empty table"
     what = kind
@@ -178,53 +240,3 @@ def edit_parquet(rng: np.random.Generator, path: Path) -> str:
     except (pa.ArrowException, TypeError, ValueError, OverflowError):
         return "unwritable"
     return f"{what} {name}"
-
-
-def safetensors(path: Path) -> dict[str, np.ndarray]:
-    """Read a safetensors file with json and numpy."""
-    data = path.read_bytes()
-    (length,) = struct.unpack("<Q", data[:8])
-    header = json.loads(data[8 : 8 + length])
-    header.pop("__metadata__", None)
-    types = {"F32": "<f4", "F64": "<f8", "I64": "<i8", "I32": "<i4", "F16": "<f2", "U8": "u1", "I8": "i1", "BOOL": "?"}
-    return {
-        name: np.frombuffer(data[8 + length :][slice(*entry["data_offsets"])], types[entry["dtype"]]).reshape(entry["shape"])
-        for name, entry in header.items()
-    }
-
-
-def damage_safetensors(rng: np.random.Generator, path: Path) -> str:
-    """Change the header of a safetensors file, or its numbers."""
-    data = path.read_bytes()
-    try:
-        (length,) = struct.unpack("<Q", data[:8])
-        header = json.loads(data[8 : 8 + length])
-    except (struct.error, ValueError):
-        return "no tensors"
-    body = data[8 + length :]
-    name = pick(rng, [key for key in header if key != "__metadata__"] or ["none"])
-    entry = header.get(name, {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]})
-    kind = pick(rng, ("drop", "rename", "dtype", "shape", "shape 2", "offsets", "huge", "value", "value", "value", "length", "more", "nan", "transposed"))
-    if kind == "drop":
-        header.pop(name, None)
-    elif kind == "rename":
-        header[name + "_"] = header.pop(name, entry)
-    elif kind == "dtype":
-        entry["dtype"] = pick(rng, ("F64", "I32", "F16", "BF16", "U8", "BOOL", "X9"))
-    elif kind in ("shape", "shape 2"):
-        entry["shape"] = pick(rng, ([2**40, 2**40], [-1], [0], [1, *entry["shape"]], entry["shape"] * 2, "x"))
-    elif kind in ("offsets", "huge"):
-        entry["data_offsets"] = pick(rng, ([0, 2**62], [4, 0], [0, 8], [2**63, 2**63 + 4], [-4, 0]))
-    elif kind == "transposed":
-        entry["shape"] = entry["shape"][::-1]
-    elif kind in ("value", "nan") and len(body) >= 4:
-        at = 4 * int(rng.integers(len(body) // 4))
-        body = body[:at] + struct.pack("<f", 0.25 if kind == "value" else np.nan) + body[at + 4 :]
-    elif kind == "more":
-        header["more"] = {"dtype": "F32", "shape": [1], "data_offsets": [len(body), len(body) + 4]}
-        body += bytes(4)
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    size = len(text) if kind != "length" else pick(rng, (2**63, 0, len(text) + 8, 2**32))
-    path.write_bytes(struct.pack("<Q", size) + text + body)
-    return f"{kind}"

@@ -8,8 +8,9 @@ from typing import Any
 
 from folder_formats import RunFolder, Store
 from hdf5_formats import H5ad, Tenx1, Tenx3, Zarr
+from list_formats import Panel, Targets
 from soma_format import Soma
-from text_formats import Mtx, Panel, Targets
+from text_formats import Mtx
 
 
 def _without_base(kind: Callable[[], Any]) -> Callable[[Path, int], Any]:

@@ -10,10 +10,13 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
+
 from sckit.config.reading import ReadingConfig
 from sckit.data.readers.open import open_sources
 
 ENSEMBL = re.compile(r"ENS[A-Z]*GR?\d{6,}(\.\d+)?(_PAR_Y)?")
+ID_COLUMNS = ("0", "1", "id", "name", "genes", "gene_names", "index", "gene_ids", "feature_id", "var_id")
+"""Where ids are looked for: the two columns of a 10x file in either order, the usual columns of var, its index."""
 EXPRESSION = ("gene expression", "gex", "rna", "expression")
 
 
@@ -54,7 +57,7 @@ class Table:
     instead: str | None = None  # why a second, simpler reader was asked, where the first refuses the file
 
 
-class Refused(Exception):  # noqa: N818 (it is not an error of this program)
+class Refused(Exception):
     """The other reader does not take the file."""
 
 
@@ -125,9 +128,10 @@ def _kept(table: Table, genome: str | None) -> list[int]:
     kept = every
     if table.types is not None:
         kept = [i for i in every if table.types[i].strip().casefold() in EXPRESSION] or every
-    genomes = table.genomes or [_front(name) for name in next(iter(table.names.values()))]
     if genome is None:
         return kept
+    fronts = [next((f for f in map(_front, names) if f), "") for names in zip(*table.names.values(), strict=True)]
+    genomes = table.genomes or fronts
     return [i for i in kept if genomes[i] in (genome, "")]
 
 
@@ -144,8 +148,11 @@ def _names_fault(found: Found, columns: dict[str, list[str]]) -> str | None:
         fronts = {_front(name) for name in column} - {""}
         for front in fronts if len(fronts) == 1 else ():
             cut = re.compile(rf"{re.escape(front)}_+(?=.)", re.DOTALL)
-            choices |= {f"{key} cut": [cut.sub("", n, 1) if cut.match(n) else n for n in c] for key, c in columns.items()}
-    mostly = [c for c in choices.values() if 2 * sum(ENSEMBL.fullmatch(n) is not None for n in c) >= len(c)]
+            choices |= {
+                f"{key} cut": [cut.sub("", n, 1) if cut.match(n) else n for n in c] for key, c in columns.items()
+            }
+    looked_in = [column for name, column in choices.items() if name.removesuffix(" cut") in ID_COLUMNS]
+    mostly = [c for c in looked_in if 2 * sum(ENSEMBL.fullmatch(n) is not None for n in c) >= len(c)]
     if any(found.ids) and found.ids not in choices.values():
         return f"ids {found.ids[:4]} are no column of the file"
     if not any(found.ids) and mostly:
@@ -153,7 +160,10 @@ def _names_fault(found: Found, columns: dict[str, list[str]]) -> str | None:
     if mostly and found.ids not in mostly:
         return f"ids {found.ids[:4]} are not the column of ids"
     for main in choices.values():
-        if all(s == m or (m == "" and s in {c[i] for c in choices.values()}) for i, (s, m) in enumerate(zip(found.symbols, main, strict=True))):
+        if all(
+            s == m or (m == "" and s in {c[i] for c in choices.values()})
+            for i, (s, m) in enumerate(zip(found.symbols, main, strict=True))
+        ):
             return None
     return f"symbols {found.symbols[:4]} are no column of the file"
 

@@ -13,8 +13,36 @@ CODE = "__import__('os').system('touch CANARY')"
 """A label that would leave a file behind if it were run."""
 
 LABELS = (
-    *("", " ", "nan", "NaN", "None", "0", "1", "-3", "1.5", "1e5", "a b", " lead", "trail ", "tab\there", "line\nbreak"),
-    *("Zelle-Ä", "细胞", "\U0001f9ec", "e\u0301", "\u00e9", "a\x0bb", "a\x85b", "a\u2028b", '"quoted"', '"open', "it's"),
+    *(
+        "",
+        " ",
+        "nan",
+        "NaN",
+        "None",
+        "0",
+        "1",
+        "-3",
+        "1.5",
+        "1e5",
+        "a b",
+        " lead",
+        "trail ",
+        "tab\there",
+        "line\nbreak",
+    ),
+    *(
+        "Zelle-Ä",
+        "细胞",
+        "\U0001f9ec",
+        "e\u0301",
+        "\u00e9",
+        "a\x0bb",
+        "a\x85b",
+        "a\u2028b",
+        '"quoted"',
+        '"open',
+        "it's",
+    ),
     *("a,b", "a;b", "#hash", "ENSG00000141510", "ENSG00000141510.18", "GRCh38_ENSG00000141510", "GRCh38_TP53"),
     *("mm10___ENSMUSG00000000001", "True", "../../x", "/etc/passwd", "%s%n", "-", "N/A", "x" * 3000, CODE),
 )
@@ -152,15 +180,15 @@ def change_labels(rng: np.random.Generator, labels: np.ndarray) -> tuple[np.ndar
             changed.flat[int(rng.integers(changed.size))] = pick(rng, LABELS)
     elif kind == "all":
         label = pick(rng, LABELS)
-        changed.flat = [f"{label}{i}" for i in range(changed.size)]
+        changed.flat[:] = [f"{label}{i}" for i in range(changed.size)]
     elif kind == "repeated":
         changed.flat[at] = changed.flat[0]
     elif kind == "numbers":
-        changed.flat = [str(i) for i in range(changed.size)]
+        changed.flat[:] = [str(i) for i in range(changed.size)]
     elif kind == "latin-1":
         changed.flat[at] = b"caf\xe9"
     else:
-        changed.flat = [""] * changed.size
+        changed.flat[:] = [""] * changed.size
     return changed, f"labels: {kind}"
 
 

@@ -28,10 +28,10 @@ class Soma(Cells):
     def make(self, rng: np.random.Generator, folder: Path) -> Case:
         """Write one mutated experiment."""
         made = content(rng)
-        case = Case(folder / "cells.soma")
+        case = Case(folder / "cells.soma", edits=made.odd)
         parts = _parts(made, rng)
         n_edits, damaged = plan(rng)
-        case.edits = [_edit(rng, parts) for _ in range(n_edits)]
+        case.edits += [_edit(rng, parts) for _ in range(n_edits)]
         try:
             _write(case.path, parts)
         except Exception as error:  # of what TileDB cannot hold
@@ -78,7 +78,9 @@ def _parts(made: Content, rng: np.random.Generator) -> dict[str, Any]:
     """Return what an experiment consists of, to be edited before it is written."""
     n_cells, n_genes = made.counts.shape
     step = pick(rng, (1, 1, 1, 2))
-    obs = pd.DataFrame({"soma_joinid": np.arange(n_cells) * step, pick(rng, ("obs_id", "barcode")): made.cells, **made.obs})
+    obs = pd.DataFrame(
+        {"soma_joinid": np.arange(n_cells) * step, pick(rng, ("obs_id", "barcode")): made.cells, **made.obs}
+    )
     names = pick(rng, (("var_id", "gene_name"), ("feature_id", "feature_name"), ("var_id", "feature_name")))
     var = pd.DataFrame({"soma_joinid": np.arange(n_genes) * step, names[0]: made.ids, names[1]: made.symbols})
     rows, columns = np.nonzero(made.counts)
@@ -120,9 +122,11 @@ def _write(path: Path, parts: dict[str, Any]) -> None:
 def _write_layer(layers: Any, name: str, entries: pd.DataFrame, shape: tuple[int, ...], *, dense: bool) -> None:
     kind = pa.from_numpy_dtype(entries["soma_data"].dtype)
     if not dense:
-        layers.add_new_sparse_ndarray(name, type=kind, shape=shape).write(pa.Table.from_pandas(entries, preserve_index=False))
+        layers.add_new_sparse_ndarray(name, type=kind, shape=shape).write(
+            pa.Table.from_pandas(entries, preserve_index=False)
+        )
         return
-    whole = np.zeros(shape, dtype=entries["soma_data"].dtype)
+    whole = np.zeros(shape, dtype=entries["soma_data"].to_numpy().dtype)
     whole[entries["soma_dim_0"], entries["soma_dim_1"]] = entries["soma_data"]
     layers.add_new_dense_ndarray(name, type=kind, shape=shape).write(
         (slice(None), slice(None)), pa.Tensor.from_numpy(whole)
@@ -134,6 +138,9 @@ def _write_frame(parent: Any, name: str, frame: pd.DataFrame) -> None:
     top = int(frame["soma_joinid"].max()) if len(frame) and "soma_joinid" in frame else 0
     made = parent.add_new_dataframe(name, schema=table.schema, domain=((0, max(top, 0)),))
     if len(frame):
+        kinds = {column: pa.array(frame[column].cat.categories) for column in frame.select_dtypes("category")}
+        if kinds:
+            made.extend_enumeration_values(kinds)
         made.write(table)
 
 
@@ -164,7 +171,7 @@ def _edit(rng: np.random.Generator, parts: dict[str, Any]) -> str:
         name = pick(rng, list(frame.columns))
         parts[table] = frame.drop(columns=name) if kind == "drop column" else frame.rename(columns={name: f"{name}2"})
     elif kind in ("drop row", "no rows"):
-        parts[table] = frame.drop(index=frame.index[: 1 if kind == "drop row" else None])
+        parts[table] = frame.iloc[1:] if kind == "drop row" else frame.iloc[:0]
     elif kind == "gap":
         parts[table] = frame.assign(soma_joinid=frame["soma_joinid"] + (np.arange(len(frame)) > len(frame) // 2))
     elif kind in ("other cell", "other gene") and len(entries):

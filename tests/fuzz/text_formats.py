@@ -1,10 +1,11 @@
-"""Folders of text matrices, lists of genes and of target genes: writing, and reading with scipy and a few lines."""
+"""Folders of text matrices: writing, and reading with scipy and a few lines."""
 
 from __future__ import annotations
 
 import gzip
 import re
 from pathlib import Path
+from typing import Any
 
 import mutations
 import numpy as np
@@ -13,8 +14,6 @@ from content import content
 from hdf5_formats import Cells, plan
 from judge import Case, Refused, Table
 from mutations import pick
-from sckit.data.genes import read_gene_list, read_lines
-from sckit.perturbation.screen import _targets  # pyright: ignore[reportPrivateUsage]
 
 _LAYOUTS = {
     "": ("matrix.mtx", "features.tsv", "barcodes.tsv"),
@@ -39,7 +38,7 @@ class Mtx(Cells):
         matrix, features, barcodes = _LAYOUTS[layout]
         if layout == "outs":
             features, barcodes = (matrix.replace("matrix.mtx", name) for name in ("features.tsv", "barcodes.tsv"))
-        case = Case(folder / "sample")
+        case = Case(folder / "sample", edits=made.odd)
         n_fields = 1 if layout == "kallisto" else pick(rng, (1, 2, 3, 3, 3)) if layout != "old" else 2
         genomes = {name.split("_")[0] for name in made.ids if "_" in name}
         if len(genomes) > 1:
@@ -100,7 +99,12 @@ def _matrix(path: Path) -> tuple[np.ndarray, str | None]:
     """Read with scipy, and where it refuses the text with a few lines, which take any number for an entry."""
     try:
         with _opened(path) as file:
-            found = scipy.io.mmread(file)
+            if not re.fullmatch(rb"(?:[%\n].*\n)*(?:\d+[ \t]+\d+[ \t]+\S+\n)*", file.read()):
+                # Other bytes end the whole process, and of an index such as 1.0 the ".0" becomes the value.
+                msg = "no plain lines"
+                raise Refused(msg)
+        with _opened(path) as file:
+            found: Any = scipy.io.mmread(file)
         return np.asarray(found.toarray() if hasattr(found, "toarray") else found, dtype=np.float64), None
     except Exception as error:
         with _opened(path) as file:
@@ -112,10 +116,11 @@ def _matrix(path: Path) -> tuple[np.ndarray, str | None]:
             raise Refused(msg) from error
         counts = np.zeros((rows, columns))
         for row, column, value in body[1:]:
-            if not (0 < int(row) <= rows and 0 < int(column) <= columns):
+            at = float(row) - 1, float(column) - 1
+            if not (at[0] in range(rows) and at[1] in range(columns)):
                 msg = "an entry outside"
                 raise Refused(msg) from error
-            counts[int(row) - 1, int(column) - 1] += float(value)
+            counts[int(at[0]), int(at[1])] += float(value)
         return counts, f"scipy refuses the matrix ({type(error).__name__}); a few lines read the same"
 
 
@@ -139,9 +144,45 @@ def _edit_matrix(rng: np.random.Generator, lines: list[bytes]) -> tuple[list[byt
     value = pick(
         rng,
         (
-            *(b"0", b"-1", b"1", b"2", b"3", b"7", b"99999", b"2147483648", b"4294967295", b"4294967296", b"1e3", b"1.5"),
-            *(b"nan", b"inf", b"", b"x", b"1_000", b"0x10", b"+2", b"1.0", b"18446744073709551616", b"3.0000002", b"NA"),
-            *(b"symmetric", b"pattern", b"array", b"complex", b"real", b"Float", b"INTEGER", b"1,5", b"\xd9\xa3", b"2e0"),
+            *(
+                b"0",
+                b"-1",
+                b"1",
+                b"2",
+                b"3",
+                b"7",
+                b"99999",
+                b"2147483648",
+                b"4294967295",
+                b"4294967296",
+                b"1e3",
+                b"1.5",
+            ),
+            *(
+                b"nan",
+                b"inf",
+                b"",
+                b"x",
+                b"1_000",
+                b"0x10",
+                b"+2",
+                b"1.0",
+                b"18446744073709551616",
+                b"3.0000002",
+                b"NA",
+            ),
+            *(
+                b"symmetric",
+                b"pattern",
+                b"array",
+                b"complex",
+                b"real",
+                b"Float",
+                b"INTEGER",
+                b"1,5",
+                b"\xd9\xa3",
+                b"2e0",
+            ),
         ),
     )
     if fields:
@@ -158,7 +199,7 @@ def _only(files: list[Path], pattern: str) -> Path:
     return next(iter(found.values()))
 
 
-def _opened(path: Path):  # noqa: ANN202
+def _opened(path: Path):
     zipped = path.read_bytes()[:2] == b"\x1f\x8b"
     return gzip.open(path) if zipped else path.open("rb")
 
@@ -175,98 +216,3 @@ def _lines(path: Path) -> list[str]:
 
 def _unquoted(name: str) -> str:
     return name[1:-1].replace('""', '"') if len(name) > 1 and name[0] == name[-1] == '"' else name
-
-
-class Panel:
-    """A list of genes, one name per line."""
-
-    name = "panel"
-
-    def make(self, rng: np.random.Generator, folder: Path) -> Case:
-        """Write one mutated list."""
-        made = content(rng)
-        names = made.ids if rng.random() < 0.5 else made.symbols
-        lines = [name.encode() + b"\n" for name in names]
-        return _edited(rng, Case(folder / "panel.txt"), lines)
-
-    def ours(self, case: Case) -> list[str]:
-        """Read with sckit."""
-        found = read_gene_list(case.path, "--genes")
-        assert [name.strip() for name in read_lines(case.path, "--genes", "names")] == found
-        return found
-
-    def theirs(self, case: Case) -> list[str]:
-        """Read with a few lines."""
-        return [line.strip() for line in _plain_lines(case.path)]
-
-    def fault(self, ours: list[str], theirs: list[str], case: Case) -> str | None:
-        """Say what sckit has wrong."""
-        return None if ours == theirs else f"{_short(ours)} instead of {_short(theirs)}"
-
-
-class Targets:
-    """A list of conditions with the gene that each acts on."""
-
-    name = "targets"
-
-    def make(self, rng: np.random.Generator, folder: Path) -> Case:
-        """Write one mutated list."""
-        made = content(rng)
-        separator = pick(rng, ("\t", "\t", ","))
-        rows = [(f"sg{s}", s) for s in made.symbols]
-        case = Case(folder / "targets.tsv", {"names": [row[0] for row in rows] + ["unlisted", *mutations.LABELS[:30]]})
-        return _edited(rng, case, [(separator.join(row) + "\n").encode() for row in rows])
-
-    def ours(self, case: Case) -> list[str | None]:
-        """Read with sckit."""
-        return list(_targets(case.options["names"], str(case.path)))
-
-    def theirs(self, case: Case) -> list[str | None]:
-        """Read with a few lines."""
-        lines = [line.strip(" ") for line in _plain_lines(case.path)]
-        separator = "\t" if any("\t" in line for line in lines) else ","
-        rows = [[_unquoted(part).strip() for part in line.split(separator)] for line in lines]
-        if not rows or any(len(row) < 2 for row in rows):
-            msg = "a line without two fields"
-            raise Refused(msg)
-        known: dict[str, str] = {}
-        for name, gene, *_ in rows:
-            if known.setdefault(name, gene) != gene:
-                msg = f"two genes for {name}"
-                raise Refused(msg)
-        return [known.get(name) or None for name in case.options["names"]]
-
-    def fault(self, ours: list[str | None], theirs: list[str | None], case: Case) -> str | None:
-        """Say what sckit has wrong."""
-        return None if ours == theirs else f"{_short(ours)} instead of {_short(theirs)}"
-
-
-def _short(values: object) -> str:
-    return str(values)[:300]
-
-
-def _plain_lines(path: Path) -> list[str]:
-    lines = re.split("\r\n|\n|\r", path.read_bytes().decode("utf-8-sig"))
-    return [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
-
-
-def _edited(rng: np.random.Generator, case: Case, lines: list[bytes]) -> Case:
-    n_edits, damaged = plan(rng)
-    for _ in range(n_edits + int(rng.integers(2))):
-        lines, edit = mutations.change_lines(rng, lines)
-        case.edits.append(edit)
-    case.path.write_bytes(b"".join(lines))
-    if rng.random() < 0.1:
-        kind = pick(rng, ("gzip", "utf-16", "folder", "missing", "zeros", "cp1252"))
-        data = case.path.read_bytes()
-        case.path.unlink()
-        if kind == "folder":
-            case.path.mkdir()
-        elif kind != "missing":
-            text = data.decode("utf-8", errors="replace")
-            changed = {"gzip": gzip.compress(data), "utf-16": text.encode("utf-16"), "zeros": bytes(len(data))}
-            case.path.write_bytes(changed.get(kind, (text + "é").encode("cp1252", errors="replace")))
-        case.edits.append(f"file: {kind}")
-    elif damaged:
-        case.edits.append(mutations.damage(rng, case.path))
-    return case

@@ -124,7 +124,7 @@ def _no_nul(data: np.ndarray) -> np.ndarray:
     if data.dtype.kind != "O":
         return data
     clean = np.empty(data.shape, dtype=object)
-    clean.flat = [v.replace("\0", "") if isinstance(v, str) else v for v in data.ravel().tolist()]
+    clean.flat[:] = [v.replace("\0", "") if isinstance(v, str) else v for v in data.ravel().tolist()]
     return clean
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import resource
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -72,6 +74,7 @@ def main() -> None:
     watch = Watch()
     format_ = FORMATS[name](root / "base", int(seed))
     space = _ADDRESS_SPACE * (32 if name == "soma" else 1)  # TileDB reserves a gigabyte for each column
+    faulthandler.register(signal.SIGUSR1, all_threads=False)  # says where a case hangs
     resource.setrlimit(resource.RLIMIT_AS, (space, resource.RLIM_INFINITY))
     for number in range(int(first), int(last)):
         place = root / f"{name}-{seed}-{number}"
@@ -160,7 +163,8 @@ def _memory(field: str) -> int:
 def _coverage() -> Any:
     import coverage
 
-    measured = coverage.Coverage(branch=True, source=["sckit.data.readers"], data_suffix=True)
+    data = os.environ["FUZZ_COVERAGE"]
+    measured = coverage.Coverage(data, branch=True, include=["*/sckit/data/readers/*"], data_suffix=True)
     measured.start()
     return measured
 
