@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -14,6 +14,7 @@ import numpy as np
 from sckit.errors import DataError
 
 _KINDS = ("integer", "real", "float")  # "float" is not of the standard; STARsolo writes it
+_LONGEST_LINE = 2**17
 
 
 class MtxHead(NamedTuple):
@@ -25,12 +26,19 @@ class MtxHead(NamedTuple):
 
 
 class _Text(io.TextIOWrapper):
-    """Text that is refused where it has a zero byte: pandas would end the number there and lose the rest."""
+    """Text without huge lines, as a small gzipped file may hold, and without zero bytes, at which pandas ends a number."""
 
     def read(self, size: int | None = -1, /) -> str:
         text = super().read(size)
-        if "\0" in text:
-            msg = "a line holds a zero byte"
+        if "\0" in text or (len(text) > _LONGEST_LINE and "\n" not in text):
+            msg = f"a line holds a zero byte or more than {_LONGEST_LINE:,} characters"
+            raise ValueError(msg)
+        return text
+
+    def readline(self, size: int = -1, /) -> str:
+        text = super().readline(_LONGEST_LINE if size < 0 else size)
+        if len(text) == _LONGEST_LINE:
+            msg = f"a line has more than {_LONGEST_LINE:,} characters"
             raise ValueError(msg)
         return text
 
@@ -48,10 +56,20 @@ def read_names(path: Path) -> list[np.ndarray]:
     Raises `DataError` for an empty file and for lines of different numbers of fields.
     """
     with open_text(path) as file:
-        columns = _columns(csv.reader(file, delimiter="\t", strict=True), path)
+        columns = _columns(csv.reader(_lines(file), delimiter="\t", strict=True), path)
     if len(columns) == 1 and all("\t" in name for name in columns[0]):  # each line as a whole in quotes
         columns = _columns((name.split("\t") for name in columns[0]), path)
     return [np.array(column, dtype=object) for column in columns]
+
+
+def _lines(file: IO[str]) -> Iterator[str]:
+    """Yield the lines of a file, read in pieces so that a huge line is noticed; faster than `readline`."""
+    rest = ""
+    while piece := file.read(2 * _LONGEST_LINE):
+        *lines, rest = (rest + piece).split("\n")
+        yield from (line + "\n" for line in lines)
+    if rest:
+        yield rest
 
 
 def _columns(rows: Iterable[list[str]], path: Path) -> list[list[str]]:

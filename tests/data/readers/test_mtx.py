@@ -219,8 +219,9 @@ def test_a_cell_of_a_negative_number_is_outside():
             "features.tsv", "gene4\tGene Expression", "gene4", r"and 2 in that of 'ENSG00000000004'", id="cut"
         ),
         pytest.param("features.tsv", "gene1", '"gene1" b', "is not in a form that is known", id="quote-in-the-middle"),
+        pytest.param("barcodes.tsv", "cell3", "cell3\0", "a line holds a zero byte or", id="zero-byte-in-a-name"),
         pytest.param("matrix.mtx", " general", " general\0", "begins with", id="zero-byte-in-the-banner"),
-        pytest.param("matrix.mtx", "\n1 ", "\n1\0 ", "a line holds a zero byte", id="zero-byte-in-the-matrix"),
+        pytest.param("matrix.mtx", "\n1 ", "\n1\0 ", "a line holds a zero byte or", id="zero-byte-in-the-matrix"),
     ],
 )
 def test_ragged_lists_and_zero_bytes_are_refused(tmp_path, known, dense, name, old, new, message):
@@ -232,8 +233,14 @@ def test_ragged_lists_and_zero_bytes_are_refused(tmp_path, known, dense, name, o
         dense(open_sources(tmp_path)[0])
 
 
-def test_a_zero_byte_in_a_name_is_kept(tmp_path, known, open_source):
+@pytest.mark.parametrize("name", ["matrix.mtx", "features.tsv", "barcodes.tsv"])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_huge_line_of_a_small_gzipped_file_is_refused_unread(tmp_path, known, dense, name, first):
     write(tmp_path, known)
-    barcodes = tmp_path / "barcodes.tsv"
-    barcodes.write_text(barcodes.read_text().replace("cell3", "cell3\0x"))
-    assert open_source(tmp_path).obs.index[3] == "cell3\0x"
+    text = (tmp_path / name).read_bytes()
+    at = 0 if first else text.rindex(b"\n", 0, -1) + 1
+    huge = gzip.compress(b"7" * 2**24) * 2**12  # 64 GB
+    (tmp_path / f"{name}.gz").write_bytes(gzip.compress(text[:at]) + huge + gzip.compress(text[at:]))
+    (tmp_path / name).unlink()
+    with pytest.raises(DataError, match="a line .* more than 131,072 characters"):
+        dense(open_sources(tmp_path)[0])
