@@ -167,7 +167,11 @@ def _check_rows(stored: Any, key: str, rows: int, path: Path) -> None:
     if not is_array(stored):
         names = [stored.attrs["_index"], *stored.attrs["column-order"]]
         parts = {f"{key}/{name}": stored[name] for name in names}
-        parts |= {f"{at}/{part}": one[part] for at, one in parts.items() if not is_array(one) for part in one}
+        for at, one in [*parts.items()]:
+            if not is_array(one):
+                if not ({"codes", "categories"} <= set(one) or {"values", "mask"} <= set(one)):
+                    raise ValueError(f"the column {at} holds neither codes nor values")
+                parts |= {f"{at}/{part}": one[part] for part in one}
     for place, one in parts.items():
         shape = one.shape if is_array(one) else (rows,)
         if shape != (rows,) and not (place.endswith("categories") and len(shape) == 1 and shape[0] <= _CATEGORIES):

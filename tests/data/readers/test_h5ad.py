@@ -174,3 +174,12 @@ def test_a_huge_list_in_a_table_is_refused_unread(tmp_path, known, open_source, 
         DataError, match=rf"is corrupt: {part} has the shape \(1099511627776,\), and the matrix has [57]"
     ):
         open_source(tmp_path / "x.h5ad")
+
+
+def test_a_column_without_values_is_refused(tmp_path, known, open_source):
+    known_anndata(scipy.sparse.csr_matrix(known.astype(np.float32))).write_h5ad(tmp_path / "x.h5ad")
+    with h5py.File(tmp_path / "x.h5ad", "a") as file:
+        del file["var/gene_ids"]
+        file.create_group("var/gene_ids")
+    with pytest.raises(DataError, match="the column var/gene_ids holds neither codes nor values"):
+        open_source(tmp_path / "x.h5ad")
