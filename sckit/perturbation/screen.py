@@ -237,7 +237,10 @@ def _targets(names: list[str], where: str | None) -> tuple[str | None, ...]:
     if not rows or min(len(row) for row in rows) < 2:
         short = next((line for line, row in zip(lines, rows, strict=False) if len(row) < 2), "")
         raise ConfigError(f"--target-map {where} has the line {short!r}; give {wanted}.")
-    known = {row[0].strip(): row[1].strip() or None for row in rows}
+    known: dict[str, str | None] = {}
+    for name, gene in ((row[0].strip(), row[1].strip() or None) for row in rows):
+        if known.setdefault(name, gene) != gene:
+            raise ConfigError(f"--target-map {where} names both {known[name]} and {gene} for {name!r}; keep one line.")
     return tuple(known.get(name) for name in names)
 
 

@@ -49,7 +49,7 @@ class Run:
         """Open the store that the run was trained on. Raises DataError when it has moved or changed."""
         try:
             where = json.loads((self.path / "data.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise DataError(f"{self.path / 'data.json'} is damaged ({error}); train again.") from error
         if not matches(where, {"store": str, "inside": bool, "manifest_sha256": str}):
             raise DataError(f"{self.path / 'data.json'} is damaged: it does not say where the store is; train again.")
@@ -199,15 +199,20 @@ def open_run(path: Path) -> Run:
             raise DataError(f"the run {path} lacks {name}; it did not get as far as training: train again.")
     try:
         forms = ClosedForms(**load_arrays(path / "forms.safetensors"))
-        genes, split = pd.read_parquet(path / "genes.parquet"), np.load(path / "split.npy")
-        vocabulary, config = np.load(path / "vocabulary.npy"), read_toml(PretrainConfig, path / "config.toml")
+        genes, split = pd.read_parquet(path / "genes.parquet"), _array(path / "split.npy")
+        vocabulary, config = _array(path / "vocabulary.npy"), read_toml(PretrainConfig, path / "config.toml")
         if "mask" not in tomllib.loads((path / "config.toml").read_text(encoding="utf-8")):
             msg = "config.toml does not hold the options of the run"
             raise ValueError(msg)
         _check_setting(genes, forms, split, vocabulary)
         return Run(path, config, genes, forms, split, vocabulary)
-    except (OSError, EOFError, ValueError, KeyError, TypeError, SafetensorError, ConfigError) as error:
+    except Exception as error:  # of numpy, pandas, safetensors and tomllib, which have many kinds
         raise DataError(f"the run {path} is damaged ({' '.join(str(error).split())[:200]}); train again.") from error
+
+
+def _array(path: Path) -> np.ndarray:
+    """Read an array that is as large as its file, whatever its head says."""
+    return np.array(np.load(path, mmap_mode="r"))
 
 
 def _check_setting(genes: pd.DataFrame, forms: ClosedForms, split: np.ndarray, vocabulary: np.ndarray) -> None:
@@ -231,7 +236,7 @@ def _check_setting(genes: pd.DataFrame, forms: ClosedForms, split: np.ndarray, v
         msg = "split.npy is no split of cells"
         raise ValueError(msg)
     known = vocabulary[vocabulary != -1] if vocabulary.ndim == 1 and vocabulary.dtype == np.int32 else []
-    if not np.array_equal(np.sort(known), np.arange(g)):
+    if not np.array_equal(known, np.arange(g)):
         msg = "vocabulary.npy does not number the genes of genes.parquet"
         raise ValueError(msg)
 

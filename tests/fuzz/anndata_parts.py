@@ -73,7 +73,7 @@ def _column(stored: Any) -> Any:
             raise Refused(msg)
         return stored[:]
     if "codes" in stored:
-        codes, categories = _array(stored, "codes"), _array(stored, "categories").astype(object)
+        codes, categories = _array(stored, "codes").astype(np.int64), _array(stored, "categories").astype(object)
         if codes.min(initial=0) < -1 or codes.max(initial=-1) >= len(categories):
             msg = "codes without a category"
             raise Refused(msg)

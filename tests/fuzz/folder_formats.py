@@ -219,7 +219,7 @@ class RunFolder:
             if texts(run.genes[name]) != texts(theirs["genes"][name]):
                 return f"genes {name}"
         for name, array in theirs["forms"].items():
-            if not np.array_equal(run.forms.arrays()[name], array, equal_nan=array.dtype.kind == "f"):
+            if not np.array_equal(vars(run.forms)[name], array, equal_nan=array.dtype.kind == "f"):
                 return f"forms {name}"
         tensors = {f"best {name}": (ours["best"][name], array) for name, array in theirs["best"].items()}
         for name, array in theirs.get("latest", {}).items():

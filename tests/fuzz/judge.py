@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+from sckit.config.prepare import PrepareConfig
 from sckit.config.reading import ReadingConfig
+from sckit.data.prepare import prepare
 from sckit.data.readers.open import open_sources
 
 ENSEMBL = re.compile(r"ENS[A-Z]*GR?\d{6,}(\.\d+)?(_PAR_Y)?")
@@ -27,6 +29,8 @@ class Case:
     path: Path
     options: dict[str, Any] = field(default_factory=dict)
     edits: list[str] = field(default_factory=list)
+    store: Path | None = None
+    """Where to write a store of it too, or None."""
 
 
 @dataclass
@@ -72,8 +76,21 @@ def read_cells(case: Case) -> Found:
     names = [str(value) for b in blocks for value in texts(b.obs.index)]
     joined = np.concatenate(parts)
     ids, symbols = source.genes.ids.tolist(), source.genes.symbols.tolist()
+    if case.store is not None:
+        _prepare(case, joined)
     totals, known = (np.concatenate([getattr(b, name) for b in blocks]) for name in ("totals", "recovered"))
     return Found(names, joined, ids, symbols, sum(source.dropped.values()), totals, known, source)
+
+
+def _prepare(case: Case, counts: np.ndarray) -> None:
+    """Write a store, whose cells have to have the sums of the cells that have any counts."""
+    assert case.store is not None
+    store = prepare([case.path], case.store, config=PrepareConfig(**case.options, assay="any"))
+    indptr, _, stored = store.rows(np.arange(store.n_cells))
+    sums = sp.csr_array((stored.astype(np.int64), np.zeros(len(stored), np.int64), indptr), (store.n_cells, 1))
+    lost = any(reason.startswith(("genes that", "cells whose")) for reason in store.manifest["dropped"])
+    wanted = counts.sum(1)
+    assert lost or sums.toarray()[:, 0].tolist() == wanted[wanted > 0].tolist(), "the store has other sums"
 
 
 def texts(values: Iterable[Any]) -> list[str]:

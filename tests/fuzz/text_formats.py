@@ -67,6 +67,8 @@ class Mtx(Cells):
         for name in text:
             if rng.random() < 0.12:
                 case.edits.append(mutations.maybe_gzip(rng, case.path / name))
+        if rng.random() < 0.01:
+            case.edits.append(_plant_huge_line(rng, case.path / pick(rng, list(text))))
         if damaged:
             case.edits.append(mutations.damage_folder(rng, case.path))
         return case
@@ -99,8 +101,8 @@ def _matrix(path: Path) -> tuple[np.ndarray, str | None]:
     """Read with scipy, and where it refuses the text with a few lines, which take any number for an entry."""
     try:
         with _opened(path) as file:
-            if not re.fullmatch(rb"(?:[%\n].*\n)*(?:\d+[ \t]+\d+[ \t]+\S+\n)*", file.read()):
-                # Other bytes end the whole process, and of an index such as 1.0 the ".0" becomes the value.
+            if not re.fullmatch(rb"(?:[%\n].*\n)*(?:\d+[ \t]+\d+[ \t]+-?\d+(?:\.\d+)?\n)*", file.read()):
+                # Other bytes end the whole process, the ".0" of an index 1.0 becomes the value, and 1e3 becomes 1.
                 msg = "no plain lines"
                 raise Refused(msg)
         with _opened(path) as file:
@@ -133,6 +135,17 @@ def _mtx(counts: np.ndarray, rng: np.random.Generator) -> list[str]:
         head.append('%metadata_json: {"format_version": 2}\n')
     body = [f"{rows[i] + 1} {columns[i] + 1} {counts[rows[i], columns[i]]}{'.0' if real else ''}\n" for i in order]
     return [*head, f"{counts.shape[0]} {counts.shape[1]} {len(rows)}\n", *body]
+
+
+def _plant_huge_line(rng: np.random.Generator, path: Path) -> str:
+    """Put a line of some gigabytes into a gzipped file that stays small."""
+    if not path.is_file():
+        return "no file"
+    lines = path.read_bytes().splitlines(keepends=True)
+    at = int(rng.integers(len(lines) + 1))
+    huge = gzip.compress(b"7" * 2**24) * 2**8
+    path.write_bytes(gzip.compress(b"".join(lines[:at])) + huge + gzip.compress(b"".join(lines[at:])))
+    return "gzip: huge line"
 
 
 def _edit_matrix(rng: np.random.Generator, lines: list[bytes]) -> tuple[list[bytes], str]:
@@ -208,7 +221,7 @@ def _lines(path: Path) -> list[str]:
     with _opened(path) as file:
         text = file.read().decode("utf-8-sig")
     lines = re.split("\r\n|\n|\r", text)
-    lines = [line for line in lines if line]
+    lines = [line for line in lines if "\t" in line or line.strip()]
     if lines and all(re.fullmatch(r'"[^"]*\t[^"]*"', line) for line in lines):
         lines = [line[1:-1] for line in lines]
     return lines

@@ -186,6 +186,12 @@ def test_a_map_that_is_none_is_refused(tmp_path, text):
         read(tmp_path, PLAIN, target_map=str(tmp_path / "map"))
 
 
+def test_a_map_with_two_genes_for_one_condition_is_refused(tmp_path):
+    (tmp_path / "map").write_text("A,GENE1\nB,GENE2\nA,GENE1\nB,GENE3\n")
+    with pytest.raises(ConfigError, match="names both GENE2 and GENE3 for 'B'; keep one line"):
+        read(tmp_path, PLAIN, target_map=str(tmp_path / "map"))
+
+
 def test_without_a_map_nothing_is_known_and_same_takes_the_names(tmp_path):
     assert read(tmp_path, PLAIN).target_genes == (None, None)
     assert read(tmp_path, PLAIN, target_map="same").target_genes == ("A", "B")

@@ -84,6 +84,20 @@ DAMAGE = {
         lambda run: np.save(run / "vocabulary.npy", np.zeros(30, np.int32)),
         "vocabulary.npy does not number the genes",
     ),
+    "deep-head": (
+        write("split.npy", b"\x93NUMPY\x01\x00\x10\x00" + b"(" * 15 + b"\n"),
+        "the run .* is damaged",
+    ),
+    "huge-head": (
+        write(
+            "split.npy",
+            b"\x93NUMPY\x01\x00v\x00"
+            + b"{'descr': '|i1', 'fortran_order': False, 'shape': (9999999999999,), }".ljust(117)
+            + b"\n",
+        ),
+        "the run .* is damaged",
+    ),
+    "deep-data": (write("data.json", b"[" * 100_000), "data.json is damaged"),
     "empty-genes": (write("genes.parquet", b""), "the run .* is damaged"),
     "empty-config": (write("config.toml", b""), "config.toml does not hold the options"),
     "cut-config": (write("config.toml", b'mask = 0.1\ncontext = "det'), "the run .* is damaged"),

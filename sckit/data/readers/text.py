@@ -26,7 +26,7 @@ class MtxHead(NamedTuple):
 
 
 class _Text(io.TextIOWrapper):
-    """Text without huge lines, as a small gzipped file may hold, and without zero bytes: pandas ends a number at one."""
+    """Text without huge lines, which gzip makes small, and without zero bytes: pandas ends a number at one."""
 
     def read(self, size: int | None = -1, /) -> str:
         text = super().read(size)

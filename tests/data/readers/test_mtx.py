@@ -242,5 +242,5 @@ def test_a_huge_line_of_a_small_gzipped_file_is_refused_unread(tmp_path, known, 
     huge = gzip.compress(b"7" * 2**24) * 2**12  # 64 GB
     (tmp_path / f"{name}.gz").write_bytes(gzip.compress(text[:at]) + huge + gzip.compress(text[at:]))
     (tmp_path / name).unlink()
-    with pytest.raises(DataError, match="a line .* more than 131,072 characters"):
+    with pytest.raises(DataError, match=r"a line .* more than 131,072 characters"):
         dense(open_sources(tmp_path)[0])
