@@ -176,6 +176,8 @@ def read_configs(path: Path | None, overrides: dict[str, Any], *types: type) -> 
 
 def from_dict(config: type[C], values: dict[str, Any], origin: str) -> C:
     """Return a config of the type from plain values of a file; ConfigError for unknown names and wrong types."""
+    if not isinstance(values, dict):
+        raise ConfigError(f"{origin} does not hold options by name.")
     return config(**_current(config, values, origin))
 
 

@@ -233,7 +233,10 @@ def _targets(names: list[str], where: str | None) -> tuple[str | None, ...]:
     wanted = "condition and gene per line, separated by a tab or comma"
     lines = read_lines(where, "--target-map", wanted)
     separator = "\t" if any("\t" in line for line in lines) else ","
-    rows = list(csv.reader(lines, delimiter=separator))
+    try:
+        rows = [next(csv.reader([line], delimiter=separator, strict=True)) for line in lines]
+    except csv.Error as error:
+        raise ConfigError(f"--target-map {where} has a quote that does not end ({error}); give {wanted}.") from error
     if not rows or min(len(row) for row in rows) < 2:
         short = next((line for line, row in zip(lines, rows, strict=False) if len(row) < 2), "")
         raise ConfigError(f"--target-map {where} has the line {short!r}; give {wanted}.")

@@ -27,16 +27,15 @@ from sckit.metrics.values import Scores, json_row
 from sckit.model.predict import predictions
 from sckit.model.tokens import Tokens
 from sckit.model.transformer import Model
+from sckit.training.checkpoint import load_checkpoint, save_checkpoint
 from sckit.training.optimiser import make_optimiser, schedule, take_step
 from sckit.training.run import (
     Run,
     create_run,
     find_run,
     fit_baselines,
-    load_checkpoint,
     open_run,
     point_latest,
-    save_checkpoint,
     save_model,
     save_setting,
 )

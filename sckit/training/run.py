@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -25,10 +24,11 @@ from sckit.data.split import HELD_OUT
 from sckit.data.store import Store, open_store
 from sckit.data.views import CountsView, CutView
 from sckit.errors import ConfigError, DataError
-from sckit.files import checksum, flush, matches, replacing, replacing_folder, write_json, write_text
+from sckit.files import checksum, flush, matches, replacing, write_json, write_text
 from sckit.model.closed_forms import ClosedForms, fit_closed_forms
 from sckit.model.transformer import Model, without_warm_start
 from sckit.provenance import environment
+from sckit.training.checkpoint import load_weights
 
 _SETTING = ("forms.safetensors", "genes.parquet", "split.npy", "vocabulary.npy")
 
@@ -54,7 +54,11 @@ class Run:
         if not matches(where, {"store": str, "inside": bool, "manifest_sha256": str}):
             raise DataError(f"{self.path / 'data.json'} is damaged: it does not say where the store is; train again.")
         path = self.path / where["store"] if where["inside"] else Path(where["store"])
-        if where["inside"] and not path.resolve().is_relative_to(self.path.resolve()):
+        try:
+            outside = where["inside"] and not path.resolve().is_relative_to(self.path.resolve())
+        except (OSError, ValueError) as error:  # of a name that no file system has
+            raise DataError(f"{self.path / 'data.json'} is damaged ({error}); train again.") from error
+        if outside:
             raise DataError(f"{self.path / 'data.json'} names a store outside of the run as inside; train again.")
         store = open_store(path)
         same = checksum(store.path / MANIFEST) == where["manifest_sha256"]
@@ -77,7 +81,7 @@ class Run:
                 msg = "model.json and model.safetensors are of different models"
                 raise ValueError(msg)
             model = Model(shape, self.forms)
-            model.load_state_dict(weights)
+            load_weights(model, weights)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, ConfigError) as error:
             reason = " ".join(str(error).split())[:200]
             raise DataError(
@@ -217,8 +221,8 @@ def _array(path: Path) -> np.ndarray:
 
 def _check_setting(genes: pd.DataFrame, forms: ClosedForms, split: np.ndarray, vocabulary: np.ndarray) -> None:
     """Raise ValueError where the arrays of a run do not belong together; arrays as in `Run`."""
-    if not {"id", "symbol"} <= set(genes.columns):
-        msg = "genes.parquet lacks ids or symbols"
+    if not all(type(name) is str for column in ("id", "symbol") for name in genes[column]):
+        msg = "genes.parquet holds names that are no text"
         raise ValueError(msg)
     arrays, g = vars(forms), len(genes)
     k, j = (arrays[name].shape[-1] if arrays[name].ndim == 2 else -1 for name in ("axes", "loadings"))
@@ -239,54 +243,3 @@ def _check_setting(genes: pd.DataFrame, forms: ClosedForms, split: np.ndarray, v
     if not np.array_equal(known, np.arange(g)):
         msg = "vocabulary.npy does not number the genes of genes.parquet"
         raise ValueError(msg)
-
-
-def save_checkpoint(run: Path, state: dict[str, Any], model: Model, optimiser: torch.optim.Optimizer) -> None:
-    """Write everything that resuming needs into a folder of its own; then older ones go."""
-    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
-    for i, slot in optimiser.state_dict()["state"].items():
-        tensors |= {f"optimiser.{i}.{k}": v for k, v in slot.items()}
-    final = run / "checkpoints" / f"step-{state['step']:08d}"
-    with replacing_folder(final) as folder:
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, folder / "state.safetensors")
-        (folder / "state.json").write_text(json.dumps(state))
-    for other in final.parent.iterdir():
-        if other.name < final.name:
-            shutil.rmtree(other)
-
-
-def load_checkpoint(run: Path, model: Model, optimiser: torch.optim.Optimizer) -> dict[str, Any] | None:
-    """Load the newest whole checkpoint into model and optimiser and return its state, or None when there is none."""
-    whole = sorted(p for p in (run / "checkpoints").glob("step-*") if not p.suffix)
-    if not whole:
-        return None
-    try:
-        tensors = load_file(whole[-1] / "state.safetensors")
-        state = json.loads((whole[-1] / "state.json").read_text(encoding="utf-8"))
-        model.load_state_dict({k[len("model.") :]: v for k, v in tensors.items() if k.startswith("model.")})
-        slots: dict[int, dict[str, torch.Tensor]] = {}
-        for name, tensor in tensors.items():
-            if name.startswith("optimiser."):
-                _, index, key = name.split(".", 2)
-                slots.setdefault(int(index), {})[key] = tensor
-        _check_slots(slots, optimiser)
-        optimiser.load_state_dict({"state": slots, "param_groups": optimiser.state_dict()["param_groups"]})
-        if not isinstance(state, dict):
-            msg = "state.json is no state"
-            raise ValueError(msg)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(
-            f"the checkpoint {whole[-1]} is damaged ({reason}); remove it to start from the one before."
-        ) from error
-    return state
-
-
-def _check_slots(slots: dict[int, dict[str, torch.Tensor]], optimiser: torch.optim.Optimizer) -> None:
-    """Raise ValueError where what an optimiser remembers of its parameters does not have their shapes."""
-    parameters = [one for group in optimiser.param_groups for one in group["params"]]
-    for index, slot in slots.items():
-        if not 0 <= index < len(parameters):
-            raise ValueError(f"there is no parameter {index}")
-        if any(one.ndim and one.shape != parameters[index].shape for one in slot.values()):
-            raise ValueError(f"the moments of parameter {index} have another shape")

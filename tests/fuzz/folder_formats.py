@@ -28,8 +28,9 @@ from sckit.data.prepare import prepare
 from sckit.data.store import describe, open_store
 from sckit.errors import SckitError
 from sckit.files import checksum
+from sckit.training.checkpoint import load_checkpoint
 from sckit.training.optimiser import make_optimiser
-from sckit.training.run import load_checkpoint, open_run
+from sckit.training.run import open_run
 
 _GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "run"
 _ARRAYS = ("indptr", "genes", "counts")

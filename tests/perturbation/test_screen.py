@@ -186,6 +186,12 @@ def test_a_map_that_is_none_is_refused(tmp_path, text):
         read(tmp_path, PLAIN, target_map=str(tmp_path / "map"))
 
 
+def test_a_map_with_a_quote_that_does_not_end_is_refused(tmp_path):
+    (tmp_path / "map").write_text('A,GENE1\n"B,GENE2\n')
+    with pytest.raises(ConfigError, match="has a quote that does not end"):
+        read(tmp_path, PLAIN, target_map=str(tmp_path / "map"))
+
+
 def test_a_map_with_two_genes_for_one_condition_is_refused(tmp_path):
     (tmp_path / "map").write_text("A,GENE1\nB,GENE2\nA,GENE1\nB,GENE3\n")
     with pytest.raises(ConfigError, match="names both GENE2 and GENE3 for 'B'; keep one line"):

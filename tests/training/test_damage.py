@@ -109,6 +109,11 @@ DAMAGE = {
     "many-layers": (edit_model(layers=2**30), "model.json and model.safetensors are of different models"),
     "cut-model": (cut("model.safetensors"), "has no whole model"),
     "weights-missing": (edit_arrays("model.safetensors", lambda a: a.pop("norm.bias")), "has no whole model"),
+    "weights-of-another-type": (
+        edit_arrays("model.safetensors", lambda a: a.update({"norm.bias": a["norm.bias"].view(np.int32)})),
+        "weights are numbers of another type",
+    ),
+    "store-without-a-name": (edit_json("data.json", store="\ud800"), "data.json is damaged"),
     "no-data": (write("data.json", b"[]"), "does not say where the store is"),
     "store-elsewhere": (edit_json("data.json", store="../../etc"), "names a store outside of the run"),
     "no-metrics": (remove("metrics.jsonl"), "cannot be resumed"),

@@ -1,0 +1,73 @@
+"""Checkpoints: all that resuming needs, in a folder that is written whole or not at all; weights that fit the model."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from sckit.errors import DataError
+from sckit.files import replacing_folder
+from sckit.model.transformer import Model
+
+
+def save_checkpoint(run: Path, state: dict[str, Any], model: Model, optimiser: torch.optim.Optimizer) -> None:
+    """Write everything that resuming needs into a folder of its own; then older ones go."""
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+    for i, slot in optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser.{i}.{k}": v for k, v in slot.items()}
+    final = run / "checkpoints" / f"step-{state['step']:08d}"
+    with replacing_folder(final) as folder:
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, folder / "state.safetensors")
+        (folder / "state.json").write_text(json.dumps(state))
+    for other in final.parent.iterdir():
+        if other.name < final.name:
+            shutil.rmtree(other)
+
+
+def load_checkpoint(run: Path, model: Model, optimiser: torch.optim.Optimizer) -> dict[str, Any] | None:
+    """Load the newest whole checkpoint into model and optimiser and return its state, or None when there is none."""
+    whole = sorted(p for p in (run / "checkpoints").glob("step-*") if not p.suffix)
+    if not whole:
+        return None
+    try:
+        tensors = load_file(whole[-1] / "state.safetensors")
+        state = json.loads((whole[-1] / "state.json").read_text(encoding="utf-8"))
+        load_weights(model, {k[len("model.") :]: v for k, v in tensors.items() if k.startswith("model.")})
+        slots: dict[int, dict[str, torch.Tensor]] = {}
+        for name, tensor in tensors.items():
+            if name.startswith("optimiser."):
+                _, index, key = name.split(".", 2)
+                slots.setdefault(int(index), {})[key] = tensor
+        _check_slots(slots, optimiser)
+        optimiser.load_state_dict({"state": slots, "param_groups": optimiser.state_dict()["param_groups"]})
+        if not isinstance(state, dict):
+            msg = "state.json is no state"
+            raise ValueError(msg)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(
+            f"the checkpoint {whole[-1]} is damaged ({reason}); remove it to start from the one before."
+        ) from error
+    return state
+
+
+def load_weights(model: Model, weights: dict[str, torch.Tensor]) -> None:
+    """Put weights into the model. Raises ValueError or RuntimeError where they are not of its types and shapes."""
+    if {tensor.dtype for tensor in weights.values()} - {tensor.dtype for tensor in model.state_dict().values()}:
+        msg = "weights are numbers of another type"
+        raise ValueError(msg)
+    model.load_state_dict(weights)
+
+
+def _check_slots(slots: dict[int, dict[str, torch.Tensor]], optimiser: torch.optim.Optimizer) -> None:
+    """Raise ValueError where what an optimiser remembers of its parameters does not have their shapes."""
+    parameters = [one for group in optimiser.param_groups for one in group["params"]]
+    for index, slot in slots.items():
+        if not 0 <= index < len(parameters):
+            raise ValueError(f"there is no parameter {index}")
+        if any(one.ndim and one.shape != parameters[index].shape for one in slot.values()):
+            raise ValueError(f"the moments of parameter {index} have another shape")
