@@ -13,6 +13,7 @@ from sckit.config.prepare import PrepareConfig
 from sckit.config.reading import ReadingConfig
 from sckit.data.manifest import MANIFEST
 from sckit.data.preparation import Preparation
+from sckit.data.shards import WORK
 from sckit.data.store import Store, open_store, size_bytes
 from sckit.errors import ConfigError, DataError, SckitError
 from sckit.provenance import peak_rss_bytes
@@ -86,6 +87,10 @@ def open_or_prepare(
 
 
 def _refuse_existing(out: Path, *, overwrite: bool) -> None:
+    for place, own in ((f"{out.name}.partial", f"{WORK}/plan.json"), (f"{out.name}.replaced", MANIFEST)):
+        place = out.with_name(place)
+        if place.exists() and not (place / own).is_file() and not (place.is_dir() and not any(place.iterdir())):
+            raise ConfigError(f"{place} is in the way and is no unfinished store; move it, or choose another --out.")
     if not out.exists():
         return
     if not overwrite:

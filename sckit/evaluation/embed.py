@@ -15,10 +15,10 @@ from sckit.data.batch import Hiding, Packer
 from sckit.data.loader import batches_by_tokens, detected_in
 from sckit.data.obs import unique_names
 from sckit.data.prepare import open_or_prepare
-from sckit.data.readers.open import parse_input, read_anndata
+from sckit.data.readers.open import is_anndata, parse_input, read_anndata
 from sckit.data.store import Store
 from sckit.device import Compute, choose_compute
-from sckit.errors import DataError
+from sckit.errors import ConfigError, DataError
 from sckit.files import replacing
 from sckit.model.tokens import Tokens
 from sckit.provenance import package_version
@@ -47,6 +47,8 @@ def embed(
     hidden, and NaN for a cell without a count in the run's genes. Cells outside the filters of `reading` are left out.
     With `out` an h5ad is written too. Raises ConfigError and DataError.
     """
+    if out is not None:
+        _refuse(Path(out))
     opened = open_run(find_run(run, Path(runs)))
     compute = choose_compute(device, engine)
     reading = reading or ReadingConfig()
@@ -79,6 +81,16 @@ def embed(
             reason = error.strerror or str(error).splitlines()[0]
             raise DataError(f"{out} cannot be written: {reason}.") from error
     return adata
+
+
+def _refuse(out: Path) -> None:
+    """Raise ConfigError, before the work, for a place that cannot be written or holds something that is no h5ad."""
+    if not out.absolute().parent.is_dir():
+        raise ConfigError(f"--out {out} lies in a folder that does not exist; make it first.")
+    if out.is_dir():
+        raise ConfigError(f"--out {out} is a folder; name the h5ad to write.")
+    if out.exists() and not is_anndata(out):
+        raise ConfigError(f"--out {out} exists and is no h5ad, so it is not replaced; choose another name.")
 
 
 def _embeddings(

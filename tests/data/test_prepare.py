@@ -138,3 +138,13 @@ def test_fractions_in_a_late_cell_leave_nothing_behind(tmp_path, known_counts, w
 def test_bad_options_are_refused(options):
     with pytest.raises(ConfigError, match="--"):
         PrepareConfig(**options)
+
+
+@pytest.mark.parametrize("name", ["x.sckit.partial", "x.sckit.replaced"])
+def test_folders_of_others_are_left_alone(tmp_path, write_h5ad, name):
+    write_h5ad(tmp_path / "x.h5ad")
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "thesis.txt").write_text("mine")
+    with pytest.raises(ConfigError, match=f"{name} is in the way and is no unfinished store"):
+        prepare([tmp_path / "x.h5ad"], tmp_path / "x.sckit")
+    assert (tmp_path / name / "thesis.txt").read_text() == "mine"

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from sckit.config import PretrainConfig, ReadingConfig
+from sckit.errors import ConfigError
 from sckit.evaluation.embed import embed
 from sckit.training.pretrain import pretrain
 
@@ -77,3 +78,12 @@ def test_few_shared_genes_are_called_few(run, simulated, tmp_path):
     data.write_h5ad(tmp_path / "few.h5ad")
     _, notes = heard(run, tmp_path / "few.h5ad")
     assert any("40 of the run's 150 genes are in the data (40 genes), which is few" in note for note in notes)
+
+
+@pytest.mark.parametrize("name", ["counts.h5", "here", "nowhere/x.h5ad"])
+def test_only_an_h5ad_is_replaced(run, simulated, tmp_path, name):
+    (tmp_path / "counts.h5").write_bytes(b"raw counts")
+    (tmp_path / "here").mkdir()
+    with pytest.raises(ConfigError, match=r"--out .* (is no h5ad|is a folder|does not exist)"):
+        embed(run, simulated.path, out=tmp_path / name)
+    assert (tmp_path / "counts.h5").read_bytes() == b"raw counts"
