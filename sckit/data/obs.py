@@ -55,7 +55,14 @@ def unique_names(names: Iterable[Any]) -> pd.Series:
     """Return the names of cells as str, with "#2" behind the second of a name and so on."""
     own = pd.Series(strings(list(names)), dtype=object)
     nth = own.groupby(own).cumcount()
-    return own.where(nth == 0, own + "#" + (nth + 1).astype(str))
+    taken = set(own)
+    for at in np.flatnonzero(nth):
+        number = int(nth[at]) + 1
+        while f"{own[at]}#{number}" in taken:
+            number += 1
+        taken.add(f"{own[at]}#{number}")
+        own[at] = f"{own[at]}#{number}"
+    return own
 
 
 def unite_obs(sources: Sequence[Source], names: Sequence[str]) -> tuple[pd.DataFrame, list[int]]:
@@ -163,6 +170,8 @@ def group_values(obs: pd.DataFrame, column: str) -> np.ndarray:
         hint = f"; did you mean {close[0]!r}?" if close else "."
         raise ConfigError(f"there is no column {column!r} in obs; it has {', '.join(map(repr, known))}{hint}")
     values = obs[column]
+    if values.dtype.kind == "f" and not np.any(values.dropna().to_numpy() % 1):  # whole numbers beside missing ones
+        values = values.astype("Int64")
     return np.where(values.isna(), "", values.astype(str)).astype(str)
 
 

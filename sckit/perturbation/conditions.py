@@ -9,7 +9,7 @@ import pandas as pd
 
 from sckit.config import FinetuneConfig
 from sckit.data import choose_labels, group_values
-from sckit.errors import DataError
+from sckit.errors import ConfigError, DataError
 
 _MISSING = {"", "nan", "none", "na", "n/a", "<na>", "null"}
 _LIKE_CONTROL = re.compile(
@@ -41,8 +41,12 @@ def read_conditions(obs: pd.DataFrame, config: FinetuneConfig) -> Conditions:
     if stripped := int((labels != given).sum()):
         notes.append(f"spaces around the labels of {config.condition} were removed in {stripped:,} cells")
     present = sorted({str(label) for label in labels})
-    control, told = choose_labels(config.control, present, "--control", config.condition)
+    alone = {part for label in present for part in _parts(label, config.separator)}
+    control, told = choose_labels(config.control, {*present, *alone}, "--control", config.condition)
     excluded, more = choose_labels(config.exclude, present, "--exclude", config.condition)
+    if both := sorted({*control} & {*excluded}):
+        raise ConfigError(f"{both[0]!r} is named by --control and by --exclude; it can be one of them.")
+    control = list(dict.fromkeys(part for label in control for part in (label, *_parts(label, config.separator))))
     missing = {label for label in present if label.casefold() in _MISSING} - {*control, *excluded}
     if words := missing - {""}:
         count, shown = int(np.isin(labels, list(words)).sum()), ", ".join(map(repr, sorted(words)))
@@ -60,6 +64,8 @@ def read_conditions(obs: pd.DataFrame, config: FinetuneConfig) -> Conditions:
             f"{config.condition} has no condition but {_shown(sorted(combined))}; there is nothing to compare."
         )
     is_control = np.isin(labels, controls)
+    if not is_control.any():
+        raise DataError(f"no cell of {config.condition} has only {_shown(control)}, so there are no control cells.")
     left_out = np.isin(labels, ["", *excluded])
     return Conditions(labels, is_control, left_out, parts, [*notes, *told, *more, *_hints(parts, controls, config)])
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from sckit.data.filters import drop_counts
-from sckit.data.obs import assay_codes, judge_obs, obs_matches, source_names, unite_obs
+from sckit.data.obs import assay_codes, group_values, judge_obs, obs_matches, source_names, unique_names, unite_obs
 from sckit.errors import ConfigError, DataError
 
 
@@ -175,3 +175,13 @@ def test_own_columns_of_an_input_get_names_that_are_free():
     assert dict(united.iloc[0, 2:]) == {
         "input_total_counts": 2, "input_total_counts_2": 4, "input_total_counts_3": 1, "input_n_genes": 3,
     }  # fmt: skip
+
+
+def test_a_repeated_name_gets_a_number_that_no_other_cell_has():
+    assert unique_names(["A", "A", "A#2", "B", "A"]).tolist() == ["A", "A#3", "A#2", "B", "A#4"]
+
+
+def test_whole_numbers_beside_missing_ones_are_labels_without_a_point():
+    obs = pd.DataFrame({"donor": [1.0, None, 2.0], "dose": [0.5, 1.0, None]})
+    assert group_values(obs, "donor").tolist() == ["1", "", "2"]
+    assert group_values(obs, "dose").tolist() == ["0.5", "1.0", ""]

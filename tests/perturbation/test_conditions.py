@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from sckit.config import FinetuneConfig
-from sckit.errors import ConfigError
+from sckit.errors import ConfigError, DataError
 from sckit.perturbation.conditions import read_conditions
 
 CONFIG = FinetuneConfig("condition", "ctrl")
@@ -86,3 +86,18 @@ def test_numbers_and_categories_are_labels():
     found = read_conditions(obs, replace(CONFIG, control=("0",)))
     assert found.control.tolist() == [True, False, False, True]
     assert np.asarray(found.labels).tolist() == ["0", "1", "2", "0"]
+
+
+def test_a_control_may_occur_only_in_combinations_or_be_named_by_one():
+    labels = ["NT+NT", "A+NT", "B"]
+    for control in ("NT", "NT+NT"):
+        found = conditions_of(labels, control=(control,))
+        assert found.control.tolist() == [True, False, False]
+        assert found.parts == {"A+NT": ("A",), "B": ("B",)}
+    with pytest.raises(DataError, match="so there are no control cells"):
+        conditions_of(["A+NT", "B"], control=("NT",))
+
+
+def test_a_label_is_not_both_control_and_excluded():
+    with pytest.raises(ConfigError, match="'ctrl' is named by --control and by --exclude"):
+        conditions_of(["ctrl", "A"], exclude=("ctrl",))
