@@ -124,4 +124,4 @@ def result_console(width: int = 120) -> "Console":
     """Return a console for tables on stdout, of a fixed width where stdout is not a terminal."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else width)
+    return Console(width=None if sys.stdout.isatty() else width, markup=False)
