@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from sckit.config.prepare import PrepareConfig
-from sckit.data.cell_stream import CellStream, StreamPosition
+from sckit.data.cell_stream import NOT_RECOVERED, CellStream, StreamPosition
 from sckit.data.filters import KEPT, GeneMoments, QualityRules, drop_counts, highly_variable
 from sckit.data.genes import GeneIndex, Vocabulary, join_genes, read_gene_list, vocabulary_hash
 from sckit.data.manifest import FORMAT, MANIFEST, VERSION, write_table
@@ -219,7 +219,13 @@ class Preparation:
 
     def _refuse_empty(self, lost: dict[str, int]) -> None:
         reasons = ", ".join(f"{n} {reason}" for reason, n in lost.items())
-        advice = "keep them with --assay any" if "cells of assay" in reasons else "loosen the filters"
+        advice = "give others"
+        if "cells of assay" in reasons:
+            advice = "keep them with --assay any"
+        elif NOT_RECOVERED in reasons:
+            advice = "give the totals with --totals"
+        elif any(word in reasons for word in ("fewer", "more", "outside")):
+            advice = "loosen the filters"
         raise DataError(f"No cell is left of {self._stream.n_cells}: {reasons}; {advice}.")
 
     def _say(self, position: StreamPosition, what: str) -> None:

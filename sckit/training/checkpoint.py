@@ -69,5 +69,6 @@ def _check_slots(slots: dict[int, dict[str, torch.Tensor]], optimiser: torch.opt
     for index, slot in slots.items():
         if not 0 <= index < len(parameters):
             raise ValueError(f"there is no parameter {index}")
-        if any(one.ndim and one.shape != parameters[index].shape for one in slot.values()):
-            raise ValueError(f"the moments of parameter {index} have another shape")
+        wanted = ((parameters[index].shape, torch.float32), (torch.Size(), torch.float32))
+        if any((one.shape, one.dtype) not in wanted for one in slot.values()):
+            raise ValueError(f"the moments of parameter {index} have another shape or type")

@@ -14,10 +14,14 @@ from sckit.errors import DataError
 NOT_EXPRESSION = "features that are not gene expression"
 OTHER_GENOME = "genes of another genome"
 
-_EXPRESSION = {"gene expression", "gex", "rna", "expression"}
+TYPE_COLUMNS = ("feature_types", "feature_type", "modality")
+"""Names of the column of types in a table of features."""
+
+_EXPRESSION = {"gene expression", "gex", "rna", "mrna", "gene", "expression"}
 _OTHER = {
     *("antibody capture", "crispr guide capture", "custom", "multiplexing capture", "antigen capture", "peaks"),
     *("adt", "hto", "atac", "protein", "chromatin accessibility", "vdj", "antibody-oligos"),
+    *("protein expression", "antibody", "surface protein", "hashtag", "sgrna", "guide", "sample tag"),
 }
 
 
@@ -51,6 +55,12 @@ def choose_features(
     return Chosen(lost, notes)
 
 
+def are_types(values: np.ndarray) -> bool:
+    """Return whether at least half of the values are known types of features."""
+    known = [value.strip().casefold() in _EXPRESSION | _OTHER for value in values]
+    return 2 * sum(known) >= max(len(known), 1)
+
+
 def choose_genome(genomes: list[str], genome: str | None, path: Path) -> str:
     """Return the genome that was asked for, or the only one. Raises `DataError` where there is no such choice."""
     known = ", ".join(genomes)
@@ -73,6 +83,8 @@ def _expression(types: np.ndarray, path: Path) -> tuple[np.ndarray, list[str]]:
         raise DataError(
             f"{path} has no features of the type 'Gene Expression': it has {shown}; give the file with gene counts."
         )
+    if "protein_coding" in plain:  # kinds of genes
+        return np.ones(len(types), dtype=bool), []
     return np.ones(len(types), dtype=bool), [
         f"{path} names no type 'Gene Expression' ({shown}), so all of its {len(types):,} features count as genes"
     ]

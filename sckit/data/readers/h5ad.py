@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from sckit.data.readers.features import choose_features
+from sckit.data.readers.features import TYPE_COLUMNS, choose_features
 from sckit.data.readers.hdf5 import Group, array, csr_rows, dataset, entries_before, group, is_array, readable, strings
 from sckit.data.readers.names import gene_table
 from sckit.data.readers.source import DENSE_VALUES, Source, nonzero_rows, other_matrices
@@ -37,7 +37,8 @@ class H5ad(Source):
             indptr = None if n_rows is None else entries_before(group(file, self.key), n_rows, path)
             remedy = _remedy(file, self.key, path)
         table = gene_table(var, path)
-        types, genomes = (strings(var[name]) if name in var else None for name in ("feature_types", "genome"))
+        types = next((strings(var[name]) for name in TYPE_COLUMNS if name in var), None)
+        genomes = strings(var["genome"]) if "genome" in var else None
         chosen = choose_features(types, genomes, table.ids, genome, path)
         super().__init__(path, table, obs, lost=chosen.lost, notes=chosen.notes)
         self.unit = f"layer {layer!r}" if layer else "raw" if raw else "X"

@@ -14,6 +14,7 @@ from sckit.kernels.counts_reference import TARGET_SUM
 
 _FEWEST = 20  # detected genes from which on the smallest value of a cell may be taken for a count of one
 _SAME = 1e-5  # relative difference up to which two smallest values are the same
+_SAME_SUM = 1e-4  # relative difference up to which sums of cells are the same
 _ROUNDING = 1e-6  # of a total that was computed
 _DISTANCE = 0.1  # of a recovered count from a whole number
 
@@ -31,6 +32,8 @@ def counts_from_log1p(
 ) -> Recovered:
     """Turn log1p(1e4 count / total) of C cells back into counts.
 
+    Without totals, the 1e4 may be another number, if the values of each cell add up to it: the file then has all genes.
+
     Without totals [C], the smallest value of a cell is taken for one count, if the cell has 20 values or more and its
     smallest occurs more than once. Raises `DataError` where a value does not come out as a whole number.
     """
@@ -39,10 +42,18 @@ def counts_from_log1p(
     scaled = np.expm1(values.astype(np.float64))
     cell = cell_of_entry(indptr)
     known = np.ones(len(cells), dtype=bool)
+    target = TARGET_SUM
     if totals is None:
-        totals, known = _totals_from_smallest(indptr, scaled)
-    counts = np.where(known[cell], scaled * totals[cell] / TARGET_SUM, 0.0)
+        target = _target_sum(cell, scaled, len(cells))
+        totals, known = _totals_from_smallest(indptr, scaled, target)
+    counts = np.where(known[cell], scaled * totals[cell] / target, 0.0)
     whole = np.rint(counts)
+    detected, ones = (np.bincount(cell[part], minlength=len(cells)) for part in (whole > 0, whole == 1))
+    if 2 * ((detected >= _FEWEST) & (ones == 0)).sum() > max((detected >= _FEWEST).sum(), 1):
+        raise DataError(
+            f"{path} has no count of one in most of its cells when its values are turned back: they are not log1p of "
+            "counts per 10,000, or the totals are of something else; give the right totals with --totals."
+        )
     wrong = np.abs(counts - whole) > _DISTANCE
     if wrong.any():
         entry = int(np.argmax(wrong))
@@ -70,7 +81,15 @@ def total_counts(obs: pd.DataFrame, column: str, path: Path) -> np.ndarray:
     return np.rint(totals).astype(np.int64)
 
 
-def _totals_from_smallest(indptr: np.ndarray, scaled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _target_sum(cell: np.ndarray, scaled: np.ndarray, n_cells: int) -> float:
+    """Return the number that the counts of every cell were made to add up to, 1e4 where they do not."""
+    sums = np.bincount(cell, scaled, minlength=n_cells)
+    sums = sums[sums > 0]
+    alike = len(sums) > 1 and np.ptp(sums) <= _SAME_SUM * sums.max()
+    return float(np.median(sums)) if alike else TARGET_SUM
+
+
+def _totals_from_smallest(indptr: np.ndarray, scaled: np.ndarray, target: float) -> tuple[np.ndarray, np.ndarray]:
     """Return the total [C] of each cell if its smallest value is one count, and whether that may be so."""
     positive = np.where(scaled > 0, scaled, np.inf)
     filled = np.flatnonzero(np.diff(indptr))
@@ -80,4 +99,4 @@ def _totals_from_smallest(indptr: np.ndarray, scaled: np.ndarray) -> tuple[np.nd
     detected = np.bincount(cell[scaled > 0], minlength=len(smallest))
     alike = np.bincount(cell[positive <= smallest[cell] * (1 + _SAME)], minlength=len(smallest))
     known = (detected >= _FEWEST) & (alike > 1)
-    return np.where(known, np.rint(TARGET_SUM / np.where(known, smallest, 1.0)), 0.0), known
+    return np.where(known, np.rint(target / np.where(known, smallest, 1.0)), 0.0), known

@@ -10,6 +10,7 @@ Each file may be gzipped.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -18,9 +19,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from sckit.data.readers.features import choose_features, choose_genome
+from sckit.data.readers.features import are_types, choose_features, choose_genome
 from sckit.data.readers.hdf5 import readable
-from sckit.data.readers.names import feature_table
+from sckit.data.readers.names import feature_table, mostly_numbers
 from sckit.data.readers.source import Source
 from sckit.data.readers.spool import CellSpool, Chunk
 from sckit.data.readers.text import check_first_entry, open_text, read_mtx_head, read_names
@@ -28,6 +29,7 @@ from sckit.data.views import Csr
 from sckit.errors import DataError
 
 _LINES_PER_CHUNK = 2**20
+_UNSPLIT = re.compile(r"\S*ENS[A-Z]*G\d{6,}\S*[;, ]+\S.*")
 
 
 class MtxFiles(NamedTuple):
@@ -54,7 +56,8 @@ class TenxMtx(Source):
             if files.symbols is not None:
                 more = read_names(files.symbols)[:1]
         with readable(files.barcodes):
-            barcodes = read_names(files.barcodes)[0]
+            lists = read_names(files.barcodes)
+            barcodes = next((column for column in lists if not mostly_numbers(column)), lists[0])
         with readable(files.matrix), open_text(files.matrix) as file:
             rows, columns, self._nonzeros = read_mtx_head(file, files.matrix)
             check_first_entry(file, files.matrix)
@@ -65,8 +68,14 @@ class TenxMtx(Source):
                 f"{files.matrix} is {rows} x {columns}, but {path} names {named[0]} features and {named[1]} barcodes; "
                 "it must have one row per feature and one column per barcode, and the lists no heading."
             )
+        columns_of_names = [names, *more]
+        at = next((i for i, column in enumerate(columns_of_names) if are_types(column)), 2)
+        types = columns_of_names.pop(at) if at < len(columns_of_names) > 1 else None
+        names, *more = columns_of_names
+        if not more and len([name for name in names if _UNSPLIT.fullmatch(name)]) * 2 >= len(names):
+            raise DataError(f"{files.features} has no tabs between its columns, as in {names[0]!r}; put them there.")
         table = feature_table(names, more[0] if more else names, path)
-        chosen = choose_features(more[1] if len(more) > 1 else None, None, table.ids, genome, path)
+        chosen = choose_features(types, None, table.ids, genome, path)
         super().__init__(path, table, pd.DataFrame(index=pd.Index(barcodes)), lost=chosen.lost, notes=chosen.notes)
         self.files = [file for file in files[:4] if isinstance(file, Path)]
         self._spool: CellSpool | None = None
@@ -94,7 +103,7 @@ class TenxMtx(Source):
                     yield lines[cell].to_numpy() - 1, lines[feature].to_numpy() - 1, lines["value"].to_numpy()
         if n_lines != self._nonzeros:
             raise DataError(
-                f"{self._matrix_path} is truncated: it promises {self._nonzeros} entries and has {n_lines}; "
+                f"{self._matrix_path} is truncated or corrupt: it promises {self._nonzeros} entries and has {n_lines}; "
                 "copy or export it again."
             )
 
@@ -105,6 +114,10 @@ def open_mtx(path: Path, *, genome: str | None = None) -> list[TenxMtx]:
         genomes = {folder.name: folder for folder in sorted(path.iterdir()) if folder.is_dir() and _matrices(folder)}
         if not genomes or set(genomes) & {"raw", "filtered"}:
             return []
+        if len(genomes) > 1 and not path.name.endswith("gene_bc_matrices"):
+            raise DataError(
+                f"{path} holds folders with matrices of their own ({', '.join(genomes)}); name each to read."
+            )
         path, genome = genomes[choose_genome(list(genomes), genome, path)], None  # as Cell Ranger 1 and 2 wrote it
     matrices = _matrices(path) if path.is_dir() else [path]
     return [
@@ -119,9 +132,11 @@ def _stem(matrix: Path) -> str:
 
 def _matrices(folder: Path) -> list[Path]:
     """List the matrices of a folder that stand for cells of their own: all those called matrix, else the only one."""
-    files = [*sorted(folder.glob("*.mtx.gz")), *sorted(folder.glob("*.mtx"))]
+    files = [*sorted(folder.glob("[!.]*.mtx.gz")), *sorted(folder.glob("[!.]*.mtx"))]
     found = {_stem(file): file for file in files if file.is_file()}  # the one that is not gzipped where there are both
-    for chosen in (sorted(stem for stem in found if "matrix" in stem), [s for s in found if s == "cells_x_genes"]):
+    called = sorted(stem for stem in found if "matrix" in stem)
+    with_own = sorted(stem for stem, file in found.items() if _own_lists(file))
+    for chosen in (called, [stem for stem in found if stem == "cells_x_genes"], with_own):
         if chosen:
             return [found[stem] for stem in chosen]
     if len(found) > 1:
@@ -138,6 +153,9 @@ def _with_lists(matrix: Path) -> MtxFiles:
         if genes and barcodes:
             return MtxFiles(matrix, genes, barcodes, _first(folder, [f"{front}.genes.names.txt"]), cells_first=True)
     before, word, behind = stem.rpartition("matrix")
+    own = _own_lists(matrix)
+    if own:
+        return MtxFiles(matrix, *own, None, cells_first=False)
     before, behind = (before, behind) if word else ("", "")
 
     def find(*words: str) -> Path:
@@ -150,6 +168,19 @@ def _with_lists(matrix: Path) -> MtxFiles:
         return file
 
     return MtxFiles(matrix, find("features", "genes"), find("barcodes"), None, cells_first=False)
+
+
+def _own_lists(matrix: Path) -> tuple[Path, Path] | None:
+    """Find lists whose name begins like that of a matrix that is not called matrix: GSM1_counts, GSM1_features."""
+    stem = _stem(matrix)
+    if "matrix" in stem:
+        return None
+    for at in sorted((i + 1 for i, sign in enumerate(stem) if sign in "_.-"), reverse=True):
+        features = _first(matrix.parent, [f"{stem[:at]}{word}.tsv" for word in ("features", "genes")])
+        barcodes = _first(matrix.parent, [f"{stem[:at]}barcodes.tsv"])
+        if features and barcodes:
+            return features, barcodes
+    return None
 
 
 def _first(folder: Path, names: list[str]) -> Path | None:

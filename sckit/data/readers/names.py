@@ -50,6 +50,12 @@ def mostly_numbers(names: np.ndarray) -> bool:
     return _mostly(_NUMBER, names)
 
 
+def are_names(names: np.ndarray) -> bool:
+    """Return whether the names tell genes apart: most are no numbers, and those that are there mostly differ."""
+    given = names[names != ""]
+    return not mostly_numbers(names) and 2 * len(set(given)) > len(given)
+
+
 def gene_table(var: pd.DataFrame, path: Path) -> GeneTable:
     """Find ids and symbols among the index and the columns of a `var` table.
 
@@ -64,7 +70,7 @@ def gene_table(var: pd.DataFrame, path: Path) -> GeneTable:
     index = strings(var.index)
     nothing = np.full(len(index), "", dtype=object)
     ids = next((names for names in [*in_ids, index] if mostly_ids(names)), nothing)
-    symbols = next((names for names in in_symbols if not mostly_numbers(names) and not mostly_ids(names)), nothing)
+    symbols = next((names for names in in_symbols if are_names(names) and not mostly_ids(names)), nothing)
     if not mostly_numbers(index):
         default = index
     elif ids is nothing and symbols is nothing:
@@ -95,7 +101,7 @@ def feature_table(ids: np.ndarray, symbols: np.ndarray, path: Path) -> GeneTable
     """
     if mostly_ids(symbols) and not mostly_ids(ids):
         ids, symbols = symbols, ids
-    if mostly_numbers(symbols):
+    if not are_names(symbols):
         symbols = ids
     if mostly_numbers(symbols):
         raise DataError(f"{path} names its genes {', '.join(symbols[:3])}, ..., which are numbers; give their names.")
@@ -105,9 +111,13 @@ def feature_table(ids: np.ndarray, symbols: np.ndarray, path: Path) -> GeneTable
 
 
 def genomes_of(ids: np.ndarray) -> np.ndarray:
-    """Return the genome in front of each id, "GRCh38" of GRCh38_ENSG00000141510, or "": [G] str."""
-    found = (_OF_GENOME.fullmatch(name) for name in ids)
-    return np.array([match[1] if match else "" for match in found], dtype=object)
+    """Return the genome in front of each id, "GRCh38" of GRCh38_ENSG00000141510, or "": [G] str.
+
+    More than five different beginnings are no genomes, but gene symbols or the like.
+    """
+    matches = (_OF_GENOME.fullmatch(name) for name in ids)
+    found = np.array([match[1] if match else "" for match in matches], dtype=object)
+    return found if len(set(found)) <= 6 else np.full(len(found), "", dtype=object)
 
 
 def without_genome(table: GeneTable) -> GeneTable:

@@ -100,9 +100,11 @@ def open_sample() -> Source:
 
 def parse_input(given: Path | str, options: ReadingConfig) -> tuple[Path, ReadingConfig]:
     """Split "FILE::layer=counts,genome=G" into the path and the options with these put in; "raw" alone means true."""
-    text, _, settings = str(given).partition("::")
-    if not settings or Path(given).exists():
+    ends = [at for at in range(len(str(given))) if str(given).startswith("::", at)]
+    if not ends or Path(given).exists():
         return Path(given), options
+    end = next((at for at in reversed(ends) if Path(str(given)[:at]).exists()), ends[0])  # a path may hold :: too
+    text, settings = str(given)[:end], str(given)[end + 2 :]
     own: dict[str, object] = {}
     for setting in settings.split(","):
         name, equals, value = setting.partition("=")
@@ -179,11 +181,19 @@ def _kind_of_h5(file: h5py.File, path: Path) -> str:
     )
 
 
+def is_anndata(path: Path) -> bool:
+    """Return whether a path is an .h5ad or .zarr."""
+    try:
+        return _kind(path) == "h5ad"
+    except DataError:
+        return False
+
+
 def read_anndata(path: Path) -> Any:
     """Read an .h5ad or .zarr with all that it holds, as AnnData; None for an input of another kind."""
     import anndata
 
-    if _kind(path) != "h5ad":
+    if not is_anndata(path):
         return None
     with readable(path):
         return anndata.read_h5ad(path) if path.is_file() else anndata.read_zarr(path)

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from sckit.data.readers.hdf5 import readable
+from sckit.data.readers.features import TYPE_COLUMNS, choose_features
+from sckit.data.readers.hdf5 import readable, strings
 from sckit.data.readers.names import gene_table
 from sckit.data.readers.source import DENSE_VALUES, Source, nonzero_rows, other_matrices
 from sckit.data.views import Csr, indptr_of
@@ -45,9 +46,11 @@ class Soma(Source):
         self._var_ids = var["soma_joinid"].to_numpy()
         obs = obs.set_index(next(name for name in _CELL_ID_COLUMNS if name in obs))
         var = var.set_index(next(name for name in _GENE_ID_COLUMNS if name in var), drop=False)
-        super().__init__(
-            path, gene_table(var.drop(columns="soma_joinid"), path), obs.drop(columns="soma_joinid", errors="ignore")
-        )
+        table = gene_table(var.drop(columns="soma_joinid"), path)
+        types = next((strings(var[name]) for name in TYPE_COLUMNS if name in var), None)
+        chosen = choose_features(types, None, table.ids, None, path)
+        obs = obs.drop(columns="soma_joinid", errors="ignore")
+        super().__init__(path, table, obs, lost=chosen.lost, notes=chosen.notes)
         self._width = int(self._var_ids[-1] - self._var_ids[0]) + 1  # of what is read of a dense matrix
         self._cells_at_most = min(_CELLS_PER_BLOCK, max(1, DENSE_VALUES // self._width) if dense else _CELLS_PER_BLOCK)
         self.unit = f"X layer {self._layer!r}"

@@ -153,7 +153,8 @@ class Source(ABC):
             row = int(np.argmax(own > outside))
             raise DataError(
                 f"Cell {obs.index[row]!r} of {self.path} has {own[row]:,} counts in the file and a total of "
-                f"{outside[row]:,} over all genes, which cannot be less; name the right column with --totals."
+                f"{outside[row]:,} over all genes, which cannot be less; "
+                + ("name the right column with --totals." if self.totals is not None else "its values are rounded.")
             )
         n_genes = np.diff(indptr) if self.n_genes is None else self.n_genes[cells]
         return CountsBlock(indptr, genes, counts, obs, own if outside is None else outside, n_genes, recovered)

@@ -60,11 +60,11 @@ def test_values_of_another_kind_are_refused(tmp_path, counts, dense):
         DataError, match=r"Cell 'cell0' .* is \d+\.\d+ counts at a total of .*: not log1p of whole counts"
     ):
         dense(*open_sources(f"{scaled}::from-log1p,totals=total"))
-    other_sum = write(tmp_path / "other.h5ad", counts, counts.sum(1) * 4)
+    other_sum = write(tmp_path / "other.h5ad", counts, counts.sum(1) * 4 + np.arange(N_CELLS))
     with pytest.raises(DataError, match="not log1p of whole counts"):
         dense(*open_sources(f"{write(tmp_path / 'plain.h5ad', counts + 0.3, counts.sum(1))}::from-log1p"))
     (source,) = open_sources(f"{other_sum}::from-log1p")
-    assert (next(source.blocks()).totals == counts.sum(1) * 4).all()
+    assert (next(source.blocks()).totals == counts.sum(1) * 4 + np.arange(N_CELLS)).all()
     small = write(tmp_path / "small.h5ad", counts, np.maximum(counts.sum(1) // 2, 1))
     with pytest.raises(DataError, match=r"counts in the file and a total of \d+ over all genes, which cannot be less"):
         dense(*open_sources(f"{small}::from-log1p"))
@@ -103,3 +103,17 @@ def test_two_logarithms_of_one_gene_are_refused(tmp_path, counts, dense):
     (source,) = open_sources(f"{path}::from-log1p,totals=total")
     with pytest.raises(DataError, match="two logarithms for one gene of one cell"):
         dense(source)
+
+
+def test_another_target_sum_is_seen_where_all_genes_are_there_and_refused_where_not(tmp_path, counts, dense):
+    whole = write(tmp_path / "median.h5ad", counts, counts.sum(1) * 1e4 / 500)  # each cell adds up to 500
+    (source,) = open_sources(f"{whole}::from-log1p")
+    np.testing.assert_array_equal(dense(source), counts)
+    np.testing.assert_array_equal(next(source.blocks()).totals, counts.sum(1))
+    totals = counts.sum(1) * 3
+    path = write(tmp_path / "subset.h5ad", counts, totals / 2)  # log1p of counts per 20,000
+    data = anndata.read_h5ad(path)
+    data.obs["total"] = totals
+    data.write_h5ad(path)
+    with pytest.raises(DataError, match="has no count of one in most of its cells"):
+        dense(*open_sources(f"{path}::from-log1p,totals=total"))

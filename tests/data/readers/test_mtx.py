@@ -181,7 +181,7 @@ def test_genomes_in_front_of_ids_are_asked_for_and_then_go(tmp_path, known, dens
         (["gene expression"] * 5, range(5), 0),
         (["NA"] * 5, range(5), 1),
         (["1", "1", "2", "X", "Y"], range(5), 1),
-        (["protein_coding", "lncRNA"] * 2 + [""], range(5), 1),
+        (["protein_coding", "lncRNA"] * 2 + [""], range(5), 0),
     ],
 )
 def test_types_of_features(tmp_path, known, dense, types, kept, notes):
@@ -244,3 +244,48 @@ def test_a_huge_line_of_a_small_gzipped_file_is_refused_unread(tmp_path, known, 
     (tmp_path / name).unlink()
     with pytest.raises(DataError, match=r"a line .* more than 131,072 characters"):
         dense(open_sources(tmp_path)[0])
+
+
+def test_lists_of_the_same_beginning_go_before_those_of_another_sample(tmp_path, known, dense):
+    write(tmp_path, known * 2)
+    write(tmp_path, known, **geo("GSM1_") | {"matrix": "GSM1_counts.mtx"})
+    (tmp_path / "features.tsv").write_text("".join(f"ENSG0000000009{i}\tother{i}\n" for i in range(N_GENES)))
+    (source,) = open_sources(tmp_path / "GSM1_counts.mtx")
+    np.testing.assert_array_equal(dense(source), known)
+    assert source.genes.symbols[0] == "gene0"
+    (tmp_path / "matrix.mtx").unlink()
+    (tmp_path / "._GSM2_matrix.mtx").write_bytes(b"\x00\x05")  # as macOS leaves them
+    write(tmp_path, known * 3, **geo("GSM3_") | {"matrix": "GSM3_counts.mtx"})
+    assert [source.path.name for source in open_sources(tmp_path)] == ["GSM1_counts.mtx", "GSM3_counts.mtx"]
+
+
+@pytest.mark.parametrize("order", [(1, 3), (0, 3), (3, 0, 1), (0, 3, 1), (1, 2)])
+def test_a_column_of_types_or_of_one_word_is_no_column_of_names(tmp_path, known, order):
+    write(tmp_path, known)
+    rows = [[f"ENSG0000000000{i}", f"gene{i}", "chr1", "Gene Expression"] for i in range(N_GENES)]
+    (tmp_path / "features.tsv").write_text("".join("\t".join(row[at] for at in order) + "\n" for row in rows))
+    (source,) = open_sources(tmp_path)
+    assert source.genes.symbols.tolist() == [rows[i][1 if 1 in order else 0] for i in range(N_GENES)]
+
+
+@pytest.mark.parametrize("separator", [";", ", ", " "])
+def test_names_that_are_not_separated_by_tabs_are_refused(tmp_path, known, separator):
+    write(tmp_path, known)
+    text = "".join(f"ENSG0000000000{i}{separator}gene{i}{separator}Gene\n" for i in range(N_GENES))
+    (tmp_path / "features.tsv").write_text(text)
+    with pytest.raises(DataError, match="has no tabs between its columns"):
+        open_sources(tmp_path)
+
+
+def test_numbers_before_barcodes_are_no_barcodes(tmp_path, known):
+    write(tmp_path, known)
+    (tmp_path / "barcodes.tsv").write_text("".join(f"{i}\tAAAC{i}-1\n" for i in range(N_CELLS)))
+    (source,) = open_sources(tmp_path)
+    assert source.obs.index[1] == "AAAC1-1"
+
+
+def test_folders_of_samples_are_no_genomes(tmp_path, known):
+    for name in ("S1", "S2"):
+        write(tmp_path / name, known)
+    with pytest.raises(DataError, match=r"holds folders with matrices of their own \(S1, S2\); name each"):
+        open_sources(tmp_path)

@@ -85,3 +85,15 @@ def test_the_only_genome_goes_and_of_two_both_stay():
 def test_ids_of_which_half_are_numbers_are_still_ids():
     table = feature_table(np.array(["1.5", "ENSG00000000100"], object), np.array(["A", "B"], object), Path("x.h5"))
     assert table.ids.tolist() == ["1.5", "ENSG00000000100"]
+
+
+@pytest.mark.parametrize(
+    "column", [{"gene": [True, True, False, True]}, {"features": ["variable"] * 4}, {"name": ["a", "b", "a", "b"]}]
+)
+def test_a_flag_or_kind_of_genes_does_not_take_the_place_of_their_names(column):
+    assert gene_table(pd.DataFrame(column, index=SYMBOLS), Path("x")).symbols.tolist() == SYMBOLS
+
+
+def test_many_different_beginnings_are_no_genomes():
+    names = texts([f"GENE{i}_ENSG0000000000{i}" for i in range(8)])
+    assert without_genome(GeneTable(names, names)).ids.tolist() == names.tolist()

@@ -172,7 +172,7 @@ def replace_text(name, old, new):
 
 
 BROKEN = {
-    "mtx-cut": (edited_mtx(cut_lines), r"matrix\.mtx is truncated: it promises 13 entries and has 11"),
+    "mtx-cut": (edited_mtx(cut_lines), r"matrix\.mtx is truncated or corrupt: it promises 13 entries and has 11"),
     "mtx-gzip-cut": (edited_mtx(cut_gzip), r"matrix\.mtx\.gz cannot be read: it is truncated"),
     "mtx-without-barcodes": (
         edited_mtx(lambda m: (m / "barcodes.tsv").unlink()),
