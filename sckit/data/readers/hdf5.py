@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from sckit.data.views import Csr
 from sckit.errors import DataError, SckitError
@@ -108,11 +109,8 @@ def strings(values: Any) -> np.ndarray:
     found = np.asarray(values, dtype=object)
     if all(type(value) is str for value in found):
         return found
-    text = [
-        value.decode() if isinstance(value, bytes) else "" if value is None or value != value else str(value)
-        for value in found
-    ]
-    return np.array(text, dtype=object)
+    text = [value.decode() if isinstance(value, bytes) else str(value) for value in found]
+    return np.where(pd.isna(found), "", np.array(text, dtype=object))
 
 
 def entries_before(matrix: Group, n_rows: int, path: Path) -> np.ndarray:

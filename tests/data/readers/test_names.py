@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from sckit.data.genes import bare_ids
+from sckit.data.readers.hdf5 import strings
 from sckit.data.readers.names import GeneTable, feature_table, gene_table, mostly_ids, without_genome
 from sckit.errors import DataError
 
@@ -97,3 +98,8 @@ def test_a_flag_or_kind_of_genes_does_not_take_the_place_of_their_names(column):
 def test_many_different_beginnings_are_no_genomes():
     names = texts([f"GENE{i}_ENSG0000000000{i}" for i in range(8)])
     assert without_genome(GeneTable(names, names)).ids.tolist() == names.tolist()
+
+
+def test_missing_values_of_every_kind_and_lists_become_text():
+    values = pd.Series([b"a", "b", None, np.nan, pd.NA, pd.NaT, 3, [1, 2], np.array([4, 5])], dtype=object)
+    assert strings(values).tolist() == ["a", "b", "", "", "", "", "3", "[1, 2]", "[4 5]"]
