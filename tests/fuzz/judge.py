@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 
 from sckit.config.prepare import PrepareConfig
@@ -95,10 +96,14 @@ def _prepare(case: Case, counts: np.ndarray) -> None:
 
 def texts(values: Iterable[Any]) -> list[str]:
     """Return names as text: bytes as UTF-8, missing ones as ""."""
-    return [
-        v.decode() if isinstance(v, bytes) else "" if v is None or v != v or str(v) == "<NA>" else str(v)
-        for v in (values.tolist() if hasattr(values, "tolist") else values)  # pyright: ignore
-    ]
+    return [_text(value) for value in (values.tolist() if hasattr(values, "tolist") else values)]  # pyright: ignore
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bytes):
+        return value.decode()
+    missing = value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and value != value)
+    return "" if missing else str(value)
 
 
 def dense(data: Any, indices: Any, indptr: Any, shape: tuple[int, int]) -> np.ndarray:
@@ -166,9 +171,10 @@ def _names_fault(found: Found, columns: dict[str, list[str]]) -> str | None:
         for front in fronts if len(fronts) == 1 else ():
             cut = re.compile(rf"{re.escape(front)}_+(?=.)", re.DOTALL)
             choices |= {
-                f"{key} cut": [cut.sub("", n, 1) if cut.match(n) else n for n in c] for key, c in columns.items()
+                f"{key} cut {front}": [cut.sub("", n, 1) if cut.match(n) else n for n in c]
+                for key, c in columns.items()
             }
-    looked_in = [column for name, column in choices.items() if name.removesuffix(" cut") in ID_COLUMNS]
+    looked_in = [column for name, column in choices.items() if name.split(" cut ")[0] in ID_COLUMNS]
     mostly = [c for c in looked_in if 2 * sum(ENSEMBL.fullmatch(n) is not None for n in c) >= len(c)]
     if any(found.ids) and found.ids not in choices.values():
         return f"ids {found.ids[:4]} are no column of the file"

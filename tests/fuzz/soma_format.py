@@ -157,6 +157,8 @@ def _edit(rng: np.random.Generator, parts: dict[str, Any]) -> str:
     table = pick(rng, ("obs", "var"))
     frame: pd.DataFrame = parts[table]
     entries: pd.DataFrame = parts["entries"]
+    if "soma_joinid" not in frame:
+        return f"{table}: no join ids already"
     texts_of = [name for name in frame.columns if frame[name].dtype == object]
     what = kind
     if kind == "labels" and texts_of:
