@@ -37,7 +37,7 @@ class CellSpool:
             if not 0 <= int(cells.min()) <= int(cells.max()) < n_cells:
                 wrong = cells.min() if cells.min() < 0 else cells.max()
                 raise ValueError(f"an entry names cell {int(wrong) + 1} of {n_cells}")
-            ordered = ordered and int(cells[0]) >= last_cell and bool((np.diff(cells) >= 0).all())
+            ordered = ordered and int(cells[0]) >= last_cell and bool((cells[1:] >= cells[:-1]).all())
             last_cell = int(cells[-1])
             per_cell += np.bincount(cells, minlength=n_cells)
             for file, part in ((self._cells, cells), (self._genes, genes), (self._values, values)):

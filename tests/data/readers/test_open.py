@@ -161,3 +161,13 @@ def test_a_filter_that_is_not_installed_is_named_with_its_package(tmp_path, know
     path.write_bytes(re.sub(re.escape(lzf) + rb"(?=.{0,16}lzf)", unknown, content, flags=re.DOTALL))
     with pytest.raises(DataError, match=r"HDF5 filter that is not installed .* `pip install hdf5plugin`"):
         list(open_sources(path)[0].blocks())
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint32, np.uint64, np.int16])
+def test_cell_numbers_of_any_type_are_put_in_order(tmp_path, known, dense, dtype):
+    data_of(scipy.sparse.csc_matrix(known.astype(np.float32))).write_h5ad(tmp_path / "x.h5ad")
+    with h5py.File(tmp_path / "x.h5ad", "r+") as file:
+        indices = file["X/indices"][:]
+        del file["X/indices"]
+        file["X/indices"] = indices.astype(dtype)
+    np.testing.assert_array_equal(dense(*open_sources(tmp_path / "x.h5ad")), known)
