@@ -158,7 +158,8 @@ class Store:
             raise DataError(f"{self.path / name} cannot be read ({error}); prepare the store again.") from error
         kinds = {name: pd.api.types.infer_dtype(table[name], skipna=False) for name in columns if name in table}
         wanted = {name: ("integer",) if name in NUMBERS else ("string", "categorical") for name in columns}
-        if len(table) != rows or not all(kinds.get(name) in wanted[name] for name in columns):
+        numbers = {table[name].dtype for name in columns if name in NUMBERS and name in table}
+        if len(table) != rows or numbers - {np.dtype(np.int64)} or any(kinds.get(n) not in wanted[n] for n in columns):
             raise DataError(f"{self.path / name} is not the table of this store; prepare it again.")
         return table
 
