@@ -102,6 +102,12 @@ def judge_obs(
     """
     reasons: list[str] = []
     codes = []
+    known = {str(label) for source in sources if "assay" in source.obs for label in source.obs["assay"].dropna()}
+    for label in [] if assay in ("10x", "any") else assay.split(","):
+        if known and _plain(label) not in map(_plain, known):
+            raise ConfigError(
+                f"--assay {label.strip()!r} is no assay of the inputs: {', '.join(map(repr, sorted(known)))}."
+            )
     for source, name in zip(sources, names, strict=True):
         own, own_reasons = assay_codes(source.obs, assay, name)
         reasons += [reason for reason in own_reasons if reason not in reasons]

@@ -194,7 +194,9 @@ class Preparation:
         for source in self._sources:
             yield source.dropped
         yield {
-            "genes that not every input has": sum(self._shared.lost[i] for i in self._used),
+            "genes that not every input has" if len(self._used) > 1 else "genes without a name": sum(
+                self._shared.lost[i] for i in self._used
+            ),
             "genes not chosen": len(self._shared) - len(vocabulary),
             "lines of the gene list that match no gene": self._lines_not_found,
         }

@@ -185,3 +185,9 @@ def test_whole_numbers_beside_missing_ones_are_labels_without_a_point():
     obs = pd.DataFrame({"donor": [1.0, None, 2.0], "dose": [0.5, 1.0, None]})
     assert group_values(obs, "donor").tolist() == ["1", "", "2"]
     assert group_values(obs, "dose").tolist() == ["0.5", "1.0", ""]
+
+
+def test_an_assay_that_no_input_has_is_named():
+    source = FakeSource(pd.DataFrame({"assay": ["10x 3' v3", "Drop-seq"]}))
+    with pytest.raises(ConfigError, match=r"--assay 'typo' is no assay of the inputs: .*'Drop-seq'"):
+        judge_obs([source], ["x"], source.obs, assay="10x 3' v3,typo", obs_filter=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -91,9 +92,17 @@ def _open(path: Path) -> Iterator[Group]:
 
     for name in (".zarray", ".zmetadata", "zarr.json"):
         for file in path.rglob(name):
-            if b"pickle" in file.read_bytes():
+            if _names_pickle(json.loads(file.read_bytes())):
                 raise DataError(f"{path} holds pickled objects, which could run any code; write it without them.")
     yield zarr.open_group(path, mode="r")
+
+
+def _names_pickle(document: Any) -> bool:
+    """Return whether metadata of zarr name the codec that unpickles objects, in whatever depth."""
+    if isinstance(document, dict):
+        codec = next((str(document[key]) for key in ("id", "name") if key in document), "")
+        return codec.rpartition(".")[2] == "pickle" or any(map(_names_pickle, document.values()))
+    return isinstance(document, list) and any(map(_names_pickle, document))
 
 
 def _matrix_key(file: Group, path: Path, *, layer: str | None, raw: bool) -> tuple[str, str]:

@@ -160,6 +160,8 @@ class Source(ABC):
         return CountsBlock(indptr, genes, counts, obs, own if outside is None else outside, n_genes, recovered)
 
     def _whole_counts(self, values: np.ndarray, indptr: np.ndarray, cells: Sequence[Any] | pd.Index) -> np.ndarray:
+        if values.dtype.kind not in "iufb":
+            raise DataError(f"{self.path} holds values of the type {values.dtype} in {self.unit}; counts are numbers.")
         values = values.astype(np.float32) if values.dtype == np.float16 else values  # which cannot hold the bound
         good = (values >= 0) & (values <= LARGEST_COUNT)  # NaN is neither
         if values.dtype.kind == "f":

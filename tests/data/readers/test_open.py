@@ -46,9 +46,8 @@ def test_zarr_with_pickled_objects_is_refused(tmp_path, known):
     data_of(known.astype(np.float32)).write_zarr(tmp_path / "x.zarr")
     metadata = {"zarr_format": 2, "shape": [1], "chunks": [1], "dtype": "|O", "fill_value": None, "order": "C"}
     (tmp_path / "x.zarr" / "obs" / "bad").mkdir()
-    (tmp_path / "x.zarr" / "obs" / "bad" / ".zarray").write_text(
-        json.dumps(metadata | {"compressor": None, "filters": [{"id": "pickle", "protocol": 5}]})
-    )
+    text = json.dumps(metadata | {"compressor": None, "filters": [{"id": "pickle", "protocol": 5}]})
+    (tmp_path / "x.zarr" / "obs" / "bad" / ".zarray").write_text(text.replace("pickle", "\\u0070ickle"))
     with pytest.raises(DataError, match="pickled objects, which could run any code"):
         open_sources(tmp_path / "x.zarr")
 
@@ -171,3 +170,21 @@ def test_cell_numbers_of_any_type_are_put_in_order(tmp_path, known, dense, dtype
         del file["X/indices"]
         file["X/indices"] = indices.astype(dtype)
     np.testing.assert_array_equal(dense(*open_sources(tmp_path / "x.h5ad")), known)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_column_called_pickled_is_a_column(tmp_path, known, dense):
+    data = data_of(known.astype(np.float32))
+    data.obs["pickled"] = "no"
+    data.write_zarr(tmp_path / "x.zarr")
+    np.testing.assert_array_equal(dense(*open_sources(tmp_path / "x.zarr")), known)
+
+
+def test_complex_values_are_no_counts(tmp_path, known, dense):
+    data_of(known.astype(np.float32)).write_h5ad(tmp_path / "x.h5ad")
+    with h5py.File(tmp_path / "x.h5ad", "r+") as file:
+        del file["X"]
+        file["X"] = known.astype(np.complex64)
+        file["X"].attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+    with pytest.raises(DataError, match="values of the type complex64 in X; counts are numbers"):
+        dense(*open_sources(tmp_path / "x.h5ad"))
