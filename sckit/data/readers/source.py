@@ -68,7 +68,9 @@ class Source(ABC):
         self.files: Sequence[Path] = (path,)
         """All that is read, for noticing changes."""
         self.genes = without_genome(GeneTable(features.ids[keep], features.symbols[keep]))
-        self.obs = obs
+        # pandas cannot take rows of numbers in the byte order of other machines
+        swapped = {name: kind for name, kind in obs.dtypes.items() if getattr(kind, "byteorder", "=") == ">"}
+        self.obs = obs.astype({name: np.dtype(str(kind)).newbyteorder("=") for name, kind in swapped.items()})
         self.notes = list(notes)
         """Sentences on what looks odd in the file."""
         self.dropped = {reason: int(mask.sum()) for reason, mask in lost.items() if mask.any()}

@@ -188,3 +188,17 @@ def test_complex_values_are_no_counts(tmp_path, known, dense):
         file["X"].attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
     with pytest.raises(DataError, match="values of the type complex64 in X; counts are numbers"):
         dense(*open_sources(tmp_path / "x.h5ad"))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_numbers_in_another_byte_order_are_labels_like_others(tmp_path, known):
+    data = data_of(known.astype(np.float32))
+    data.obs["age"] = np.arange(N_CELLS)
+    data.write_h5ad(tmp_path / "x.h5ad")
+    with h5py.File(tmp_path / "x.h5ad", "r+") as file:
+        attributes = dict(file["obs/age"].attrs)
+        del file["obs/age"]
+        file["obs/age"] = np.arange(N_CELLS, dtype=">i4")
+        file["obs/age"].attrs.update(attributes)
+    store = prepare([tmp_path / "x.h5ad"], tmp_path / "x.sckit")
+    assert store.obs["age"].tolist() == [i for i in range(N_CELLS) if known[i].any()]
