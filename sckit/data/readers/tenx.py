@@ -21,7 +21,13 @@ _IDS, _SYMBOLS = ("gene_id", "id", "genes"), ("gene_name", "name", "gene_names")
 
 def genome_groups(file: h5py.File) -> list[str]:
     """List the genomes in a file of Cell Ranger 1 or 2, which keeps one matrix per genome, damaged ones among them."""
-    parts = {name: {"barcodes", "indptr"} & set(item) for name, item in file.items() if isinstance(item, h5py.Group)}
+    parts: dict[str, set[str]] = {}
+    for name in map(str, file):
+        item = file.get(name)
+        if isinstance(item, h5py.Group):
+            parts[name] = {"barcodes", "indptr"} & set(item)
+        elif item is None:  # it cannot be opened, and may have been a genome
+            parts[name] = {"barcodes"}
     return [name for name, own in parts.items() if own] if any(len(own) == 2 for own in parts.values()) else []
 
 

@@ -244,3 +244,8 @@ def test_a_damaged_genome_is_not_passed_over(tmp_path, known, open_source):
         open_source(path)
     with pytest.raises(DataError, match="lacks a part that its kind of file has"):
         open_source(path, genome="mm10")
+    with h5py.File(path, "a") as file:
+        del file["mm10"]
+        file["mm10"] = h5py.SoftLink("/nowhere")
+    with pytest.raises(DataError, match=r"holds 2 genomes \(GRCh38, mm10\)"):
+        open_source(path)
