@@ -75,8 +75,8 @@ def _lines(file: IO[str]) -> Iterator[str]:
 def _columns(rows: Iterable[list[str]], path: Path) -> list[list[str]]:
     columns: list[list[str]] = []
     for row in rows:
-        if not row or (len(row) == 1 and not row[0].strip()):
-            continue  # an empty line
+        if not row or (len(row) == 1 and row[0] and not row[0].strip()):
+            continue  # a line of nothing or of spaces; one of two quotes is an empty name
         columns = columns or [[] for _ in row]
         if len(row) != len(columns):
             raise DataError(
