@@ -109,7 +109,7 @@ class Store(Cells):
         for name, (mine, other) in wanted.items():
             if mine != texts(other):
                 return f"{name} {mine[:3]} are not {texts(other)[:3]}"
-        if ours.totals.tolist() != [float(v) for v in obs["total_counts"]]:
+        if ours.totals.tolist() != [int(v) for v in obs["total_counts"]]:
             return "totals are not those of the table"
         for name in ours.source.obs.columns:
             if texts(ours.source.obs[name].astype(object)) != texts(obs[name].astype(object)):

@@ -141,7 +141,8 @@ def cells_fault(found: Found, table: Table, options: dict[str, Any]) -> str | No
         return "totals are not the sums of the counts"
     if table.totals is not None and found.totals.tolist() != [round(total) for total in table.totals]:
         return "totals are not those of the column"
-    return _names_fault(found, {name: [column[i] for i in kept] for name, column in table.names.items()})
+    of_ids = [name for name, column in table.names.items() if name in ID_COLUMNS and _holds_ids(column)]
+    return _names_fault(found, {name: [column[i] for i in kept] for name, column in table.names.items()}, of_ids)
 
 
 def _kept(table: Table, genome: str | None) -> list[int]:
@@ -163,7 +164,12 @@ def _front(name: str) -> str:
     return found[1] if found else ""
 
 
-def _names_fault(found: Found, columns: dict[str, list[str]]) -> str | None:
+def _holds_ids(column: list[str]) -> bool:
+    """Return whether at least half of the names are ids, with or without a genome in front."""
+    return 2 * sum(bool(ENSEMBL.fullmatch(name) or _front(name)) for name in column) >= len(column)
+
+
+def _names_fault(found: Found, columns: dict[str, list[str]], of_ids: list[str]) -> str | None:
     """Say which name is not the file's: ids are one column, symbols one column with gaps filled from the others."""
     choices = dict(columns)
     for column in columns.values():
@@ -174,13 +180,9 @@ def _names_fault(found: Found, columns: dict[str, list[str]]) -> str | None:
                 f"{key} cut {front}": [cut.sub("", n, 1) if cut.match(n) else n for n in c]
                 for key, c in columns.items()
             }
-    looked_in = [column for name, column in choices.items() if name.split(" cut ")[0] in ID_COLUMNS]
-    mostly = [c for c in looked_in if 2 * sum(ENSEMBL.fullmatch(n) is not None for n in c) >= len(c)]
     if any(found.ids) and found.ids not in choices.values():
         return f"ids {found.ids[:4]} are no column of the file"
-    if not any(found.ids) and mostly:
-        return "ids are missing although a column holds them"
-    if mostly and found.ids not in mostly:
+    if of_ids and found.ids not in [column for name, column in choices.items() if name.split(" cut ")[0] in of_ids]:
         return f"ids {found.ids[:4]} are not the column of ids"
     for main in choices.values():
         if all(

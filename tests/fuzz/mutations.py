@@ -235,7 +235,7 @@ def change_lines(rng: np.random.Generator, lines: list[bytes]) -> tuple[list[byt
             "trailing tab": body[at] + b"\t",
             "trailing spaces": body[at] + b"  ",
             "comment": b"# a remark\n" + body[at],
-            "long line": body[at] * 2000,
+            "long line": body[at] * (2000 if len(body[at]) < 1000 else 2),
             "bom inside": b"\xef\xbb\xbf" + body[at],
         }[kind]
     end = {"crlf": b"\r\n", "cr": b"\r"}.get(kind, b"\n")

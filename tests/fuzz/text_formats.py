@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 import re
 from pathlib import Path
 from typing import Any
@@ -40,8 +42,7 @@ class Mtx(Cells):
             features, barcodes = (matrix.replace("matrix.mtx", name) for name in ("features.tsv", "barcodes.tsv"))
         case = Case(folder / "sample", edits=made.odd)
         n_fields = 1 if layout == "kallisto" else pick(rng, (1, 2, 3, 3, 3)) if layout != "old" else 2
-        genomes = {name.split("_")[0] for name in made.ids if "_" in name}
-        if len(genomes) > 1:
+        if any(name.startswith("mm10_ENSG") for name in made.ids):
             case.options = {"genome": "GRCh38"}
         counts = made.counts if layout == "kallisto" else made.counts.T
         columns = [made.ids, made.symbols, made.types][:n_fields]
@@ -79,15 +80,15 @@ class Mtx(Cells):
         matrix = _only(files, r".*\.mtx(\.gz)?")
         features, barcodes = _only(files, r".*(features\.tsv|genes\.tsv|\.genes\.txt)(\.gz)?"), None
         barcodes = _only(files, r".*barcodes\.(tsv|txt)(\.gz)?")
-        rows = [line.split("\t") for line in _lines(features)]
-        cells = [_unquoted(line.split("\t")[0]) for line in _lines(barcodes)]
+        rows = _rows(features)
+        cells = [row[0] for row in _rows(barcodes)]
         if len({len(row) for row in rows}) != 1:
             msg = "ragged"
             raise Refused(msg)
-        columns = {str(i): [_unquoted(row[i]) for row in rows] for i in range(len(rows[0]))}
+        columns = {str(i): [row[i] for row in rows] for i in range(len(rows[0]))}
         types = columns.pop("2", None)
         for names in [file for file in files if re.fullmatch(r".*\.genes\.names\.txt(\.gz)?", file.name)]:
-            columns["1"] = [_unquoted(line.split("\t")[0]) for line in _lines(names)]
+            columns["1"] = [row[0] for row in _rows(names)]
         counts, instead = _matrix(matrix)
         if "cells_x_genes" not in matrix.name and counts.shape == (len(rows), len(cells)):
             counts = counts.T
@@ -106,11 +107,11 @@ def _matrix(path: Path) -> tuple[np.ndarray, str | None]:
                 msg = "no plain lines"
                 raise Refused(msg)
         with _opened(path) as file:
-            found: Any = scipy.io.mmread(file)
+            found: Any = scipy.io.mmread(io.BytesIO(file.read()))
         return np.asarray(found.toarray() if hasattr(found, "toarray") else found, dtype=np.float64), None
     except Exception as error:
         with _opened(path) as file:
-            lines = file.read().decode("utf-8-sig").splitlines()
+            lines = file.read().decode("utf-8-sig").replace("\ufeff", "").splitlines()
         body = [line.split() for line in lines[1:] if line.strip() and not line.lstrip().startswith("%")]
         rows, columns, entries = map(int, body[0])
         if len(body) != entries + 1 or any(len(fields) != 3 for fields in body) or rows * columns > 10**6:
@@ -217,15 +218,15 @@ def _opened(path: Path):
     return gzip.open(path) if zipped else path.open("rb")
 
 
-def _lines(path: Path) -> list[str]:
+def _rows(path: Path) -> list[list[str]]:
+    """Return the fields of each line; by the rules of CSV only where there are quotes, within which lines may end."""
     with _opened(path) as file:
-        text = file.read().decode("utf-8-sig")
-    lines = re.split("\r\n|\n|\r", text)
-    lines = [line for line in lines if "\t" in line or line.strip()]
-    if lines and all(re.fullmatch(r'"[^"]*\t[^"]*"', line) for line in lines):
-        lines = [line[1:-1] for line in lines]
-    return lines
-
-
-def _unquoted(name: str) -> str:
-    return name[1:-1].replace('""', '"') if len(name) > 1 and name[0] == name[-1] == '"' else name
+        text = re.sub("\r\n?", "\n", file.read().decode("utf-8-sig"))
+    if '"' in text:
+        rows = list(csv.reader(io.StringIO(text), delimiter="\t", strict=True))
+    else:
+        rows = [line.split("\t") for line in text.split("\n")]
+    rows = [row for row in rows if len(row) > 1 or (row and (row[0].strip() or ('"' in text and not row[0])))]
+    if rows and all(len(row) == 1 and "\t" in row[0] for row in rows):  # quotes around whole lines
+        rows = [row[0].split("\t") for row in rows]
+    return rows
