@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +27,7 @@ def plan(rng: np.random.Generator) -> tuple[int, bool]:
     return pick(rng, [(0, False)] + [(1, False)] * 10 + [(2, False)] * 3 + [(3, False)] + [(0, True)] * 4 + [(1, True)])
 
 
-class Cells:
+class Cells(ABC):
     """What the formats of cells have in common."""
 
     name = ""
@@ -35,9 +36,9 @@ class Cells:
         """Read with sckit."""
         return read_cells(case)
 
+    @abstractmethod
     def theirs(self, case: Case) -> Any:
         """Read without sckit."""
-        raise NotImplementedError
 
     def fault(self, ours: Found, theirs: Table, case: Case) -> str | None:
         """Say what sckit has wrong."""
