@@ -15,3 +15,9 @@ class ConfigError(SckitError):
     """An option is outside its range or contradicts another one."""
 
     exit_code = 2
+
+
+def said(error: Exception) -> str:
+    """Return what an error of a library says, in one line of bearable length."""
+    text = " ".join(str(error).split()).strip("'\"").rstrip(".")
+    return text if len(text) <= 200 else text[:200] + "..."

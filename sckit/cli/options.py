@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sckit.config.options import Option, options, sentences
-from sckit.errors import SckitError
+from sckit.errors import SckitError, said
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -82,11 +82,10 @@ def _failed(error: Exception, *, debug: bool) -> typer.Exit:
     if isinstance(error, SckitError):
         typer.echo(f"Error: {error}", err=True)
         return typer.Exit(error.exit_code)
-    what = " ".join(str(error).split())[:300]
     if isinstance(error, OSError) and error.strerror:
         typer.echo(f"Error: {error.filename or 'a file'} cannot be used: {error.strerror}.", err=True)
     else:
-        typer.echo(f"Error: this was not foreseen: {type(error).__name__}: {what}.", err=True)
+        typer.echo(f"Error: this was not foreseen: {type(error).__name__}: {said(error)}.", err=True)
         typer.echo("To report it, run the same command with --debug and send all of its output.", err=True)
     return typer.Exit(1)
 

@@ -176,7 +176,7 @@ def group_values(obs: pd.DataFrame, column: str) -> np.ndarray:
         hint = f"; did you mean {close[0]!r}?" if close else "."
         raise ConfigError(f"there is no column {column!r} in obs; it has {', '.join(map(repr, known))}{hint}")
     values = obs[column]
-    if values.dtype.kind == "f" and not np.any(values.dropna().to_numpy() % 1):  # whole numbers beside missing ones
+    if values.dtype.kind == "f" and not np.any(values.dropna().to_numpy() % 1):  # whole numbers with gaps
         values = values.astype("Int64")
     return np.where(values.isna(), "", values.astype(str)).astype(str)
 
@@ -198,15 +198,19 @@ def choose_labels(
             label = missing[0] if 0 < len(missing) < len(parts) else value
             known = sorted(present - {""})
             close = get_close_matches(label, known, 1)
-            shown = ", ".join(map(repr, known[:20])) + (", ..." if len(known) > 20 else "")
             raise ConfigError(
-                f"{option} {label!r} is not in {column}, which has {shown}"
+                f"{option} {label!r} is not in {column}, which has {in_quotes(known)}"
                 f"{f'; did you mean {close[0]!r}?' if close else '.'}"
             )
         if whole is None:
             notes.append(f"no cell has the label {value!r}, so {option} means the labels {', '.join(map(repr, parts))}")
         chosen += parts if whole is None else [whole]
     return list(dict.fromkeys(chosen)), notes
+
+
+def in_quotes(labels: Sequence[str]) -> str:
+    """Return labels for a message, the first twenty."""
+    return ", ".join(map(repr, labels[:20])) + (", ..." if len(labels) > 20 else "")
 
 
 def cell_names(obs: pd.DataFrame) -> np.ndarray:

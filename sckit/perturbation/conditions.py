@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from sckit.config import FinetuneConfig
-from sckit.data import choose_labels, group_values
+from sckit.data import choose_labels, group_values, in_quotes
 from sckit.errors import ConfigError, DataError
 
 _MISSING = {"", "nan", "none", "na", "n/a", "<na>", "null"}
@@ -61,11 +61,11 @@ def read_conditions(obs: pd.DataFrame, config: FinetuneConfig) -> Conditions:
     }
     if not parts:
         raise DataError(
-            f"{config.condition} has no condition but {_shown(sorted(combined))}; there is nothing to compare."
+            f"{config.condition} has no condition but {in_quotes(sorted(combined))}; there is nothing to compare."
         )
     is_control = np.isin(labels, controls)
     if not is_control.any():
-        raise DataError(f"no cell of {config.condition} has only {_shown(control)}, so there are no control cells.")
+        raise DataError(f"no cell of {config.condition} has only {in_quotes(control)}, so there are no control cells.")
     left_out = np.isin(labels, ["", *excluded])
     return Conditions(labels, is_control, left_out, parts, [*notes, *told, *more, *_hints(parts, controls, config)])
 
@@ -83,7 +83,7 @@ def _hints(parts: dict[str, tuple[str, ...]], controls: list[str], config: Finet
     hints = []
     if alike:
         hints.append(
-            f"{_shown(alike)} in {config.condition} may be controls too, but count as perturbations; if they are "
+            f"{in_quotes(alike)} in {config.condition} may be controls too, but count as perturbations; if they are "
             f"controls, give --control {alike[0]!r} as well"
         )
     known = {*parts, *controls}
@@ -100,7 +100,3 @@ def _hints(parts: dict[str, tuple[str, ...]], controls: list[str], config: Finet
             f"--separator {separator!r}"
         )
     return hints
-
-
-def _shown(labels: list[str]) -> str:
-    return ", ".join(map(repr, labels[:20])) + (", ..." if len(labels) > 20 else "")

@@ -7,7 +7,7 @@ import pandas as pd
 from rich.console import Console
 
 from sckit.evaluation.evaluate import Evaluation
-from sckit.report.files import BESIDE, clean, save_report
+from sckit.report.files import OUTSIDE, clean, save_report
 from sckit.report.text import at, is_number, number, titled_table, with_interval
 
 _COLOURS = {
@@ -122,7 +122,7 @@ def _sweep(table: pd.DataFrame) -> Any:
             depth = "full-depth target" if target == "full" else "half-depth target"
             axis.set(xlabel="share of the values hidden", ylabel=title, title=f"{title}, {depth}")
         handles, labels = line[0].get_legend_handles_labels()  # this panel has the replicate's lines too
-        line[1].legend(handles, labels, **BESIDE)
+        line[1].legend(handles, labels, **OUTSIDE)
     return figure
 
 

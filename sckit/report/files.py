@@ -7,7 +7,7 @@ import pandas as pd
 
 from sckit.files import replacing, write_json
 
-BESIDE = {"loc": "center left", "bbox_to_anchor": (1.02, 0.5), "frameon": False, "fontsize": 8}
+OUTSIDE = {"loc": "center left", "bbox_to_anchor": (1.02, 0.5), "frameon": False, "fontsize": 8}
 """Place of a legend to the right of a panel."""
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 from sckit.config.finetune import ARMS
 from sckit.metrics import METRICS
 from sckit.perturbation.summary import Finetuned
-from sckit.report.files import BESIDE, clean
+from sckit.report.files import OUTSIDE, clean
 from sckit.report.text import at, is_number, revealed_text, share_name
 
 _COLOURS = {
@@ -45,7 +45,7 @@ def finetuned_figure(result: Finetuned) -> Any:
         for panel in panels[1:]:
             handles |= {label: handle for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
         names = [name for name in [*result.predictors, "ceiling"] if name in handles]
-        panels[-1].legend([handles[name] for name in names], names, **BESIDE)
+        panels[-1].legend([handles[name] for name in names], names, **OUTSIDE)
     seeds = f"{result.seeds} seed{'s' * (result.seeds != 1)}"
     figure.suptitle(f"{result.task}, {result.split.replace('context', 'covariate')}, {seeds}", fontsize=11)
     return figure

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from sckit.errors import DataError
+from sckit.errors import DataError, said
 from sckit.files import replacing_folder
 from sckit.model.transformer import Model
 
@@ -48,9 +48,8 @@ def load_checkpoint(run: Path, model: Model, optimiser: torch.optim.Optimizer) -
             msg = "state.json is no state"
             raise ValueError(msg)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise DataError(
-            f"the checkpoint {whole[-1]} is damaged ({reason}); remove it to start from the one before."
+            f"the checkpoint {whole[-1]} is damaged ({said(error)}); remove it to start from the one before."
         ) from error
     return state
 

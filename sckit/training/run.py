@@ -23,7 +23,7 @@ from sckit.data.manifest import MANIFEST
 from sckit.data.split import HELD_OUT
 from sckit.data.store import Store, open_store
 from sckit.data.views import CountsView, CutView
-from sckit.errors import ConfigError, DataError
+from sckit.errors import ConfigError, DataError, said
 from sckit.files import checksum, flush, matches, replacing, write_json, write_text
 from sckit.model.closed_forms import ClosedForms, fit_closed_forms
 from sckit.model.transformer import Model, without_warm_start
@@ -83,9 +83,8 @@ class Run:
             model = Model(shape, self.forms)
             load_weights(model, weights)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, ConfigError) as error:
-            reason = " ".join(str(error).split())[:200]
             raise DataError(
-                f"the run {self.path} has no whole model ({reason}); go on with --resume {self.path}."
+                f"the run {self.path} has no whole model ({said(error)}); go on with --resume {self.path}."
             ) from error
         return model.to(device).eval()
 
@@ -211,7 +210,7 @@ def open_run(path: Path) -> Run:
         _check_setting(genes, forms, split, vocabulary)
         return Run(path, config, genes, forms, split, vocabulary)
     except Exception as error:  # of numpy, pandas, safetensors and tomllib, which have many kinds
-        raise DataError(f"the run {path} is damaged ({' '.join(str(error).split())[:200]}); train again.") from error
+        raise DataError(f"the run {path} is damaged ({said(error)}); train again.") from error
 
 
 def _array(path: Path) -> np.ndarray:

@@ -78,7 +78,7 @@ def test_labels_with_commas_are_held_out(data, tmp_path):
     assert "no cell has the label 'B cell,NK', so --hold-out means the labels 'B cell', 'NK'" in result.stderr
 
 
-def test_what_nobody_foresaw_is_one_line_with_the_way_to_report_it(data, tmp_path, monkeypatch):
+def test_what_is_not_foreseen_is_one_line_with_the_way_to_report_it(data, tmp_path, monkeypatch):
     def fail(*_, **__):
         msg = "by zero"
         raise ZeroDivisionError(msg)

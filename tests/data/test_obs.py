@@ -181,7 +181,7 @@ def test_a_repeated_name_gets_a_number_that_no_other_cell_has():
     assert unique_names(["A", "A", "A#2", "B", "A"]).tolist() == ["A", "A#3", "A#2", "B", "A#4"]
 
 
-def test_whole_numbers_beside_missing_ones_are_labels_without_a_point():
+def test_whole_numbers_with_gaps_are_labels_without_a_point():
     obs = pd.DataFrame({"donor": [1.0, None, 2.0], "dose": [0.5, 1.0, None]})
     assert group_values(obs, "donor").tolist() == ["1", "", "2"]
     assert group_values(obs, "dose").tolist() == ["0.5", "1.0", ""]

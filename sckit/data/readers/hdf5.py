@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from sckit.data.views import Csr
-from sckit.errors import DataError, SckitError
+from sckit.errors import DataError, SckitError, said
 
 with suppress(ImportError):  # registers more compression filters where it is installed
     import hdf5plugin  # noqa: F401  # pyright: ignore[reportMissingImports]
@@ -36,38 +36,28 @@ def readable(path: Path) -> Iterator[None]:
     except MemoryError as error:
         raise DataError(f"{path} names sizes that do not fit into memory; it is corrupt, or too large.") from error
     except KeyError as error:
-        raise DataError(f"{path} lacks a part that its kind of file has ({_said(error)}); export it again.") from error
+        raise DataError(f"{path} lacks a part that its kind of file has ({said(error)}); export it again.") from error
     except OSError as error:
         if error.errno == errno.ENOSPC:  # what is read column by column or as text is put in order on disk first
             folder = tempfile.gettempdir()
             raise DataError(f"{folder} is full while {path} is put in order; set TMPDIR to a larger disk.") from error
         if "not registered" in str(error) or "plugin" in str(error) or "not available" in str(error):
             raise DataError(
-                f"{path} is compressed with an HDF5 filter that is not installed ({_said(error)}); "
+                f"{path} is compressed with an HDF5 filter that is not installed ({said(error)}); "
                 "`pip install hdf5plugin` brings the usual ones."
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM):
             raise DataError(f"{path} must not be read ({error.strerror}); change its permissions.") from error
-        raise DataError(
-            f"{path} cannot be read: it is truncated or corrupt ({_said(error)}); copy it again."
-        ) from error
+        raise DataError(f"{path} cannot be read: it is truncated or corrupt ({said(error)}); copy it again.") from error
     except (EOFError, zlib.error) as error:
-        raise DataError(
-            f"{path} cannot be read: it is truncated or corrupt ({_said(error)}); copy it again."
-        ) from error
+        raise DataError(f"{path} cannot be read: it is truncated or corrupt ({said(error)}); copy it again.") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} holds bytes that are not UTF-8 text ({_said(error)}); export it again.") from error
+        raise DataError(f"{path} holds bytes that are not UTF-8 text ({said(error)}); export it again.") from error
     except Exception as error:  # of h5py, zarr, anndata, pandas, tiledbsoma, each with kinds of its own
         kind = type(error).__name__
         raise DataError(
-            f"{path} is not in a form that is known here ({kind}: {_said(error)}); export it again."
+            f"{path} is not in a form that is known here ({kind}: {said(error)}); export it again."
         ) from error
-
-
-def _said(error: Exception) -> str:
-    """Return what an error of a library says, in one line of bearable length."""
-    text = " ".join(str(error).split()).strip("'\"").rstrip(".")
-    return text if len(text) <= 200 else text[:200] + "..."
 
 
 def is_array(node: Any) -> bool:

@@ -132,8 +132,8 @@ def _inside(path: Path) -> tuple[Path, list[str]]:
         )
         if filtered or raw:
             found = (filtered or raw)[0]
-            beside = f", not {raw[0].relative_to(path)}" if filtered and raw else ""
-            return found, [f"{path}: reading {found.relative_to(path)}{beside}"]
+            instead = f", not {raw[0].relative_to(path)}" if filtered and raw else ""
+            return found, [f"{path}: reading {found.relative_to(path)}{instead}"]
     return path, []
 
 
