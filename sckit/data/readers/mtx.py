@@ -24,7 +24,7 @@ from sckit.data.readers.hdf5 import readable
 from sckit.data.readers.names import feature_table, mostly_numbers
 from sckit.data.readers.source import Source
 from sckit.data.readers.spool import CellSpool, Chunk
-from sckit.data.readers.text import check_first_entry, open_text, read_mtx_head, read_names
+from sckit.data.readers.text import check_entries, open_text, read_mtx_head, read_names
 from sckit.data.views import Csr
 from sckit.errors import DataError
 
@@ -54,16 +54,18 @@ class TenxMtx(Source):
         with readable(files.features):
             names, *more = read_names(files.features)
             if files.symbols is not None:
-                more = read_names(files.symbols)[:1]
+                more = read_names(files.symbols, blank_lines=True)[:1]
         with readable(files.barcodes):
             lists = read_names(files.barcodes)
             barcodes = next((column for column in lists if not mostly_numbers(column)), lists[0])
         with readable(files.matrix), open_text(files.matrix) as file:
-            rows, columns, self._nonzeros = read_mtx_head(file, files.matrix)
-            check_first_entry(file, files.matrix)
+            head = read_mtx_head(file, files.matrix)
+            check_entries(file, files.matrix, head, at_most=1)
+        rows, columns, self._nonzeros = head[:3]
         named = len(names), len(barcodes)
-        self._cells_first = files.cells_first or (rows, columns) != named
-        if named != ((columns, rows) if self._cells_first else (rows, columns)) or len({*map(len, more), named[0]}) > 1:
+        genes_first, turned = (rows, columns) == named, (columns, rows) == named
+        self._cells_first = turned and (files.cells_first or not genes_first)
+        if not (genes_first or turned) or len({*map(len, more), named[0]}) > 1:
             raise DataError(
                 f"{files.matrix} is {rows} x {columns}, but {path} names {named[0]} features and {named[1]} barcodes; "
                 "it must have one row per feature and one column per barcode, and the lists no heading."
@@ -75,7 +77,7 @@ class TenxMtx(Source):
         if not more and len([name for name in names if _UNSPLIT.fullmatch(name)]) * 2 >= len(names):
             raise DataError(f"{files.features} has no tabs between its columns, as in {names[0]!r}; put them there.")
         table = feature_table(names, more[0] if more else names, path)
-        chosen = choose_features(types, None, table.ids, genome, path)
+        chosen = choose_features(types, None, table.named, genome, path)
         super().__init__(path, table, pd.DataFrame(index=pd.Index(barcodes)), lost=chosen.lost, notes=chosen.notes)
         self.files = [file for file in files[:4] if isinstance(file, Path)]
         self._spool: CellSpool | None = None
@@ -93,14 +95,23 @@ class TenxMtx(Source):
         """Yield the lines of the matrix as (cells, features, values), counted from 0."""
         n_lines = 0
         cell, feature = ("row", "column") if self._cells_first else ("column", "row")
-        with open_text(self._matrix_path) as file:
+        with readable(self._matrix_path), open_text(self._matrix_path) as file:
             read_mtx_head(file, self._matrix_path)
             dtypes = {"row": np.int64, "column": np.int64, "value": np.float64}
-            if self._nonzeros:
-                options = {"sep": r"\s+", "header": None, "names": list(dtypes), "dtype": dtypes}
+            options = {"sep": r"\s+", "header": None, "names": list(dtypes), "dtype": dtypes}
+            try:
                 for lines in pd.read_csv(file, chunksize=_LINES_PER_CHUNK, **options):
+                    if lines["value"].isna().any():
+                        msg = "a line has no value"
+                        raise ValueError(msg)
                     n_lines += len(lines)
                     yield lines[cell].to_numpy() - 1, lines[feature].to_numpy() - 1, lines["value"].to_numpy()
+            except pd.errors.EmptyDataError:
+                pass  # a matrix without entries
+            except ValueError:
+                with open_text(self._matrix_path) as again:
+                    check_entries(again, self._matrix_path, read_mtx_head(again, self._matrix_path))
+                raise  # a line that only pandas refuses
         if n_lines != self._nonzeros:
             raise DataError(
                 f"{self._matrix_path} is truncated or corrupt: it promises {self._nonzeros} entries and has {n_lines}; "
@@ -127,7 +138,7 @@ def open_mtx(path: Path, *, genome: str | None = None) -> list[TenxMtx]:
 
 
 def _stem(matrix: Path) -> str:
-    return matrix.name.removesuffix(".gz").removesuffix(".mtx")
+    return re.sub(r"(\.mtx)?(\.gz)?$", "", matrix.name, count=1, flags=re.IGNORECASE)
 
 
 def _matrices(folder: Path) -> list[Path]:

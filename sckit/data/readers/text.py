@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import re
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -15,6 +17,7 @@ from sckit.errors import DataError
 
 _KINDS = ("integer", "real", "float")  # "float" is not of the standard; STARsolo writes it
 _LONGEST_LINE = 2**17
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 
 
 class MtxHead(NamedTuple):
@@ -23,6 +26,8 @@ class MtxHead(NamedTuple):
     rows: int
     columns: int
     entries: int
+    lines: int
+    """How many lines of the file the head takes."""
 
 
 class _Text(io.TextIOWrapper):
@@ -50,13 +55,16 @@ def open_text(path: Path) -> IO[str]:
     return _Text(gzip.open(path) if zipped else path.open("rb"), encoding="utf-8-sig")
 
 
-def read_names(path: Path) -> list[np.ndarray]:
+def read_names(path: Path, *, blank_lines: bool = False) -> list[np.ndarray]:
     """Read a table of names, fields between tabs, as its columns [rows] str; quotes around a field or a line go.
+
+    Blank lines are no rows, or with `blank_lines` rows of the empty name.
 
     Raises `DataError` for an empty file and for lines of different numbers of fields.
     """
     with open_text(path) as file:
-        columns = _columns(csv.reader(_lines(file), delimiter="\t", strict=True), path)
+        rows = csv.reader(_lines(file), delimiter="\t", strict=True)
+        columns = _columns((row or [""] for row in rows) if blank_lines else rows, path)
     if len(columns) == 1 and all("\t" in name for name in columns[0]):  # each line as a whole in quotes
         columns = _columns((name.split("\t") for name in columns[0]), path)
     return [np.array(column, dtype=object) for column in columns]
@@ -75,7 +83,7 @@ def _lines(file: IO[str]) -> Iterator[str]:
 def _columns(rows: Iterable[list[str]], path: Path) -> list[list[str]]:
     columns: list[list[str]] = []
     for row in rows:
-        if not row or (len(row) == 1 and row[0] and not row[0].strip()):
+        if not row or (len(row) == 1 and row[0].isspace()):
             continue  # a line of nothing or of spaces; one of two quotes is an empty name
         columns = columns or [[] for _ in row]
         if len(row) != len(columns):
@@ -99,26 +107,30 @@ def read_mtx_head(file: IO[str], path: Path) -> MtxHead:
             f"{path} begins with {' '.join(banner)[:80]!r}, but a sparse matrix of counts begins with "
             "'%%MatrixMarket matrix coordinate integer general'; export it again in that form."
         )
-    line = file.readline()
+    line, n_lines = file.readline(), 2
     while line and (not line.strip() or line.lstrip().startswith("%")):
-        line = file.readline()
+        line, n_lines = file.readline(), n_lines + 1
     sizes = line.split()
     if len(sizes) != 3 or not all(size.isascii() and size.isdigit() for size in sizes):
         raise DataError(
             f"{path} has the line {line.strip()[:80]!r} where its numbers of rows, columns and entries belong; "
             "copy or export it again."
         )
-    return MtxHead(*map(int, sizes))
+    rows, columns, entries = map(int, sizes)
+    return MtxHead(rows, columns, entries, n_lines)
 
 
-def check_first_entry(file: IO[str], path: Path) -> None:
-    """Raise `DataError` where the line after the sizes is not three numbers: row, column, count.
+def check_entries(file: IO[str], path: Path, head: MtxHead, *, at_most: int | None = None) -> None:
+    """Raise `DataError` for the first line behind the head that is not three numbers: row, column, count.
 
-    All other lines are compared with the first when the matrix is read.
+    `at_most` lines are read. All are only where reading them faster has failed.
     """
-    fields = next((line.split() for line in file if line.strip()), [])
-    if len(fields) not in (0, 3):
-        raise DataError(
-            f"{path} has the line {' '.join(fields)[:80]!r} with {len(fields)} fields, but an entry has three: row, "
-            "column and count; export one matrix of counts."
-        )
+    filled = (
+        (number, line.split()) for number, line in enumerate(iter(file.readline, ""), head.lines + 1) if line.strip()
+    )
+    for number, fields in islice(filled, at_most):
+        if len(fields) != 3 or not all(map(_NUMBER.fullmatch, fields)):
+            raise DataError(
+                f"{path} has {' '.join(fields)[:80]!r} in line {number:,}, but an entry is three numbers: row, column "
+                "and count; export one matrix of counts."
+            )

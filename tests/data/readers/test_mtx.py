@@ -143,12 +143,21 @@ def other_lines(edit):
     return make
 
 
+def promising_none(folder, known):
+    write(folder, known)
+    first, sizes, *entries = lines_of(known)
+    (folder / "matrix.mtx").write_text("\n".join([first, f"{sizes.rsplit(' ', 1)[0]} 0", *entries]) + "\n")
+
+
 BROKEN = {
-    "four-fields": (other_lines(lambda e: [f"{line} 9" for line in e]), r"'2 1 5 9' with 4 fields"),
-    "four-fields-later": (other_lines(lambda e: [*e[:4], f"{e[4]} 9", *e[5:]]), r"Expected 3 fields .* saw 4"),
-    "two-fields": (other_lines(lambda e: [line.rsplit(" ", 1)[0] for line in e]), r"with 2 fields"),
-    "two-fields-later": (other_lines(lambda e: [*e[:-1], "1 2"]), r"holds nan in the matrix"),
-    "words": (other_lines(lambda e: ["a b c", *e[1:]]), r"is not in a form that is known here"),
+    "four-fields": (other_lines(lambda e: [f"{line} 9" for line in e]), r"matrix\.mtx has '2 1 5 9' in line 3, but"),
+    "four-fields-later": (other_lines(lambda e: [*e[:4], f"{e[4]} 9", *e[5:]]), r"9' in line 7, but"),
+    "two-fields": (other_lines(lambda e: [line.rsplit(" ", 1)[0] for line in e]), r"has '2 1' in line 3, but"),
+    "two-fields-later": (other_lines(lambda e: [*e[:-1], "1 2"]), r"has '1 2' in line 15, but"),
+    "words": (other_lines(lambda e: ["a b c", *e[1:]]), r"has 'a b c' in line 3, but"),
+    "comment": (other_lines(lambda e: [e[0], "% more", *e[1:]]), r"has '% more' in line 4, but"),
+    "underscore": (other_lines(lambda e: [*e[:-1], "1 1 1_0"]), r"has '1 1 1_0' in line 15, but"),
+    "none-promised": (promising_none, r"it promises 0 entries and has 13"),
     "negative-row": (other_lines(lambda e: ["-1 1 5", *e[1:]]), r"names feature -2 of 5"),
 }
 
@@ -221,7 +230,7 @@ def test_a_cell_of_a_negative_number_is_outside():
         pytest.param("features.tsv", "gene1", '"gene1" b', "is not in a form that is known", id="quote-in-the-middle"),
         pytest.param("barcodes.tsv", "cell3", "cell3\0", "a line holds a zero byte or", id="zero-byte-in-a-name"),
         pytest.param("matrix.mtx", " general", " general\0", "begins with", id="zero-byte-in-the-banner"),
-        pytest.param("matrix.mtx", "\n1 ", "\n1\0 ", "a line holds a zero byte or", id="zero-byte-in-the-matrix"),
+        pytest.param("matrix.mtx", "\n1 ", "\n1\0 ", "in line 5, but an entry is", id="zero-byte-in-the-matrix"),
     ],
 )
 def test_ragged_lists_and_zero_bytes_are_refused(tmp_path, known, dense, name, old, new, message):
@@ -289,3 +298,31 @@ def test_folders_of_samples_are_no_genomes(tmp_path, known):
         write(tmp_path / name, known)
     with pytest.raises(DataError, match=r"holds folders with matrices of their own \(S1, S2\); name each"):
         open_sources(tmp_path)
+
+
+def test_genes_without_a_symbol_have_a_blank_line_in_a_list_of_symbols(tmp_path, known, dense):
+    write(tmp_path, known)
+    (tmp_path / "matrix.mtx").rename(tmp_path / "cells_x_genes.mtx")
+    (tmp_path / "barcodes.tsv").rename(tmp_path / "cells_x_genes.barcodes.txt")
+    (tmp_path / "features.tsv").unlink()
+    ids = [f"ENSG0000000000{i}" for i in range(N_GENES)]
+    (tmp_path / "cells_x_genes.genes.txt").write_text("\n".join(ids) + "\n")
+    (tmp_path / "cells_x_genes.genes.names.txt").write_text("A\n\nC\nD\n\n")
+    (source,) = open_sources(tmp_path)
+    assert source.genes.ids.tolist() == ids
+    assert source.genes.symbols.tolist() == ["A", "", "C", "D", ""]
+    np.testing.assert_array_equal(dense(source), known)
+
+
+def test_the_suffix_of_a_matrix_may_be_in_capitals(tmp_path, known, dense):
+    write(tmp_path, known)
+    (tmp_path / "matrix.mtx").rename(tmp_path / "matrix.MTX")
+    (source,) = open_sources(tmp_path / "matrix.MTX")
+    np.testing.assert_array_equal(dense(source), known)
+
+
+@pytest.mark.parametrize("inside", ["Solo.out/GeneFull/filtered", "GeneFull/filtered"])
+def test_counts_of_whole_genes_are_found(tmp_path, known, dense, inside):
+    write(tmp_path / inside, known)
+    (source,) = open_sources(tmp_path)
+    np.testing.assert_array_equal(dense(source), known)
