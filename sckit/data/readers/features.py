@@ -33,19 +33,19 @@ class Chosen(NamedTuple):
 
 
 def choose_features(
-    types: np.ndarray | None, genomes: np.ndarray | None, ids: np.ndarray, genome: str | None, path: Path
+    types: np.ndarray | None, genomes: np.ndarray | None, names: np.ndarray, genome: str | None, path: Path
 ) -> Chosen:
     """Choose the genes among F features by their type and genome, [F] str each, None where the file has none.
 
-    Without a column of genomes those in front of the ids count. Types that name nothing known, such as NA or a
+    Without a column of genomes those in front of the names count. Types that name nothing known, such as NA or a
     chromosome, are no types: all features are kept then. Raises `DataError` when no feature is gene expression, when
     there are several genomes and none is chosen, or when the chosen one is not there.
     """
-    kept, lost, notes = np.ones(len(ids), dtype=bool), {}, []
+    kept, lost, notes = np.ones(len(names), dtype=bool), {}, []
     if types is not None and len(types):
         kept, notes = _expression(types, path)
         lost[NOT_EXPRESSION] = ~kept
-    genomes = genomes_of(ids) if genomes is None else genomes
+    genomes = genomes_of(names) if genomes is None else genomes
     known = sorted(set(genomes[kept]) - {""})
     if len(known) > 1 or (genome is not None and known):
         chosen = choose_genome(known, genome, path)

@@ -15,7 +15,7 @@ import pandas as pd
 
 from sckit.data.readers.features import TYPE_COLUMNS, choose_features
 from sckit.data.readers.hdf5 import Group, array, csr_rows, dataset, entries_before, group, is_array, readable, strings
-from sckit.data.readers.names import gene_table
+from sckit.data.readers.names import contradictions, gene_table
 from sckit.data.readers.source import DENSE_VALUES, Source, nonzero_rows, other_matrices
 from sckit.data.readers.spool import CellSpool, Chunk
 from sckit.data.views import Csr
@@ -40,8 +40,9 @@ class H5ad(Source):
         table = gene_table(var, path)
         types = next((strings(var[name]) for name in TYPE_COLUMNS if name in var), None)
         genomes = strings(var["genome"]) if "genome" in var else None
-        chosen = choose_features(types, genomes, table.ids, genome, path)
-        super().__init__(path, table, obs, lost=chosen.lost, notes=chosen.notes)
+        chosen = choose_features(types, genomes, table.named, genome, path)
+        notes = [*chosen.notes, *contradictions(var, table, path)]
+        super().__init__(path, table, obs, lost=chosen.lost, notes=notes)
         self.unit = f"layer {layer!r}" if layer else "raw" if raw else "X"
         self.remedy = remedy
         self._n_columns = len(var)
@@ -140,7 +141,10 @@ def _encoding(matrix: Any) -> tuple[str, tuple[int, int]]:
         return "dense", matrix.shape
     encoding, shape = ("encoding-type", "shape") if "shape" in matrix.attrs else ("h5sparse_format", "h5sparse_shape")
     rows, columns = np.asarray(matrix.attrs[shape]).tolist()
-    return str(matrix.attrs[encoding]).removesuffix("_matrix"), (rows, columns)
+    name = str(strings(np.ravel(matrix.attrs[encoding]))[0]).removesuffix("_matrix")
+    if name not in ("csr", "csc"):
+        raise ValueError(f"its matrix is stored as {name!r}, not as csr, csc or dense")
+    return name, (rows, columns)
 
 
 def _frame(file: Group, key: str, rows: int, path: Path) -> pd.DataFrame:

@@ -18,7 +18,7 @@ ENSEMBL = re.compile(r"(ENS[A-Z]*GR?\d{6,})(\.\d+)?(_PAR_Y)?")
 _GENOME = r"([A-Za-z][\w.-]*?)_+"
 _ID = rf"(?:{ENSEMBL.pattern}|FBgn\d{{7}}|WBGene\d{{8}})"  # of Ensembl, FlyBase or WormBase
 _GENE_ID = re.compile(rf"(?:{_GENOME})?{_ID}")
-_OF_GENOME = re.compile(_GENOME + _ID)
+_OF_GENOME = re.compile(rf"{_GENOME}{_ID}|(GRC[hm]\d+|hg\d+|mm\d+|GRCz\d+|BDGP\d+)_+\S+")  # the second are symbols
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?|")
 _ID_COLUMNS = ("feature_id", "gene_ids", "gene_id", "ensembl_id", "ensembl", "id", "var_id", "ensembl_gene_id")
 _SYMBOL_COLUMNS = (
@@ -39,15 +39,20 @@ class GeneTable:
     def __len__(self) -> int:
         return len(self.symbols)
 
+    @property
+    def named(self) -> np.ndarray:
+        """[G] str: the id of each gene, its symbol where it has no id."""
+        return np.where(self.ids == "", self.symbols, self.ids)
+
 
 def mostly_ids(names: np.ndarray) -> bool:
     """Return whether at least half of the names are gene ids, each as a whole, with or without a genome in front."""
-    return _mostly(_GENE_ID, names)
+    return 2 * _n_ids(names) >= max(len(names), 1)
 
 
 def mostly_numbers(names: np.ndarray) -> bool:
     """Return whether at least half of the names are numbers or empty."""
-    return _mostly(_NUMBER, names)
+    return 2 * _matching(_NUMBER, names) >= max(len(names), 1)
 
 
 def are_names(names: np.ndarray) -> bool:
@@ -59,9 +64,9 @@ def are_names(names: np.ndarray) -> bool:
 def gene_table(var: pd.DataFrame, path: Path) -> GeneTable:
     """Find ids and symbols among the index and the columns of a `var` table.
 
-    Ids come from the first usual column, else the index, in which at least half of the entries are gene ids; symbols
-    from the first usual column that holds other names, else the index, else the ids. An index of numbers is no name:
-    where there is nothing else, the only column of names is taken. Raises `DataError` where there is no such column.
+    Ids come from the index or a usual column, whichever has the most gene ids, if half of its entries are; symbols from
+    the first usual column that holds other names, else the index, else the ids. An index of numbers is no name: where
+    there is nothing else, the only column of names is taken. Raises `DataError` where there is no such column.
     """
     usual = {str(name).casefold(): name for name in reversed(var.columns)}
     in_ids, in_symbols = (
@@ -69,7 +74,8 @@ def gene_table(var: pd.DataFrame, path: Path) -> GeneTable:
     )
     index = strings(var.index)
     nothing = np.full(len(index), "", dtype=object)
-    ids = next((names for names in [*in_ids, index] if mostly_ids(names)), nothing)
+    ids = max([index, *in_ids], key=_n_ids)
+    ids = ids if mostly_ids(ids) else nothing
     symbols = next((names for names in in_symbols if are_names(names) and not mostly_ids(names)), nothing)
     if not mostly_numbers(index):
         default = index
@@ -79,6 +85,19 @@ def gene_table(var: pd.DataFrame, path: Path) -> GeneTable:
     else:
         default = ids
     return GeneTable(ids, np.where(symbols == "", default, symbols))
+
+
+def contradictions(var: pd.DataFrame, table: GeneTable, path: Path) -> list[str]:
+    """Say which columns hold other gene ids than those that `gene_table` took."""
+    notes = []
+    columns = {f"the column {name}": var[name] for name in var.columns if str(name).casefold() in _ID_COLUMNS}
+    for name, values in {"the index of var": var.index, **columns}.items():
+        pairs = zip(table.ids, strings(values), strict=True)
+        ids = ((ENSEMBL.fullmatch(own), ENSEMBL.fullmatch(other)) for own, other in pairs if own != other)
+        n_other = sum(own is not None and other is not None and own[1] != other[1] for own, other in ids)
+        if n_other:
+            notes.append(f"{path}: {name} holds other gene ids than those that are used, for {n_other:,} genes")
+    return notes
 
 
 def _only_names(var: pd.DataFrame, path: Path) -> np.ndarray:
@@ -110,19 +129,19 @@ def feature_table(ids: np.ndarray, symbols: np.ndarray, path: Path) -> GeneTable
     return GeneTable(ids, symbols)
 
 
-def genomes_of(ids: np.ndarray) -> np.ndarray:
-    """Return the genome in front of each id, "GRCh38" of GRCh38_ENSG00000141510, or "": [G] str.
+def genomes_of(names: np.ndarray) -> np.ndarray:
+    """Return the genome in front of each name, "GRCh38" of GRCh38_ENSG00000141510 or GRCh38_TP53, or "": [G] str.
 
     More than five different beginnings are no genomes, but gene symbols or the like.
     """
-    matches = (_OF_GENOME.fullmatch(name) for name in ids)
-    found = np.array([match[1] if match else "" for match in matches], dtype=object)
+    matches = (_OF_GENOME.fullmatch(name) for name in names)
+    found = np.array([match[1] or match[5] if match else "" for match in matches], dtype=object)
     return found if len(set(found)) <= 6 else np.full(len(found), "", dtype=object)
 
 
 def without_genome(table: GeneTable) -> GeneTable:
     """Return the table without the genome in front of its ids and symbols, if at least half of them have the same."""
-    genomes = genomes_of(table.ids)
+    genomes = genomes_of(table.named)
     found = set(genomes) - {""}
     if len(found) != 1 or 2 * np.count_nonzero(genomes) < len(genomes):
         return table
@@ -134,5 +153,9 @@ def without_genome(table: GeneTable) -> GeneTable:
     return GeneTable(cut(table.ids), cut(table.symbols))
 
 
-def _mostly(pattern: re.Pattern[str], names: np.ndarray) -> bool:
-    return 2 * sum(pattern.fullmatch(name) is not None for name in names) >= max(len(names), 1)
+def _n_ids(names: np.ndarray) -> int:
+    return _matching(_GENE_ID, names)
+
+
+def _matching(pattern: re.Pattern[str], names: np.ndarray) -> int:
+    return sum(pattern.fullmatch(name) is not None for name in names)

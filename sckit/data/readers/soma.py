@@ -11,7 +11,7 @@ import numpy as np
 
 from sckit.data.readers.features import TYPE_COLUMNS, choose_features
 from sckit.data.readers.hdf5 import readable, strings
-from sckit.data.readers.names import gene_table
+from sckit.data.readers.names import contradictions, gene_table
 from sckit.data.readers.source import DENSE_VALUES, Source, nonzero_rows, other_matrices
 from sckit.data.views import Csr, indptr_of
 from sckit.errors import DataError
@@ -25,7 +25,9 @@ _GENE_ID_COLUMNS = ("var_id", "feature_id", "soma_joinid")
 class Soma(Source):
     """One X layer of the measurement RNA (or the only one); cells and genes in the order of their join ids."""
 
-    def __init__(self, path: Path, *, layer: str | None = None, measurement: str | None = None) -> None:
+    def __init__(
+        self, path: Path, *, layer: str | None = None, measurement: str | None = None, genome: str | None = None
+    ) -> None:
         """Read obs and var; X layer `layer`, by default the first of counts, raw, data."""
         with readable(path), _open(path) as experiment:
             if "ms" not in experiment or "obs" not in experiment:
@@ -39,18 +41,26 @@ class Soma(Source):
             if layer is not None and layer not in layers:
                 raise DataError(f"{path} has no X layer {layer!r}; its layers are: {', '.join(layers) or 'none'}.")
             self._layer = layer or _choose(layers, _COUNT_LAYERS, "--layer", path)
-            dense = experiment.ms[self._measurement].X[self._layer].soma_type == "SOMADenseNDArray"
+            matrix = experiment.ms[self._measurement].X[self._layer]
+            dense = matrix.soma_type == "SOMADenseNDArray"
+            extent = None if dense else matrix.non_empty_domain()
             obs = experiment.obs.read().concat().to_pandas().sort_values("soma_joinid")
             var = experiment.ms[self._measurement].var.read().concat().to_pandas().sort_values("soma_joinid")
         self._obs_ids = obs["soma_joinid"].to_numpy()
+        if extent and len(obs) and not self._obs_ids[0] <= extent[0][0] <= extent[0][1] <= self._obs_ids[-1]:
+            raise DataError(
+                f"{path} is corrupt: the layer {self._layer!r} has the cells {extent[0][0]} to {extent[0][1]}, and obs "
+                f"the cells {self._obs_ids[0]} to {self._obs_ids[-1]}; export it again."
+            )
         self._var_ids = var["soma_joinid"].to_numpy()
         obs = obs.set_index(next(name for name in _CELL_ID_COLUMNS if name in obs))
         var = var.set_index(next(name for name in _GENE_ID_COLUMNS if name in var), drop=False)
         table = gene_table(var.drop(columns="soma_joinid"), path)
         types = next((strings(var[name]) for name in TYPE_COLUMNS if name in var), None)
-        chosen = choose_features(types, None, table.ids, None, path)
+        genomes = strings(var["genome"]) if "genome" in var else None
+        chosen = choose_features(types, genomes, table.named, genome, path)
         obs = obs.drop(columns="soma_joinid", errors="ignore")
-        super().__init__(path, table, obs, lost=chosen.lost, notes=chosen.notes)
+        super().__init__(path, table, obs, lost=chosen.lost, notes=[*chosen.notes, *contradictions(var, table, path)])
         self._width = int(self._var_ids[-1] - self._var_ids[0]) + 1  # of what is read of a dense matrix
         self._cells_at_most = min(_CELLS_PER_BLOCK, max(1, DENSE_VALUES // self._width) if dense else _CELLS_PER_BLOCK)
         self.unit = f"X layer {self._layer!r}"

@@ -52,8 +52,9 @@ class TenxH5(Source):
         if symbols is None:
             raise DataError(f"{path} names no genes: it has neither gene ids nor gene names; export it with them.")
         ids = np.full(len(symbols), "", dtype=object) if ids is None else ids
-        chosen = choose_features(types, genomes, ids, None if is_old else genome, path)
-        super().__init__(path, feature_table(ids, symbols, path), obs, lost=chosen.lost, notes=chosen.notes)
+        table = feature_table(ids, symbols, path)
+        chosen = choose_features(types, genomes, table.named, None if is_old else genome, path)
+        super().__init__(path, table, obs, lost=chosen.lost, notes=chosen.notes)
         self._indptr = self._entries_before = indptr
 
     def _opened(self) -> AbstractContextManager[h5py.File]:

@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 from sckit.data.genes import bare_ids
+from sckit.data.readers.features import choose_features
 from sckit.data.readers.hdf5 import strings
-from sckit.data.readers.names import GeneTable, feature_table, gene_table, mostly_ids, without_genome
+from sckit.data.readers.names import GeneTable, contradictions, feature_table, gene_table, mostly_ids, without_genome
 from sckit.errors import DataError
 
 SYMBOLS = ["ACTB", "TP53", "MT-CO1", "CD3E"]
@@ -103,3 +104,23 @@ def test_many_different_beginnings_are_no_genomes():
 def test_missing_values_of_every_kind_and_lists_become_text():
     values = pd.Series([b"a", "b", None, np.nan, pd.NA, pd.NaT, 3, [1, 2], np.array([4, 5])], dtype=object)
     assert strings(values).tolist() == ["a", "b", "", "", "", "", "3", "[1, 2]", "[4 5]"]
+
+
+def test_the_genome_in_front_of_symbols_is_no_part_of_them():
+    names = texts([f"GRCh38_{name}" for name in SYMBOLS])
+    table = without_genome(GeneTable(texts([""] * 4), names))
+    assert (table.symbols.tolist(), table.ids.tolist()) == (SYMBOLS, [""] * 4)
+    mixed = texts(["GRCh38_ACTB", "GRCh38_TP53", "mm10___Actb", "mm10___Trp53"])
+    with pytest.raises(DataError, match=r"holds 2 genomes \(GRCh38, mm10\); say which with --genome GRCh38"):
+        choose_features(None, None, mixed, None, Path("x"))
+
+
+def test_an_index_of_ids_goes_before_a_column_of_other_ids():
+    var = pd.DataFrame({"gene_ids": [IDS[1], *IDS[1:]]}, index=[f"{name}.2" for name in IDS])
+    table = gene_table(var, Path("x"))
+    assert bare_ids(table.ids).tolist() == IDS
+    assert contradictions(var, table, Path("x")) == [
+        "x: the column gene_ids holds other gene ids than those that are used, for 1 genes"
+    ]
+    var = pd.DataFrame({"gene_ids": IDS}, index=[*IDS[1:], "TP53"])
+    assert gene_table(var, Path("x")).ids.tolist() == IDS  # the column has more of them

@@ -91,3 +91,40 @@ def test_a_wide_dense_matrix_is_read_no_further_than_its_genes(tmp_path, known, 
     source = open_source(tmp_path / "x")
     np.testing.assert_array_equal(dense(source), known)
     assert [len(block.obs) for block in source.blocks()] == [3, 3, 1]
+
+
+def write_sparse(path, counts, gene_names, *, cells_of_obs=N_CELLS):
+    """Write an experiment whose cells and genes have the join ids 0, 1, ..."""
+    import pyarrow as pa
+    import tiledbsoma
+
+    tables = {
+        name: pa.table({"soma_joinid": np.arange(len(ids)), f"{name}_id": pa.array(ids, pa.large_string())})
+        for name, ids in (("obs", [f"c{i}" for i in range(cells_of_obs)]), ("var", gene_names))
+    }
+    cells, genes = np.nonzero(counts)
+    entries = {"soma_dim_0": cells, "soma_dim_1": genes, "soma_data": counts[cells, genes].astype(np.float32)}
+    with tiledbsoma.Experiment.create(str(path)) as experiment:
+        obs, var = tables["obs"], tables["var"]
+        experiment.add_new_dataframe("obs", schema=obs.schema, domain=[[0, 99]]).write(obs)
+        rna = experiment.add_new_collection("ms").add_new_collection("RNA", tiledbsoma.Measurement)
+        rna.add_new_dataframe("var", schema=var.schema, domain=[[0, 99]]).write(var)
+        layers = rna.add_new_collection("X")
+        layers.add_new_sparse_ndarray("data", type=pa.float32(), shape=(100, 100)).write(pa.table(entries))
+    return path
+
+
+def test_one_of_two_genomes_of_an_experiment_is_chosen(tmp_path, known, dense, open_source):
+    names = [f"{'GRCh38' if i < 3 else 'mm10'}_ENSG0000000000{i}" for i in range(N_GENES)]
+    path = write_sparse(tmp_path / "x", known, names)
+    with pytest.raises(DataError, match=r"holds 2 genomes .*; say which with --genome GRCh38"):
+        open_source(path)
+    source = open_source(path, genome="GRCh38")
+    np.testing.assert_array_equal(dense(source), known[:, :3])
+    assert source.genes.ids.tolist() == ["ENSG00000000000", "ENSG00000000001", "ENSG00000000002"]
+
+
+def test_counts_of_cells_that_obs_does_not_have_are_refused(tmp_path, known, open_source):
+    path = write_sparse(tmp_path / "x", known, list("ABCDE"), cells_of_obs=4)
+    with pytest.raises(DataError, match="'data' has the cells 0 to 5, and obs the cells 0 to 3; export it again"):
+        open_source(path)
