@@ -149,8 +149,9 @@ def obs_matches(obs: pd.DataFrame, query: str) -> np.ndarray:
 
     Raises `DataError` for a column that does not exist, `ConfigError` when the query is not one.
     """
-    unsure = obs.select_dtypes("boolean").columns  # as categories, a missing flag is neither True nor False
-    obs = obs.astype(dict.fromkeys(unsure, "category"))
+    flags = obs.select_dtypes("boolean").columns  # as categories, a missing flag is neither True nor False
+    unsure = flags[obs[flags].isna().any()]
+    obs = obs.astype({name: "category" if name in unsure else bool for name in flags})
     try:
         result = obs.eval(query, engine="python", local_dict={}, global_dict={})
     except pd.errors.UndefinedVariableError as error:

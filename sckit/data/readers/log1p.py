@@ -41,7 +41,7 @@ def counts_from_log1p(
         raise DataError(f"{path} holds values that are negative or no numbers, so they are not log1p of counts.")
     scaled = np.expm1(values.astype(np.float64))
     cell = cell_of_entry(indptr)
-    known = np.ones(len(cells), dtype=bool)
+    known = np.ones(len(cells), dtype=bool) if totals is None else totals >= 0
     target = TARGET_SUM
     if totals is None:
         target = _target_sum(cell, scaled, len(cells))
@@ -66,19 +66,13 @@ def counts_from_log1p(
 
 
 def total_counts(obs: pd.DataFrame, column: str, path: Path) -> np.ndarray:
-    """Return the totals [C] int64 that a column of obs holds. Raises `DataError` where they are no whole numbers."""
+    """Return the totals [C] int64 that a column of obs holds, -1 where it holds no whole number from 0 up."""
     if column not in obs:
         known = ", ".join(map(str, obs.columns)) or "none"
         raise DataError(f"{path} has no obs column {column!r} for --totals; its columns are: {known}.")
     totals = np.asarray(pd.to_numeric(obs[column].astype(object), errors="coerce"), np.float64)
-    wrong = ~(np.isfinite(totals) & (totals >= 0) & (totals < 2**53) & (np.abs(totals - np.rint(totals)) < _ROUNDING))
-    if wrong.any():
-        row = int(np.argmax(wrong))
-        raise DataError(
-            f"Cell {obs.index[row]!r} of {path} has {str(obs[column].iloc[row])!r} in the column {column!r} of "
-            "--totals; a total is a whole number of counts."
-        )
-    return np.rint(totals).astype(np.int64)
+    whole = np.isfinite(totals) & (totals >= 0) & (totals < 2**53) & (np.abs(totals - np.rint(totals)) < _ROUNDING)
+    return np.rint(np.where(whole, totals, -1)).astype(np.int64)
 
 
 def _target_sum(cell: np.ndarray, scaled: np.ndarray, n_cells: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ _READ_BY = {
     "h5ad": ("layer", "raw", "genome"),
     "tenx h5": ("genome",),
     "mtx": ("genome",),
-    "soma": ("layer", "measurement"),
+    "soma": ("layer", "measurement", "genome"),
     "store": (),
 }
 _KINDS = {
@@ -47,7 +48,7 @@ _REFUSED = {
     ".tar": "a tar archive; unpack it and give what is in it",
     ".tgz": "a tar archive; unpack it and give what is in it",
 }
-_INSIDE = ("", "outs", "count", "outs/count", "Solo.out/Gene", "Gene")
+_INSIDE = ("", "outs", "count", "outs/count", "Solo.out/Gene", "Gene", "Solo.out/GeneFull", "GeneFull")
 _MATRICES = (
     *("X_feature_bc_matrix.h5", "X_feature_bc_matrix", "sample_X_feature_bc_matrix.h5", "sample_X_feature_bc_matrix"),
     *("X_gene_bc_matrices_h5.h5", "X_gene_bc_matrices", "X"),
@@ -81,11 +82,14 @@ def open_sources(given: Path | str, options: ReadingConfig | None = None) -> lis
         reader = {"h5ad": H5ad, "tenx h5": TenxH5, "soma": Soma, "store": Prepared}[kind]
         sources = [reader(path, **chosen)]
     if not sources:
-        raise DataError(f"{path} is a folder without a matrix.mtx; give {_ACCEPTED}.")
+        below = _readable_below(path)
+        advice = f"name one of those in it ({', '.join(below)})" if below else f"give {_ACCEPTED}"
+        raise DataError(f"{path} is a folder without a matrix.mtx; {advice}.")
     for source in sources:
         source.notes = [*notes, *source.notes]
         if options.totals is not None:
             source.totals = total_counts(source.obs, options.totals, path)
+            source.totals_column = options.totals
         source.from_log1p = options.from_log1p
     return sources
 
@@ -135,6 +139,17 @@ def _inside(path: Path) -> tuple[Path, list[str]]:
             instead = f", not {raw[0].relative_to(path)}" if filtered and raw else ""
             return found, [f"{path}: reading {found.relative_to(path)}{instead}"]
     return path, []
+
+
+def _readable_below(folder: Path) -> list[str]:
+    """Name what in a folder looks like an input, the first five."""
+    found = (
+        one.name
+        for one in sorted(folder.iterdir())
+        if one.suffix in (".h5ad", ".h5", ".zarr", ".sckit")
+        or (one.is_dir() and (_inside(one)[1] or any(one.glob("*.mtx*")) or _kind_of_folder(one) != "mtx"))
+    )
+    return list(islice(found, 5))
 
 
 def _kind_of_folder(path: Path) -> str:

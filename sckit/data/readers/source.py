@@ -68,6 +68,10 @@ class Source(ABC):
         self.files: Sequence[Path] = (path,)
         """All that is read, for noticing changes."""
         self.genes = without_genome(GeneTable(features.ids[keep], features.symbols[keep]))
+        twice = obs.columns[obs.columns.map(str).duplicated()]
+        if len(twice):
+            raise DataError(f"{path} has the obs column {str(twice[0])!r} twice; rename one of them.")
+        obs = obs.astype({name: str for name, column in obs.items() if _is_no_label(column)})
         # pandas cannot take rows of numbers in the byte order of other machines
         swapped = {name: kind for name, kind in obs.dtypes.items() if getattr(kind, "byteorder", "=") == ">"}
         self.obs = obs.astype({name: np.dtype(str(kind)).newbyteorder("=") for name, kind in swapped.items()})
@@ -76,7 +80,9 @@ class Source(ABC):
         self.dropped = {reason: int(mask.sum()) for reason, mask in lost.items() if mask.any()}
         """Features that were left out, by reason."""
         self.totals: np.ndarray | None = None
-        """[C] int64: total counts of a cell where the file knows more genes than it holds, else None."""
+        """[C] int64: total counts of a cell where the file knows more genes than it holds, -1 unknown; else None."""
+        self.totals_column: str | None = None
+        """The obs column that the totals are from."""
         self.n_genes: np.ndarray | None = None
         """[C] int64: genes detected in a cell where the file knows more genes than it holds, else None."""
         self.from_log1p = False
@@ -96,9 +102,16 @@ class Source(ABC):
                 f"{path} is empty: it holds {len(obs)} cells and {len(self.genes)} genes"
                 f"{f' without {left_out}' if left_out else ''}; give at least one of each."
             )
-        twice = obs.columns[obs.columns.map(str).duplicated()]
-        if len(twice):
-            raise DataError(f"{path} has the obs column {str(twice[0])!r} twice; rename one of them.")
+
+    def need_totals(self, kept: np.ndarray) -> None:
+        """Raise `DataError` where a kept cell, [C] bool, has no total in the column that was named."""
+        if self.totals_column is not None and self.totals is not None and (kept & (self.totals < 0)).any():
+            row = int(np.argmax(kept & (self.totals < 0)))
+            raise DataError(
+                f"Cell {self.obs.index[row]!r} of {self.path} has {str(self.obs[self.totals_column].iloc[row])!r} in "
+                f"the column {self.totals_column!r} of --totals; a total is a whole number of counts. Correct the "
+                "column, or leave out such cells with --obs-filter."
+            )
 
     @property
     def n_cells(self) -> int:
@@ -151,8 +164,8 @@ class Source(ABC):
         if self.from_log1p and len(genes) < n_entries:
             raise DataError(f"{self.path} holds two logarithms for one gene of one cell; export it with one.")
         own = row_sums(indptr, counts)
-        if outside is not None and (own > outside).any():
-            row = int(np.argmax(own > outside))
+        if outside is not None and ((own > outside) & (outside >= 0)).any():
+            row = int(np.argmax((own > outside) & (outside >= 0)))
             raise DataError(
                 f"Cell {obs.index[row]!r} of {self.path} has {own[row]:,} counts in the file and a total of "
                 f"{outside[row]:,} over all genes, which cannot be less; "
@@ -165,7 +178,7 @@ class Source(ABC):
         if values.dtype.kind not in "iufb":
             raise DataError(f"{self.path} holds values of the type {values.dtype} in {self.unit}; counts are numbers.")
         values = values.astype(np.float32) if values.dtype == np.float16 else values  # which cannot hold the bound
-        good = (values >= 0) & (values <= LARGEST_COUNT)  # NaN is neither
+        good = (values >= 0) & (values < LARGEST_COUNT + 1)  # NaN is neither; float32 has no number LARGEST_COUNT
         if values.dtype.kind == "f":
             good &= values == np.rint(values)
         if not good.all():
@@ -222,6 +235,11 @@ def row_sums(indptr: np.ndarray, counts: np.ndarray) -> np.ndarray:
     sums = np.zeros(len(indptr) - 1, np.int64)
     sums[filled] = np.add.reduceat(counts, indptr[filled], dtype=np.int64)
     return sums
+
+
+def _is_no_label(column: pd.Series) -> bool:
+    """Return whether a column holds complex numbers or records, which tables on disk do not."""
+    return column.dtype.kind in "cV" or any(isinstance(value, np.void) for value in column[:1])
 
 
 def _why_no_count(value: float) -> str:

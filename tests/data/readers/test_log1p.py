@@ -79,7 +79,7 @@ def test_values_of_another_kind_are_refused(tmp_path, counts, dense):
         ("few", r"has \d+ counts in the file and a total of 1 over all genes"),
     ],
 )
-def test_totals_that_are_none_are_refused(tmp_path, counts, column, message, dense):
+def test_totals_that_are_none_are_refused(tmp_path, counts, column, message):
     path = tmp_path / "x.h5ad"
     obs = pd.DataFrame(
         {"total": counts.sum(1), "half": 0.5, "text": "many", "few": 1}, index=[f"c{i}" for i in range(N_CELLS)]
@@ -87,7 +87,20 @@ def test_totals_that_are_none_are_refused(tmp_path, counts, column, message, den
     var = pd.DataFrame(index=[f"gene{i}" for i in range(N_GENES)])
     anndata.AnnData(counts.astype(np.float32), obs=obs, var=var).write_h5ad(path)
     with pytest.raises(DataError, match=message):
-        dense(*open_sources(f"{path}::totals={column}"))
+        prepare([f"{path}::totals={column}"], tmp_path / "x.sckit")
+
+
+def test_a_cell_that_is_left_out_needs_no_total(tmp_path, counts):
+    totals = counts.sum(1).astype(float)
+    totals[3] = np.nan
+    obs = pd.DataFrame({"total": totals, "good": np.arange(N_CELLS) != 3}, index=[f"c{i}" for i in range(N_CELLS)])
+    var = pd.DataFrame(index=[f"gene{i}" for i in range(N_GENES)])
+    anndata.AnnData(counts.astype(np.float32), obs=obs, var=var).write_h5ad(tmp_path / "x.h5ad")
+    config = PrepareConfig(totals="total", obs_filter="good")
+    store = prepare([tmp_path / "x.h5ad"], tmp_path / "x.sckit", config=config)
+    assert store.obs["total_counts"].tolist() == np.delete(totals, 3).tolist()
+    with pytest.raises(DataError, match=r"Cell 'c3' of .* has 'nan' in the column 'total' of --totals"):
+        prepare([tmp_path / "x.h5ad"], tmp_path / "y.sckit", config=PrepareConfig(totals="total"))
 
 
 def test_released_subset_with_its_totals(shared_data, tmp_path):

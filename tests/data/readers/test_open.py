@@ -191,6 +191,53 @@ def test_complex_values_are_no_counts(tmp_path, known, dense):
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", [np.complex128, np.dtype([("a", "i4"), ("b", "f4")])], ids=["complex", "records"])
+def test_labels_of_a_kind_that_tables_do_not_have_become_text(tmp_path, known, kind):
+    data = data_of(known.astype(np.float32))
+    data.obs["odd"] = np.arange(N_CELLS)
+    data.write_h5ad(tmp_path / "x.h5ad")
+    with h5py.File(tmp_path / "x.h5ad", "r+") as file:
+        attributes = dict(file["obs/odd"].attrs)
+        del file["obs/odd"]
+        file["obs/odd"] = np.ones(N_CELLS, dtype=kind)
+        file["obs/odd"].attrs.update(attributes)
+    store = prepare([tmp_path / "x.h5ad"], tmp_path / "x.sckit")
+    assert set(store.obs["odd"]) == {str(np.ones(1, dtype=kind)[0])}
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int64, np.uint64])
+def test_a_count_beyond_32_bits_is_refused(tmp_path, known, dtype, dense):
+    matrix = known.astype(dtype)
+    matrix[2, 3] = np.inf if dtype == np.float16 else 2**32  # to which float32 rounds the largest count there is
+    data_of(matrix).write_h5ad(tmp_path / "x.h5ad")
+    with pytest.raises(DataError, match=r"which is (too large|no number); counts are whole numbers from 0"):
+        dense(*open_sources(tmp_path / "x.h5ad"))
+
+
+@pytest.mark.parametrize("name", ["csr_matrix", np.bytes_(b"csr_matrix"), np.array(["csr_matrix"], dtype=object)])
+def test_the_storage_of_a_matrix_may_be_bytes_or_a_list(tmp_path, known, dense, name):
+    data_of(scipy.sparse.csr_matrix(known.astype(np.float32))).write_h5ad(tmp_path / "x.h5ad")
+    with h5py.File(tmp_path / "x.h5ad", "r+") as file:
+        file["X"].attrs["encoding-type"] = name
+    np.testing.assert_array_equal(dense(*open_sources(tmp_path / "x.h5ad")), known)
+
+
+def test_a_matrix_of_another_storage_is_refused(tmp_path, known):
+    data_of(scipy.sparse.csr_matrix(known.astype(np.float32))).write_h5ad(tmp_path / "x.h5ad")
+    with h5py.File(tmp_path / "x.h5ad", "r+") as file:
+        file["X"].attrs["encoding-type"] = "coo_matrix"
+    with pytest.raises(DataError, match="its matrix is stored as 'coo', not as csr, csc or dense"):
+        open_sources(tmp_path / "x.h5ad")
+
+
+def test_a_folder_of_inputs_names_them(tmp_path, known):
+    data_of(known.astype(np.float32)).write_h5ad(tmp_path / "x.h5ad")
+    (tmp_path / "sample" / "outs" / "filtered_feature_bc_matrix").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"without a matrix\.mtx; name one of those in it \(sample, x\.h5ad\)"):
+        open_sources(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_numbers_in_another_byte_order_are_labels_like_others(tmp_path, known):
     data = data_of(known.astype(np.float32))
     data.obs["age"] = np.arange(N_CELLS)
