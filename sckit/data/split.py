@@ -10,7 +10,7 @@ from sckit.data.store import Store
 from sckit.data.views import in_blocks
 from sckit.errors import ConfigError, DataError
 
-TRAIN, VALIDATION, HELD_OUT = 0, 1, 2
+TRAIN, VALIDATION, HELD_OUT, LEFT_OUT = range(4)
 
 _HELD_OUT_SHARE = 0.2
 _VALIDATION_SHARE = 0.1
@@ -18,16 +18,17 @@ _BLOCK_CELLS = 4096
 
 
 def split_cells(store: Store, config: PretrainConfig, on_event: Callable = lambda _kind, _facts: None) -> np.ndarray:
-    """Split the cells: TRAIN, VALIDATION or HELD_OUT for every one, int8 [cells].
+    """Split the cells: TRAIN, VALIDATION, HELD_OUT or LEFT_OUT for every one, int8 [cells].
 
     Held out: the named values of the group column, a fifth of its values, or a random fifth of the cells; they have no
-    part in training. Validation: a random tenth of the rest, at most `validate_cells`.
+    part in training. Left out: cells without a value in the group column, which may be of any group. Validation: a
+    random tenth of the rest, at most `validate_cells`.
     Raises `DataError` when too few cells are left on a side, `ConfigError` for a group that cannot be held out.
     """
     generator = np.random.default_rng(config.seed)
-    held_out = _held_out(store, config, generator, on_event)
-    split = np.where(held_out, HELD_OUT, TRAIN).astype(np.int8)
-    rest = np.flatnonzero(~held_out)
+    held_out, left_out = _held_out(store, config, generator, on_event)
+    split = np.select([held_out, left_out], [HELD_OUT, LEFT_OUT], TRAIN).astype(np.int8)
+    rest = np.flatnonzero(split == TRAIN)
     n_validation = min(max(1, int(_VALIDATION_SHARE * len(rest))), config.validate_cells)
     if len(rest) < 3 or not held_out.any():
         raise DataError(f"{len(rest)} cells to train on and {held_out.sum()} held out are too few; give more cells.")
@@ -35,19 +36,28 @@ def split_cells(store: Store, config: PretrainConfig, on_event: Callable = lambd
     return split
 
 
-def _held_out(store: Store, config: PretrainConfig, generator: np.random.Generator, on_event: Callable) -> np.ndarray:
+def _held_out(
+    store: Store, config: PretrainConfig, generator: np.random.Generator, on_event: Callable
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mark the cells that are held out and those of no known group, bool [cells] each."""
     if config.group is None:
         chosen = generator.permutation(store.n_cells)[: max(1, int(_HELD_OUT_SHARE * store.n_cells))]
-        return np.isin(np.arange(store.n_cells), chosen)
+        return np.isin(np.arange(store.n_cells), chosen), np.zeros(store.n_cells, bool)
     values = group_values(store.obs, config.group)
-    present = sorted(set(values))
+    unknown = values == ""
+    present = sorted({*values} - {""})
+    if unknown.any():
+        text = f"{int(unknown.sum()):,} cells have no value in {config.group}: they are left out of training and test"
+        on_event("note", {"text": text})
+    if not present:
+        raise ConfigError(f"--group {config.group} has no value in any cell; name a column with values.")
     named, notes = choose_labels(config.hold_out, present, "--hold-out", config.group)
     for note in notes:
         on_event("note", {"text": note})
     if len(present) < 2:
         raise ConfigError(f"--group {config.group} has the one value {present[0]!r}; nothing is left to hold out.")
     chosen = named or generator.permutation(present)[: max(1, int(_HELD_OUT_SHARE * len(present)))]
-    return np.isin(values, chosen)
+    return np.isin(values, chosen), unknown
 
 
 def run_vocabulary(store: Store, train: np.ndarray, min_cells: int) -> np.ndarray:

@@ -197,5 +197,9 @@ class _Evaluator:
         )
         if self.cut:
             notes.append(f"{self.cut:,} entries of cells over {self.run.config.max_genes} genes were cut")
+        if groups is not None and (groups == "").any():
+            notes.append(
+                f"{int((groups == '').sum()):,} held-out cells have no group: they count as a group of their own"
+            )
         rule = resampling(groups, len(self.cells))
         return [*notes, rule.sentence("cells", "cells" if groups is None else "groups")]

@@ -118,7 +118,7 @@ def _screen(store: Store, config: FinetuneConfig) -> Screen:
         cell_ids=cell_names(used),
         n_genes_detected=np.asarray(used["n_genes"], np.int64),
         table=tuple(table.rows()),
-        notes=(*conditions.notes, *lost),
+        notes=(*conditions.notes, *table.notes, *lost),
     )
 
 
@@ -134,6 +134,12 @@ class _Labels:
         unseen = columns[config.unseen] if config.unseen else group
         self.unseen = tuple(str(unseen[i]) for i in np.unique(self.group, return_index=True)[1])
         self.replicate = group_values(store.obs, config.replicate) if config.replicate else np.full(len(labels), "")
+        columns |= {config.replicate: self.replicate} if config.replicate else {}
+        self.notes = [
+            f"{number:,} cells have no value in {name}: they count as a group of their own"
+            for name, values in columns.items()
+            if (number := int((values == "").sum()))
+        ]
         replicates, replicate = _numbered(self.replicate)
         self.stratum = np.unique(self.group * len(replicates) + replicate, return_inverse=True)[1]
         self.dose = self._doses(store.obs, ~self.control & ~self.left_out)

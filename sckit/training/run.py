@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from sckit.config import ModelConfig, PretrainConfig, from_dict, read_toml, to_toml
 from sckit.data.genes import GeneIndex
 from sckit.data.manifest import MANIFEST
-from sckit.data.split import HELD_OUT
+from sckit.data.split import HELD_OUT, LEFT_OUT, TRAIN, VALIDATION
 from sckit.data.store import Store, open_store
 from sckit.data.views import CountsView, CutView
 from sckit.errors import ConfigError, DataError, said
@@ -41,7 +41,7 @@ class Run:
     config: PretrainConfig
     genes: pd.DataFrame  # [G] columns id, symbol: the model's vocabulary
     forms: ClosedForms
-    split: np.ndarray  # int8 [cells of the store], TRAIN, VALIDATION or HELD_OUT
+    split: np.ndarray  # int8 [cells of the store], TRAIN, VALIDATION, HELD_OUT or LEFT_OUT
     vocabulary: np.ndarray  # int32 [genes of the store], number in the model or -1
 
     @property
@@ -117,7 +117,7 @@ class Run:
     @property
     def seen(self) -> np.ndarray:
         """Whether each cell of the store took part in training, as a training or validation cell, bool [cells]."""
-        return self.split != HELD_OUT
+        return np.isin(self.split, (TRAIN, VALIDATION))
 
 
 def create_run(config: PretrainConfig, name: str | None, root: Path) -> Path:
@@ -235,7 +235,7 @@ def _check_setting(genes: pd.DataFrame, forms: ClosedForms, split: np.ndarray, v
     if not all(array.dtype == np.float64 and np.isfinite(array).all() for array in arrays.values()):
         msg = "forms.safetensors holds values that are no numbers"
         raise ValueError(msg)
-    if split.ndim != 1 or split.dtype != np.int8 or not np.isin(split, (0, 1, HELD_OUT)).all():
+    if split.ndim != 1 or split.dtype != np.int8 or not np.isin(split, (TRAIN, VALIDATION, HELD_OUT, LEFT_OUT)).all():
         msg = "split.npy is no split of cells"
         raise ValueError(msg)
     known = vocabulary[vocabulary != -1] if vocabulary.ndim == 1 and vocabulary.dtype == np.int32 else []

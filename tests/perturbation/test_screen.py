@@ -283,3 +283,12 @@ def test_genes_that_a_unit_perturbs_are_not_scored_in_it(rng):
     screen = replace(screen, genes=screen.genes.assign(id=ids))
     left_out = [np.flatnonzero(~row).tolist() for row in screen.scored(np.array([1, 0, 2, 3]))]
     assert left_out == [[3, 7], [3], [], []]
+
+
+def test_cells_without_a_covariate_are_a_group_and_counted(tmp_path):
+    obs = obs_of(["control", "A", "B"], donor=[None, None, None, "one", "one", "one"], lane="x")
+    obs = pd.concat([obs, obs], ignore_index=True)
+    screen = read(tmp_path, obs, covariates=("donor",), replicate="lane")
+    assert screen.covariates == ("", "one")
+    assert "18 cells have no value in donor: they count as a group of their own" in screen.notes
+    assert not any("lane" in note for note in screen.notes)

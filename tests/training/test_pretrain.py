@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from sckit.config import PretrainConfig
-from sckit.data.split import HELD_OUT, TRAIN, VALIDATION, split_cells
+from sckit.data.split import HELD_OUT, LEFT_OUT, TRAIN, VALIDATION, split_cells
 from sckit.errors import ConfigError, DataError
 from sckit.training.pretrain import load_model, pretrain
 from sckit.training.run import Run, find_run, open_run
@@ -158,6 +158,18 @@ def test_groups_never_sit_on_both_sides(simulated):
     cells = split_cells(simulated, PretrainConfig())
     assert (cells == HELD_OUT).sum() == 72
     np.testing.assert_array_equal(cells, split_cells(simulated, PretrainConfig()))
+
+
+def test_cells_without_a_group_are_on_neither_side(simulated):
+    obs = simulated.obs.assign(lane=simulated.obs["dataset"].astype(str).where(np.arange(simulated.n_cells) % 5 > 0))
+    store, heard = SimpleNamespace(obs=obs, n_cells=simulated.n_cells), []
+    split = split_cells(store, PretrainConfig(group="lane"), lambda _, facts: heard.append(facts["text"]))
+    unknown = obs["lane"].isna()
+    assert (split[unknown] == LEFT_OUT).all()
+    assert not (split[~unknown] == LEFT_OUT).any()
+    assert heard == [f"{unknown.sum()} cells have no value in lane: they are left out of training and test"]
+    with pytest.raises(ConfigError, match="--hold-out '' is not in lane, which has 'run0', 'run1', 'run2', 'run3'"):
+        split_cells(store, PretrainConfig(group="lane", hold_out=("",)))
 
 
 @pytest.mark.parametrize(
