@@ -19,7 +19,7 @@ from sckit.data.filters import KEPT, GeneMoments, QualityRules, drop_counts, hig
 from sckit.data.genes import GeneIndex, Vocabulary, join_genes, read_gene_list, vocabulary_hash
 from sckit.data.manifest import FORMAT, MANIFEST, VERSION, write_table
 from sckit.data.notes import odd_counts
-from sckit.data.obs import judge_obs, source_names, unite_obs
+from sckit.data.obs import in_quotes, judge_obs, source_names, unite_obs
 from sckit.data.readers.open import open_sample, open_sources
 from sckit.data.readers.source import CELLS_PER_BLOCK
 from sckit.data.shards import (
@@ -59,6 +59,9 @@ class Preparation:
         judged, reasons = judge_obs(
             self._sources, self._names, self._obs, assay=config.assay or "10x", obs_filter=config.obs_filter
         )
+        bounds = np.cumsum([0, *(source.n_cells for source in self._sources)])
+        for source, (first, last) in zip(self._sources, pairwise(bounds), strict=True):
+            source.need_totals(judged[first:last] == KEPT)
         rules = QualityRules(config.min_genes, config.min_counts, config.max_counts, config.max_mito)
         self._stream = CellStream(self._sources, judged, reasons, rules)
         self._used = [number for number in range(len(self._sources)) if number not in self._stream.unused]
@@ -114,6 +117,11 @@ class Preparation:
         """Find the genes that a file names: [N] numbers in file order."""
         names = read_gene_list(path, "--genes")
         found = GeneIndex(self._shared.ids, self._shared.symbols).find(names)
+        symbols, times = np.unique(self._shared.symbols[self._shared.symbols != ""], return_counts=True)
+        several = sorted({*symbols[times > 1]} & {*names})
+        if several:
+            text = f"several genes have the symbol {in_quotes(several)} of --genes; the first of each is taken"
+            self._on_event("note", {"text": text})
         self._lines_not_found = int((found < 0).sum())
         if self._lines_not_found == len(names):
             first = self._shared.symbols[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -45,9 +46,10 @@ def prepare(
         shutil.rmtree(work.folder, ignore_errors=True)
         raise
     except OSError as error:
+        remedy = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "choose another place"
         raise DataError(
-            f"{out} cannot be written ({error.strerror or error}); make room or choose another place, and run the "
-            "command again: `sckit prepare` goes on from what is written."
+            f"{out} cannot be written ({error.strerror or error}); {remedy}, and run the command again: "
+            "`sckit prepare` goes on from what is written."
         ) from error
     work.publish()
     manifest = open_store(out).manifest
@@ -83,6 +85,10 @@ def open_or_prepare(
     store = prepare(data, out, config=config, on_event=on_event)
     for reason, number in store.manifest["dropped"].items():
         on_event("note", {"text": f"left out: {number:,} {reason}"})
+    for source in store.manifest["sources"]:
+        if source["genes_summed"]:
+            text = f"{source['name']}: {source['genes_summed']:,} genes were added to another of the same name"
+            on_event("note", {"text": text})
     return store
 
 

@@ -103,3 +103,18 @@ def test_a_place_that_cannot_be_written_is_named(command, data, tmp_path):
     assert result.stderr.splitlines()[-1].startswith("Error: ")
     assert "not foreseen" not in result.stderr
     assert str(place) in result.stderr
+
+
+def test_genes_that_are_added_up_and_symbols_of_several_genes_are_said(data, tmp_path):
+    adata = anndata.read_h5ad(data)
+    adata.X = adata.layers["counts"]
+    adata.var["gene_ids"] = [f"ENSG{i // 2 * 2 if i < 4 else i:011d}" for i in range(30)]
+    adata.var_names = ["A", "A", *(f"G{i}" for i in range(2, 28)), "B", "B"]
+    adata.write_h5ad(data)
+    result = invoke("pretrain", data, "--assay", "any", *FAST, "--runs", tmp_path)
+    assert "log: 2 genes were added to another of the same name" in result.stderr
+    (tmp_path / "genes.txt").write_text("A\nB\nG7\n")
+    common = ["prepare", data, "--assay", "any", "--genes", tmp_path / "genes.txt"]
+    result = invoke(*common, "--out", tmp_path / "x.sckit")
+    assert result.exit_code == 0, result.stderr
+    assert "several genes have the symbol 'B' of --genes; the first of each is taken" in " ".join(result.stderr.split())
