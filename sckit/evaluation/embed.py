@@ -60,15 +60,18 @@ def embed(
         text = f"{known:,} of the run's {of:,} genes are in the data ({store.n_genes:,} genes){few}"
         on_event("note", {"text": text})
         embedding = _embeddings(opened, compute, store, vocabulary, batch_tokens, on_event)
+        unknown = int(np.isnan(embedding[:, 0]).sum())
         whole = read_anndata(parse_input(data, reading)[0])
         if whole is None:
             adata = _anndata(store)
         else:
             adata, embedding = _into(whole, store, embedding, keep_all=reading == _without_filters(reading))
-    unknown = int(np.isnan(embedding[:, 0]).sum())
     if unknown:
         text = f"{unknown:,} cells have no count in the run's genes: their embedding is NaN"
         on_event("note", {"text": text})
+    left_out = int(np.isnan(embedding[:, 0]).sum()) - unknown
+    if left_out:
+        on_event("note", {"text": f"the {left_out:,} cells that were left out are kept, and their embedding is NaN"})
     if _KEY in adata.obsm:
         on_event("note", {"text": f"the obsm {_KEY!r} of the input is replaced"})
     adata.obsm[_KEY] = embedding

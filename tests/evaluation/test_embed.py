@@ -51,8 +51,9 @@ def test_everything_in_the_input_stays(run, full, tmp_path):
     assert after.uns["key"] == before.uns["key"]
     np.testing.assert_array_equal(after.obsm["X_sckit"], adata.obsm["X_sckit"])
     assert np.isnan(adata.obsm["X_sckit"]).all(1).nonzero()[0].tolist() == [3, 5]
-    assert "2 cells have no count in the run's genes: their embedding is NaN" in notes
+    assert "1 cells have no count in the run's genes: their embedding is NaN" in notes
     assert "left out: 1 cells without counts" in notes
+    assert "the 1 cells that were left out are kept, and their embedding is NaN" in notes
 
 
 def test_own_output_can_be_embedded_again_and_filters_leave_cells_out(run, full, tmp_path):
