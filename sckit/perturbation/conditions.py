@@ -91,7 +91,7 @@ def _hints(parts: dict[str, tuple[str, ...]], controls: list[str], config: Finet
         separator
         for label in parts
         for separator in _SEPARATORS
-        if separator != config.separator and separator in label and set(_parts(label, separator)) <= known
+        if separator not in config.separator and separator in label and set(_parts(label, separator)) <= known
     )
     for separator, count in found.most_common(1):
         example = next(one for one in parts if separator in one and set(_parts(one, separator)) <= known)

@@ -67,6 +67,10 @@ def test_another_separator_is_used_when_given_and_hinted_at_else(separator):
     assert found.notes == []
 
 
+def test_a_separator_is_not_hinted_at_where_a_longer_one_is_given():
+    assert conditions_of(["ctrl", "A", "B", "A", "A__B"], separator="__").notes == []
+
+
 def test_a_value_with_commas_is_one_label_if_there_is_one():
     drug = "[('DMSO_TF', 0.0, 'uM')]"
     found = conditions_of([drug, "A, 5 uM", "A", "B"], control=(drug,), exclude=("A, 5 uM",))
