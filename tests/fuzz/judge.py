@@ -69,6 +69,7 @@ class Refused(Exception):
 def read_cells(case: Case) -> Found:
     """Read an input of cells with sckit."""
     (source,) = open_sources(case.path, ReadingConfig(**case.options))
+    source.need_totals(np.ones(source.n_cells, dtype=bool))
     blocks = list(source.blocks(cells_per_block=5))
     n_genes = len(source.genes)
     parts = [

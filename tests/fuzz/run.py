@@ -36,10 +36,10 @@ _STARTING_S = 120.0  # importing the libraries, writing what is written once
 
 
 _IN_LIBRARY = re.compile(
-    r"first\):\s+File .*"
-    r"(_factory.py.* in _open_soma_object|h5py/_hl/(attrs|group|dataset).py.* in \w+|h5py/_hl/files.py.* in make_fid)\n"
+    r"first\):\s+File .*(_factory.py.* in _open_soma_object|/tiledbsoma/.*|h5py/_hl/(attrs|group|dataset).py.* in \w+"
+    r"|h5py/_hl/files.py.* in make_fid|threading.py.* in wait\n(  File .*\n){2}  File .*zarr/core/sync.py.* in sync)\n"
 )
-"""Where TileDB and HDF5 may hang although they were asked for nothing large: opening, a part, an attribute."""
+"""Where TileDB, HDF5 and zarr may hang although they were asked for nothing large: opening, a part, an attribute."""
 
 
 class Child:

@@ -43,6 +43,8 @@ class Mtx(Cells):
         case = Case(folder / "sample", edits=made.odd)
         n_fields = 1 if layout == "kallisto" else pick(rng, (1, 2, 3, 3, 3)) if layout != "old" else 2
         if any(name.startswith("mm10_ENSG") for name in made.ids):
+            if layout == "genome":  # which has a folder for each genome
+                return self.make(rng, folder)
             case.options = {"genome": "GRCh38"}
         counts = made.counts if layout == "kallisto" else made.counts.T
         columns = [made.ids, made.symbols, made.types][:n_fields]
