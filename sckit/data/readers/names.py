@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,7 @@ class GeneTable:
 
 def mostly_ids(names: np.ndarray) -> bool:
     """Return whether at least half of the names are gene ids, each as a whole, with or without a genome in front."""
-    return 2 * _n_ids(names) >= max(len(names), 1)
+    return 2 * _matching(_GENE_ID, names) >= max(len(names), 1)
 
 
 def mostly_numbers(names: np.ndarray) -> bool:
@@ -74,8 +75,8 @@ def gene_table(var: pd.DataFrame, path: Path) -> GeneTable:
     )
     index = strings(var.index)
     nothing = np.full(len(index), "", dtype=object)
-    ids = max([index, *in_ids], key=_n_ids)
-    ids = ids if mostly_ids(ids) else nothing
+    n_ids, ids = max(((_matching(_GENE_ID, names), names) for names in [index, *in_ids]), key=itemgetter(0))
+    ids = ids if 2 * n_ids >= max(len(ids), 1) else nothing
     symbols = next((names for names in in_symbols if are_names(names) and not mostly_ids(names)), nothing)
     if not mostly_numbers(index):
         default = index
@@ -134,7 +135,7 @@ def genomes_of(names: np.ndarray) -> np.ndarray:
 
     More than five different beginnings are no genomes, but gene symbols or the like.
     """
-    matches = (_OF_GENOME.fullmatch(name) for name in names)
+    matches = (_OF_GENOME.fullmatch(name) if "_" in name else None for name in names)
     found = np.array([match[1] or match[5] if match else "" for match in matches], dtype=object)
     return found if len(set(found)) <= 6 else np.full(len(found), "", dtype=object)
 
@@ -151,10 +152,6 @@ def without_genome(table: GeneTable) -> GeneTable:
         return np.array([front.sub("", name, 1) if front.match(name) else name for name in names], dtype=object)
 
     return GeneTable(cut(table.ids), cut(table.symbols))
-
-
-def _n_ids(names: np.ndarray) -> int:
-    return _matching(_GENE_ID, names)
 
 
 def _matching(pattern: re.Pattern[str], names: np.ndarray) -> int:

@@ -159,9 +159,9 @@ class Source(ABC):
         if self.from_log1p:
             values, outside, recovered = counts_from_log1p(indptr, values, outside, obs.index, self.path)
         counts = self._whole_counts(values, indptr, obs.index)
-        n_entries = np.count_nonzero((counts > 0) & (genes >= 0))
-        indptr, genes, counts = tidy(indptr, genes, counts)
-        if self.from_log1p and len(genes) < n_entries:
+        entries = indptr, genes, counts
+        indptr, genes, counts = tidy(*entries)
+        if self.from_log1p and len(genes) < np.count_nonzero((entries[2] > 0) & (entries[1] >= 0)):
             raise DataError(f"{self.path} holds two logarithms for one gene of one cell; export it with one.")
         own = row_sums(indptr, counts)
         if outside is not None and ((own > outside) & (outside >= 0)).any():
