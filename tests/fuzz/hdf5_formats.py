@@ -218,7 +218,7 @@ def _anndata_case(rng: np.random.Generator, case: Case, *, old: bool) -> tuple[C
     names = [
         str(v) for key, node in tree.items() if key.startswith("var/") and node.data is not None for v in node.data
     ]
-    has_genomes = any(name == "mm10" or name.startswith("mm10_ENSG") for name in names)
+    has_genomes = any(name == "mm10" or name.startswith("mm10_") for name in names)
     case.edits = made.odd
     if has_genomes and not case.options.get("raw"):
         case.options["genome"] = "GRCh38"

@@ -159,15 +159,18 @@ def _kept(table: Table, genome: str | None) -> list[int]:
     return [i for i in kept if genomes[i] in (genome, "")]
 
 
+_OF_GENOME = re.compile(rf"([A-Za-z][\w.-]{{0,39}}?)_+{ENSEMBL.pattern}")
+
+
 def _front(name: str) -> str:
-    """Return the genome in front of an id, or ""."""
-    found = re.fullmatch(rf"([A-Za-z][\w.-]*?)_+{ENSEMBL.pattern}", name)
-    return found[1] if found else ""
+    """Return the genome in front of an id or a symbol, or ""."""
+    found = re.fullmatch(rf"{_OF_GENOME.pattern}|(hg19|GRCh38|mm10)_+.+", name)
+    return found[1] or found[found.lastindex or 1] if found else ""
 
 
 def _holds_ids(column: list[str]) -> bool:
     """Return whether at least half of the names are ids, with or without a genome in front."""
-    return 2 * sum(bool(ENSEMBL.fullmatch(name) or _front(name)) for name in column) >= len(column)
+    return 2 * sum(bool(ENSEMBL.fullmatch(name) or _OF_GENOME.fullmatch(name)) for name in column) >= len(column)
 
 
 def _names_fault(found: Found, columns: dict[str, list[str]], of_ids: list[str]) -> str | None:

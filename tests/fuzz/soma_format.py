@@ -30,7 +30,7 @@ class Soma(Cells):
         made = content(rng)
         case = Case(folder / "cells.soma", edits=made.odd)
         parts = _parts(made, rng)
-        if any(name.startswith("mm10_ENSG") for name in made.ids):
+        if any(name.startswith("mm10_") for name in made.ids):
             case.options = {"genome": "GRCh38"}
         n_edits, damaged = plan(rng)
         case.edits += [_edit(rng, parts) for _ in range(n_edits)]

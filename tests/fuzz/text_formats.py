@@ -42,7 +42,7 @@ class Mtx(Cells):
             features, barcodes = (matrix.replace("matrix.mtx", name) for name in ("features.tsv", "barcodes.tsv"))
         case = Case(folder / "sample", edits=made.odd)
         n_fields = 1 if layout == "kallisto" else pick(rng, (1, 2, 3, 3, 3)) if layout != "old" else 2
-        if any(name.startswith("mm10_ENSG") for name in made.ids):
+        if any(name.startswith("mm10_") for name in made.ids):
             if layout == "genome":  # which has a folder for each genome
                 return self.make(rng, folder)
             case.options = {"genome": "GRCh38"}
@@ -90,7 +90,10 @@ class Mtx(Cells):
         columns = {str(i): [row[i] for row in rows] for i in range(len(rows[0]))}
         types = columns.pop("2", None)
         for names in [file for file in files if re.fullmatch(r".*\.genes\.names\.txt(\.gz)?", file.name)]:
-            columns["1"] = [row[0] for row in _rows(names)]
+            columns["1"] = [row[0] for row in _rows(names, blank=True)]
+            if len(columns["1"]) != len(rows):
+                msg = "another number of symbols"
+                raise Refused(msg)
         counts, instead = _matrix(matrix)
         if "cells_x_genes" not in matrix.name and counts.shape == (len(rows), len(cells)):
             counts = counts.T
@@ -220,15 +223,20 @@ def _opened(path: Path):
     return gzip.open(path) if zipped else path.open("rb")
 
 
-def _rows(path: Path) -> list[list[str]]:
-    """Return the fields of each line; by the rules of CSV only where there are quotes, within which lines may end."""
+def _rows(path: Path, *, blank: bool = False) -> list[list[str]]:
+    """Return the fields of each line; by the rules of CSV only where there are quotes, within which lines may end.
+
+    Blank lines are left out, or with `blank` hold the empty name.
+    """
     with _opened(path) as file:
         text = re.sub("\r\n?", "\n", file.read().decode("utf-8-sig"))
     if '"' in text:
         rows = list(csv.reader(io.StringIO(text), delimiter="\t", strict=True))
     else:
-        rows = [line.split("\t") for line in text.split("\n")]
-    rows = [row for row in rows if len(row) > 1 or (row and (row[0].strip() or ('"' in text and not row[0])))]
+        rows = [line.split("\t") for line in text.removesuffix("\n").split("\n")]
+    if blank:
+        rows = [row if any(map(str.strip, row)) else [""] for row in rows]
+    rows = [row for row in rows if blank or len(row) > 1 or (row and (row[0].strip() or ('"' in text and not row[0])))]
     if rows and all(len(row) == 1 and "\t" in row[0] for row in rows):  # quotes around whole lines
         rows = [row[0].split("\t") for row in rows]
     return rows

@@ -192,7 +192,7 @@ def drop(tree: Tree, name: str) -> None:
 
 def _change_pointers(rng: np.random.Generator, values: np.ndarray, name: str) -> tuple[np.ndarray, str]:
     """Break the structure of a compressed matrix."""
-    if values.ndim == 0 or len(values) < 2:
+    if values.ndim == 0 or len(values) < 2 or values.dtype.kind not in "iuf":
         return values, "pointers: too few"
     new = values.astype(np.int64)
     at = int(rng.integers(1, len(new)))

@@ -16,7 +16,7 @@ from sckit.errors import DataError
 ENSEMBL = re.compile(r"(ENS[A-Z]*GR?\d{6,})(\.\d+)?(_PAR_Y)?")
 """An Ensembl gene id of any species: id, version, mark of the copy on the other chromosome."""
 
-_GENOME = r"([A-Za-z][\w.-]*?)_+"
+_GENOME = r"([A-Za-z][\w.-]{0,39}?)_+"
 _ID = rf"(?:{ENSEMBL.pattern}|FBgn\d{{7}}|WBGene\d{{8}})"  # of Ensembl, FlyBase or WormBase
 _GENE_ID = re.compile(rf"(?:{_GENOME})?{_ID}")
 _OF_GENOME = re.compile(rf"{_GENOME}{_ID}|(GRC[hm]\d+|hg\d+|mm\d+|GRCz\d+|BDGP\d+)_+\S+")  # the second are symbols

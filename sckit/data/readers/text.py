@@ -64,7 +64,7 @@ def read_names(path: Path, *, blank_lines: bool = False) -> list[np.ndarray]:
     """
     with open_text(path) as file:
         rows = csv.reader(_lines(file), delimiter="\t", strict=True)
-        columns = _columns((row or [""] for row in rows) if blank_lines else rows, path)
+        columns = _columns((row if "".join(row).strip() else [""] for row in rows) if blank_lines else rows, path)
     if len(columns) == 1 and all("\t" in name for name in columns[0]):  # each line as a whole in quotes
         columns = _columns((name.split("\t") for name in columns[0]), path)
     return [np.array(column, dtype=object) for column in columns]
