@@ -41,10 +41,13 @@ def anndata_parts(file: Any, options: dict[str, Any]) -> Table:
     return anndata_table(cells, counts, names, totals, options)
 
 
+_STORAGE = ("encoding-type", "h5sparse_format", "shape", "h5sparse_shape")
+
+
 def _matrix(stored: Any) -> np.ndarray:
     if hasattr(stored, "shape"):
         return np.asarray(stored[:], dtype=np.float64)
-    attrs = dict(stored.attrs)
+    attrs = {name: stored.attrs[name] for name in stored.attrs if name in _STORAGE}
     kind = str(attrs.get("encoding-type") or attrs["h5sparse_format"]).removesuffix("_matrix")
     rows, columns = (int(n) for n in (attrs["shape"] if "shape" in attrs else attrs["h5sparse_shape"]))
     data, indices, indptr = (_array(stored, name) for name in ("data", "indices", "indptr"))
@@ -63,7 +66,7 @@ def _columns(stored: Any) -> dict[str, Any]:
         first, *others = records.dtype.names
         return {"": records[first]} | {name: records[name] for name in others}
     index = stored.attrs["_index"]
-    return {"" if name == index else name: _column(stored[name]) for name in stored}
+    return {"" if name == index else name: _column(stored[name]) for name in (index, *stored.attrs["column-order"])}
 
 
 def _column(stored: Any) -> Any:

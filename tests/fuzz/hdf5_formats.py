@@ -215,12 +215,13 @@ def _anndata_case(rng: np.random.Generator, case: Case, *, old: bool) -> tuple[C
         own = [{"totals": "n_counts"}] * 2 + [{"raw": True}, {} if old else {"layer": "counts"}]
         case.options = dict(pick(rng, [{}] * 12 + own))
     tree = (old_anndata_tree if old else anndata_tree)(made, rng, values, case.options)
-    names = [
-        str(v) for key, node in tree.items() if key.startswith("var/") and node.data is not None for v in node.data
-    ]
+    tables = ("raw/var", "raw.var") if case.options.get("raw") else ("var",)
+    data = [node.data for key, node in tree.items() if key.startswith(tables) and node.data is not None]
+    lists = [column for one in data for column in ([one[n] for n in one.dtype.names] if one.dtype.names else [one])]
+    names = [name for column in lists for name in texts(column)]
     has_genomes = any(name == "mm10" or name.startswith("mm10_") for name in names)
     case.edits = made.odd
-    if has_genomes and not case.options.get("raw"):
+    if has_genomes:
         case.options["genome"] = "GRCh38"
     return case, tree
 
