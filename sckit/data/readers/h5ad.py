@@ -169,7 +169,9 @@ def _frame(file: Group, key: str, rows: int, path: Path) -> pd.DataFrame:
         categories = file.get(f"uns/{name}_categories")
         if is_array(categories) and values.dtype.kind in "iu":
             _check_rows(categories, f"uns/{name}_categories", rows, path)
-            columns[name] = pd.Categorical.from_codes(values, strings(categories[:]).tolist())
+            columns[name] = pd.Categorical.from_codes(
+                values, strings(np.ravel(categories[()])).tolist()
+            )  # one may stand alone
         else:
             columns[name] = strings(values) if values.dtype.kind in "SO" else values
     return pd.DataFrame(columns, index=pd.Index(strings(records[names[0]])))
@@ -188,7 +190,7 @@ def _check_rows(stored: Any, key: str, rows: int, path: Path) -> None:
                 parts |= {f"{at}/{part}": one[part] for part in one}
     for place, one in parts.items():
         shape = one.shape if is_array(one) else (rows,)
-        if shape != (rows,) and not (place.endswith("categories") and len(shape) == 1 and shape[0] <= _CATEGORIES):
+        if shape != (rows,) and not (place.endswith("categories") and len(shape) < 2 and sum(shape) <= _CATEGORIES):
             raise DataError(
                 f"{path} is corrupt: {place} has the shape {shape}, and the matrix has {rows:,} rows or columns for "
                 "it; copy or export it again."

@@ -183,3 +183,20 @@ def test_a_column_without_values_is_refused(tmp_path, known, open_source):
         file.create_group("var/gene_ids")
     with pytest.raises(DataError, match="the column var/gene_ids holds neither codes nor values"):
         open_source(tmp_path / "x.h5ad")
+
+
+@pytest.mark.parametrize("labels", [[b"B", b"T"], b"B"], ids=["several", "one-alone"])
+def test_tables_of_records_take_their_labels_from_uns(tmp_path, known, dense, labels, open_source):
+    path = tmp_path / "old.h5ad"
+    codes = np.arange(N_CELLS) % np.size(labels)
+    cells, genes = ([(f"{kind}{i}".encode(), code) for i, code in enumerate(codes)] for kind, codes in
+                    (("c", codes), ("g", np.zeros(N_GENES))))  # fmt: skip
+    with h5py.File(path, "w") as file:  # as AnnData before 0.7 wrote it
+        file["X"] = known
+        file["obs"] = np.array(cells, dtype=[("index", "S8"), ("kind", "i1")])
+        file["var"] = np.array(genes, dtype=[("index", "S8"), ("n", "i1")])
+        file.create_dataset("uns/kind_categories", data=labels)
+    source = open_source(path)
+    np.testing.assert_array_equal(dense(source), known)
+    assert source.obs["kind"].tolist() == [np.ravel(labels)[code].decode() for code in codes]
+    assert source.genes.symbols.tolist() == [f"g{i}" for i in range(N_GENES)]
