@@ -1,7 +1,8 @@
 """What the packages after `data` need of it, in one place; the files of this package say the rest."""
 
 from sckit.data.genes import GeneIndex, read_gene_list, read_lines
-from sckit.data.obs import cell_names, choose_labels, group_values, in_quotes
+from sckit.data.labels import choose_labels, group_values, in_quotes
+from sckit.data.obs import cell_names
 from sckit.data.prepare import open_or_prepare
 from sckit.data.store import Store
 from sckit.data.views import as_matrix, in_blocks, indptr_of, log_values

@@ -105,6 +105,17 @@ class GeneIndex:
         rows = zip(*map(bare_ids, (names, *others)), strict=True)
         return np.array([next((self._numbers[n] for n in row if n in self._numbers), -1) for row in rows], np.int64)
 
+    def match(self, ids: Iterable[str], symbols: Iterable[str]) -> np.ndarray:
+        """Return the number of each of N genes, int64 [N], -1 where unknown; no number comes twice.
+
+        Ids go first. A symbol counts for genes and numbers that no id has matched.
+        """
+        found = self.find(ids)
+        found[pd.Series(found).duplicated()] = -1
+        by_symbol = np.where(found < 0, self.find(symbols), -1)
+        by_symbol[np.isin(by_symbol, found) | pd.Series(by_symbol).duplicated()] = -1
+        return np.where(found < 0, by_symbol, found)
+
 
 def read_gene_list(path: Path | str, option: str) -> list[str]:
     """Read the names of genes from a text file with one id or symbol per line; `option` as in `read_lines`."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Collection, Iterable, Sequence
-from difflib import get_close_matches
-from itertools import count
+from itertools import count, product
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from sckit.data.filters import KEPT
+from sckit.data.labels import as_text, holds_numbers
 from sckit.data.manifest import OWN_COLUMNS
 from sckit.data.readers.hdf5 import strings
 from sckit.data.readers.source import Source
@@ -78,7 +79,7 @@ def unite_obs(sources: Sequence[Source], names: Sequence[str]) -> tuple[pd.DataF
         repeats.append(int(source.obs.index.duplicated().sum()))
     columns = list(dict.fromkeys(column for source in sources for column in source.obs.columns))
     # concat would let columns without any value decide the types of the others
-    given = [source.obs.dropna(axis="columns", how="all") for source in sources]
+    given = _alike([source.obs.dropna(axis="columns", how="all") for source in sources])
     united = pd.concat(given, ignore_index=True).reindex(columns=columns)
     taken = {*OWN_COLUMNS, *map(str, united.columns)}
     united.columns = [name if name not in OWN_COLUMNS else _free(f"input_{name}", taken) for name in map(str, columns)]
@@ -93,6 +94,33 @@ def unite_obs(sources: Sequence[Source], names: Sequence[str]) -> tuple[pd.DataF
     return united, repeats
 
 
+def mixed_columns(sources: Sequence[Source]) -> list[str]:
+    """Name the columns that hold numbers in some sources and text in others; they become text."""
+    given = [source.obs.dropna(axis="columns", how="all") for source in sources]
+    kinds: dict[str, set[bool]] = {}
+    for name, column in (item for table in given for item in table.items()):
+        kinds.setdefault(str(name), set()).add(holds_numbers(column))
+    return [name for name, found in kinds.items() if len(found) > 1]
+
+
+def _alike(tables: list[pd.DataFrame]) -> list[pd.DataFrame]:
+    """Turn numbers into text, 1.0 like 1, in columns that others have as text, and where joining would round them."""
+    columns: dict[Any, list[pd.Series]] = {}
+    for name, column in (item for table in tables for item in table.items()):
+        columns.setdefault(name, []).append(column)
+    mixed = []
+    for name, found in columns.items():
+        whole = [column for column in found if column.dtype.kind in "iu"]
+        large = any(abs(int(limit)) > 2**53 for column in whole for limit in (column.min(), column.max()))
+        rounds = large and (len(found) < len(tables) or len({column.dtype for column in found}) > 1)
+        if rounds or len({column.dtype.kind in "iuf" for column in found}) > 1:
+            mixed.append(name)
+    return [
+        table.assign(**{name: as_text(table[name]) for name in mixed if name in table and holds_numbers(table[name])})
+        for table in tables
+    ]
+
+
 def judge_obs(
     sources: Sequence[Source], names: Sequence[str], obs: pd.DataFrame, *, assay: str, obs_filter: str | None
 ) -> tuple[np.ndarray, list[str]]:
@@ -103,7 +131,7 @@ def judge_obs(
     reasons: list[str] = []
     codes = []
     known = {str(label) for source in sources if "assay" in source.obs for label in source.obs["assay"].dropna()}
-    for label in [] if assay in ("10x", "any") else assay.split(","):
+    for label in [] if assay in ("10x", "any") else _assays(assay, known):
         if known and _plain(label) not in map(_plain, known):
             raise ConfigError(
                 f"--assay {label.strip()!r} is no assay of the inputs: {', '.join(map(repr, sorted(known)))}."
@@ -134,7 +162,7 @@ def assay_codes(obs: pd.DataFrame, assay: str, name: str) -> tuple[np.ndarray, l
             return codes, []
         raise DataError(f"{name} has no obs column 'assay', so --assay {assay!r} cannot be applied; use --assay any.")
     labels = pd.Series(obs["assay"].to_numpy(object)).fillna("not given").astype(str)
-    wanted = {_plain(label) for label in assay.split(",")}
+    wanted = {_plain(label) for label in _assays(assay, set(labels))}
     reasons = []
     for label in sorted(labels.unique()):
         keep = bool(TENX_LABEL.fullmatch(_plain(label))) if assay == "10x" else _plain(label) in wanted
@@ -142,6 +170,11 @@ def assay_codes(obs: pd.DataFrame, assay: str, name: str) -> tuple[np.ndarray, l
             reasons.append(f"cells of assay {label!r}")
             codes[(labels == label).to_numpy()] = len(reasons)
     return codes, reasons
+
+
+def _assays(given: str, known: Collection[str]) -> list[str]:
+    """Return the labels that --assay names: the whole text if that is one, else what stands between its commas."""
+    return [given] if _plain(given) in map(_plain, known) else given.split(",")
 
 
 def obs_matches(obs: pd.DataFrame, query: str) -> np.ndarray:
@@ -152,6 +185,8 @@ def obs_matches(obs: pd.DataFrame, query: str) -> np.ndarray:
     flags = obs.select_dtypes("boolean").columns  # as categories, a missing flag is neither True nor False
     unsure = flags[obs[flags].isna().any()]
     obs = obs.astype({name: "category" if name in unsure else bool for name in flags})
+    obs = obs.set_axis(obs["cell"].astype(str)) if "cell" in obs else obs  # `index` in a query means the cells
+    _refuse_other_kinds(obs, query)
     try:
         result = obs.eval(query, engine="python", local_dict={}, global_dict={})
     except pd.errors.UndefinedVariableError as error:
@@ -169,49 +204,25 @@ def obs_matches(obs: pd.DataFrame, query: str) -> np.ndarray:
     return result.fillna(value=False).to_numpy(bool)
 
 
-def group_values(obs: pd.DataFrame, column: str) -> np.ndarray:
-    """Return a column of obs as strings [C], empty where missing; raises `ConfigError` when it is not there."""
-    if column not in obs.columns:
-        known = list(map(str, obs.columns))
-        close = get_close_matches(column, known, 1)
-        hint = f"; did you mean {close[0]!r}?" if close else "."
-        raise ConfigError(f"there is no column {column!r} in obs; it has {', '.join(map(repr, known))}{hint}")
-    values = obs[column]
-    if values.dtype.kind == "f" and not np.any(values.dropna().to_numpy() % 1):  # whole numbers with gaps
-        values = values.astype("Int64")
-    return np.where(values.isna(), "", values.astype(str)).astype(str)
-
-
-def choose_labels(
-    given: Iterable[str], present: Collection[str], option: str, column: str
-) -> tuple[list[str], list[str]]:
-    """Return the labels that the values of an option name, and sentences on how they were read.
-
-    A value is first tried whole. Only where no cell has that label is it split at commas. Raises `ConfigError` for what
-    is then still no label of the column.
-    """
-    chosen, notes, present = [], [], {str(label) for label in present}
-    for value in given:
-        parts = [part.strip() for part in value.split(",") if part.strip()]
-        whole = next((one for one in (value, value.strip()) if one in present), None)
-        missing = [] if whole is not None else [part for part in parts if part not in present]
-        if missing or (whole is None and not parts):
-            label = missing[0] if 0 < len(missing) < len(parts) else value
-            known = sorted(present - {""})
-            close = get_close_matches(label, known, 1)
-            raise ConfigError(
-                f"{option} {label!r} is not in {column}, which has {in_quotes(known)}"
-                f"{f'; did you mean {close[0]!r}?' if close else '.'}"
-            )
-        if whole is None:
-            notes.append(f"no cell has the label {value!r}, so {option} means the labels {', '.join(map(repr, parts))}")
-        chosen += parts if whole is None else [whole]
-    return list(dict.fromkeys(chosen)), notes
-
-
-def in_quotes(labels: Sequence[str]) -> str:
-    """Return labels for a message, the first twenty."""
-    return ", ".join(map(repr, labels[:20])) + (", ..." if len(labels) > 20 else "")
+def _refuse_other_kinds(obs: pd.DataFrame, query: str) -> None:
+    """Raise `ConfigError` where a query compares text with a number, which is true or false for all cells alike."""
+    try:
+        comparisons = [node for node in ast.walk(ast.parse(query)) if isinstance(node, ast.Compare)]
+    except SyntaxError:
+        return  # `eval` says more about it
+    for node in comparisons:
+        sides = [node.left, *node.comparators]
+        names = [side.id for side in sides if isinstance(side, ast.Name) and side.id in obs.columns]
+        values = [side.value for side in sides if isinstance(side, ast.Constant)]
+        for name, value in product(names, values):
+            is_text = isinstance(obs[name].dtype, pd.CategoricalDtype | pd.StringDtype) and not holds_numbers(obs[name])
+            is_number = obs[name].dtype.kind in "iuf"
+            if (is_text and type(value) in (int, float)) or (is_number and type(value) is str):
+                known = ", ".join(map(repr, obs[name].dropna().unique()[:3].tolist()))
+                raise ConfigError(
+                    f"--obs-filter {query!r} compares {name} with {value!r}, but its values are of another kind: "
+                    f"{known}, ...; text stands in quotes, and numbers do not."
+                )
 
 
 def cell_names(obs: pd.DataFrame) -> np.ndarray:

@@ -17,9 +17,10 @@ from sckit.config.prepare import PrepareConfig
 from sckit.data.cell_stream import NOT_RECOVERED, CellStream, StreamPosition
 from sckit.data.filters import KEPT, GeneMoments, QualityRules, drop_counts, highly_variable
 from sckit.data.genes import GeneIndex, Vocabulary, join_genes, read_gene_list, vocabulary_hash
+from sckit.data.labels import in_quotes
 from sckit.data.manifest import FORMAT, MANIFEST, VERSION, write_table
 from sckit.data.notes import odd_counts
-from sckit.data.obs import in_quotes, judge_obs, source_names, unite_obs
+from sckit.data.obs import judge_obs, mixed_columns, source_names, unite_obs
 from sckit.data.readers.open import open_sample, open_sources
 from sckit.data.readers.source import CELLS_PER_BLOCK
 from sckit.data.shards import (
@@ -54,6 +55,10 @@ class Preparation:
         opened = [(str(given), source) for given in inputs for source in open_sources(given, config)]
         self._inputs, self._sources = zip(*opened or [("", open_sample())], strict=True)
         self._is_sample = not inputs
+        self._notes = [
+            f"the obs column {name} holds numbers in some inputs and text in others, and is text in the store"
+            for name in mixed_columns(self._sources)
+        ]
         self._names = source_names([source.path for source in self._sources])
         self._obs, self._repeated_ids = unite_obs(self._sources, self._names)
         judged, reasons = judge_obs(
@@ -120,8 +125,7 @@ class Preparation:
         symbols, times = np.unique(self._shared.symbols[self._shared.symbols != ""], return_counts=True)
         several = sorted({*symbols[times > 1]} & {*names})
         if several:
-            text = f"several genes have the symbol {in_quotes(several)} of --genes; the first of each is taken"
-            self._on_event("note", {"text": text})
+            self._notes.append(f"several genes have the symbol {in_quotes(several)} of --genes; the first is taken")
         self._lines_not_found = int((found < 0).sum())
         if self._lines_not_found == len(names):
             first = self._shared.symbols[0]
@@ -163,8 +167,10 @@ class Preparation:
             np.concatenate([getattr(shard, name) for shard in shards]) for name in ("rows", "totals", "n_genes")
         )
         obs = self._obs.iloc[rows].reset_index(drop=True)
-        self._notes = [note for source in self._sources for note in source.notes]
+        self._notes += [note for source in self._sources for note in source.notes]
         for number, (first, last) in enumerate(pairwise(np.cumsum([0, *kept]))):
+            if self._sources[number].totals is not None and self._config.max_mito is not None:
+                self._notes.append(f"the mitochondrial share of {self._names[number]} is that of the genes in the file")
             if self._sources[number].totals is None:
                 self._notes += odd_counts(totals[first:last], n_genes[first:last], self._names[number])
         for note in self._notes:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from sckit.config import PretrainConfig
-from sckit.data.obs import choose_labels, group_values
+from sckit.data.labels import choose_labels, group_values
 from sckit.data.store import Store
 from sckit.data.views import in_blocks
 from sckit.errors import ConfigError, DataError

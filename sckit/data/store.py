@@ -174,7 +174,7 @@ def open_store(path: Path | str) -> Store:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(
-            f"{path} is not a store (it has no {MANIFEST}); make one with `sckit prepare INPUT --out {path}`."
+            f"{path} is not a store (it has no {MANIFEST}); make one with `sckit prepare INPUT --out NAME.sckit`."
         ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path / MANIFEST} cannot be read ({error}); prepare the store again.") from error
@@ -210,6 +210,7 @@ def describe(store: Store) -> list[tuple[str, str]]:
     rows += [(f"source {source['name']}", _source_line(source)) for source in manifest["sources"]]
     rows += [(f"option {name}", str(value)) for name, value in manifest["config"].items() if value not in (None, False)]
     rows += [(f"lost: {reason}", f"{n:,}") for reason, n in manifest["dropped"].items()]
+    rows += [("note", note) for note in manifest.get("notes", [])]
     return rows
 
 

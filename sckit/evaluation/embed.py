@@ -48,7 +48,7 @@ def embed(
     With `out` an h5ad is written too. Raises ConfigError and DataError.
     """
     if out is not None:
-        _refuse(Path(out))
+        _refuse(Path(out), parse_input(data, ReadingConfig())[0])
     opened = open_run(find_run(run, Path(runs)))
     compute = choose_compute(device, engine)
     reading = reading or ReadingConfig()
@@ -57,11 +57,11 @@ def embed(
         vocabulary = opened.numbers_in(store)
         known, of = int((vocabulary >= 0).sum()), len(opened.genes)
         few = "" if 2 * known >= of else ", which is few: embeddings rest on these genes alone"
+        whole = read_anndata(parse_input(data, reading)[0])
         text = f"{known:,} of the run's {of:,} genes are in the data ({store.n_genes:,} genes){few}"
         on_event("note", {"text": text})
         embedding = _embeddings(opened, compute, store, vocabulary, batch_tokens, on_event)
         unknown = int(np.isnan(embedding[:, 0]).sum())
-        whole = read_anndata(parse_input(data, reading)[0])
         if whole is None:
             adata = _anndata(store)
         else:
@@ -86,12 +86,14 @@ def embed(
     return adata
 
 
-def _refuse(out: Path) -> None:
+def _refuse(out: Path, data: Path) -> None:
     """Raise ConfigError, before the work, for a place that cannot be written or holds something that is no h5ad."""
     if not out.absolute().parent.is_dir():
         raise ConfigError(f"--out {out} lies in a folder that does not exist; make it first.")
     if out.is_dir():
         raise ConfigError(f"--out {out} is a folder; name the h5ad to write.")
+    if out.exists() and data.exists() and out.samefile(data):
+        raise ConfigError(f"--out {out} is the input itself; choose another name.")
     if out.exists() and not is_anndata(out):
         raise ConfigError(f"--out {out} exists and is no h5ad, so it is not replaced; choose another name.")
 

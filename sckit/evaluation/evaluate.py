@@ -16,8 +16,8 @@ import pandas as pd
 from sckit.config import EvalConfig
 from sckit.data.batch import SCORED_SHARE, Batch, Hiding, Packer, swap_like_depth
 from sckit.data.halves import Halves, nb_sizes, replicate_values
+from sckit.data.labels import group_values
 from sckit.data.loader import batches_by_tokens, detected_in
-from sckit.data.obs import group_values
 from sckit.data.split import HELD_OUT, TRAIN
 from sckit.data.views import CountsView, CutView
 from sckit.device import choose_compute

@@ -1,6 +1,7 @@
 """The arms of a comparison: where each one starts, which genes of the data the run knows, and which cells it saw."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from sckit.config import FinetuneConfig
-from sckit.data import GeneIndex, cell_names
+from sckit.data import GeneIndex
 from sckit.errors import DataError
 from sckit.perturbation.responder import Responder, TokenTable
 from sckit.perturbation.screen import Screen
@@ -52,7 +53,7 @@ def token_table(genes: pd.DataFrame, screen: Screen) -> TokenTable:
     its gene in the run if the run knows it. Raises DataError when the run knows no gene of the screen.
     """
     of_run, predicted = (GeneIndex(table["id"], table["symbol"]) for table in (genes, screen.genes))
-    rows = of_run.find(screen.genes["id"], screen.genes["symbol"])
+    rows = of_run.match(screen.genes["id"], screen.genes["symbol"])
     if rows.max() < 0:
         raise DataError(
             f"none of the {len(rows)} genes of the data is among the {len(genes)} of the run; give data and run of one "
@@ -80,17 +81,22 @@ def overlap(table: TokenTable, screen: Screen) -> dict[str, int]:
 def seen_in_pretraining(run: Run, screen: Screen) -> int | None:
     """Count the treated cells of the screen that the run was trained on; None if its store is gone.
 
-    Cells are the same if they have the same name, total count and number of detected genes.
+    Cells are the same if they have the same barcode, whatever sources and numbers `prepare` put around it, total count
+    and number of detected genes.
     """
     try:
         store = run.store
     except DataError:
         return None
     used = store.obs.loc[run.seen]
-    seen = set(zip(cell_names(used).tolist(), used["total_counts"], used["n_genes"], strict=True))
+    seen = set(zip(map(_barcode, used["cell"]), used["total_counts"], used["n_genes"], strict=True))
     treated = np.concatenate([unit.cells for unit in screen.units])
     named = zip(screen.cell_ids[treated], screen.totals[treated], screen.n_genes_detected[treated], strict=True)
-    return sum((str(cell), int(total), int(genes)) in seen for cell, total, genes in named)
+    return sum((_barcode(cell), int(total), int(genes)) in seen for cell, total, genes in named)
+
+
+def _barcode(name: object) -> str:
+    return re.sub(r"#\d+$", "", str(name)).rpartition(":")[2]
 
 
 def _shuffled_run(run: Run, on_event: Callable) -> Path:

@@ -12,6 +12,7 @@ import joblib
 import torch
 
 from sckit.config import FinetuneConfig, ReadingConfig
+from sckit.data import read_gene_list
 from sckit.device import choose_compute
 from sckit.errors import ConfigError, DataError
 from sckit.perturbation.arms import Arms, make_arms, overlap, seen_in_pretraining
@@ -64,8 +65,13 @@ def finetune(
         on_event("note", {"text": note})
     split = split_name(screen, config)
     folds = [make_fold(screen, split, config, seed) for seed in range(config.seeds)]  # refuse before the work
-    fixed_panel(screen, config)
+    panel = fixed_panel(screen, config)
     notes = _notes(opened, screen, config)
+    if panel is not None and config.panel is not None:
+        listed = len(read_gene_list(config.panel, "--panel"))
+        notes.append(
+            f"{len(panel):,} of the {listed:,} genes of --panel are among the predicted ones, and are revealed"
+        )
     if split == "covariate":
         tested = {screen.unseen_of_covariates[screen.units[u].covariates] for fold in folds for u in fold.test}
         notes.append(f"tested on covariate values that were held out: {', '.join(sorted(tested))}")

@@ -129,7 +129,9 @@ class _Labels:
         self.config, self.parts = config, conditions.parts
         self.labels, self.control, self.left_out = labels, *_ = conditions[:3]
         columns = {name: group_values(store.obs, name) for name in config.covariates}
-        group = np.array([" | ".join(row) for row in zip(*columns.values(), strict=True)] or ["all"] * len(labels))
+        quoted = any("|" in value for values in columns.values() for value in set(values))  # which would be ambiguous
+        rows = (map(repr, map(str, row)) if quoted else row for row in zip(*columns.values(), strict=True))
+        group = np.array([" | ".join(row) for row in rows] or ["all"] * len(labels))
         self.names, self.group = _numbered(group)
         unseen = columns[config.unseen] if config.unseen else group
         self.unseen = tuple(str(unseen[i]) for i in np.unique(self.group, return_index=True)[1])

@@ -96,12 +96,11 @@ class Run:
     def numbers_in(self, store: Store) -> np.ndarray:
         """Number in the model of each gene of another store, int32 [genes of the store], -1 for genes it does not know.
 
-        Each gene is matched by Ensembl id where both sides have one, else by symbol, and no number is given twice.
+        Genes are matched by id, those that are left over by symbol, and no number is given twice.
         Raises DataError when nothing matches.
         """
         known = GeneIndex(self.genes["id"], self.genes["symbol"])
-        found = known.find(store.genes["id"], store.genes["symbol"]).astype(np.int32)
-        found[pd.Series(found).duplicated()] = -1
+        found = known.match(store.genes["id"], store.genes["symbol"]).astype(np.int32)
         if found.max() < 0:
             raise DataError(
                 f"no gene of the data ({', '.join(store.genes['symbol'][:3])}, ...) is among the {len(self.genes)} "

@@ -117,4 +117,20 @@ def test_genes_that_are_added_up_and_symbols_of_several_genes_are_said(data, tmp
     common = ["prepare", data, "--assay", "any", "--genes", tmp_path / "genes.txt"]
     result = invoke(*common, "--out", tmp_path / "x.sckit")
     assert result.exit_code == 0, result.stderr
-    assert "several genes have the symbol 'B' of --genes; the first of each is taken" in " ".join(result.stderr.split())
+    assert "several genes have the symbol 'B' of --genes; the first is taken" in " ".join(result.stderr.split())
+
+
+def test_mixed_columns_and_shares_of_some_genes_are_notes_of_the_store(data, tmp_path):
+    adata = anndata.read_h5ad(data)
+    adata.X = adata.layers["counts"]
+    adata.var_names = ["MT-CO1", *adata.var_names[1:]]
+    adata.obs["total"] = adata.X.sum(1).astype(int) * 2
+    for name, donor in (("a", 1), ("b", "1")):
+        adata.obs["donor"] = donor
+        adata.write_h5ad(tmp_path / f"{name}.h5ad")
+    both = [tmp_path / "a.h5ad", f"{tmp_path / 'b.h5ad'}::totals=total"]
+    result = invoke("prepare", *both, "--max-mito", "0.9", "--assay", "any", "--out", tmp_path / "x.sckit")
+    assert result.exit_code == 0, result.stderr
+    shown = " ".join(invoke("info", tmp_path / "x.sckit").stdout.split())
+    assert "the obs column donor holds numbers in some inputs and text in others, and is text in the store" in shown
+    assert "the mitochondrial share of b is that of the genes in the file" in shown

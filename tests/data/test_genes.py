@@ -137,3 +137,10 @@ def test_only_line_ends_end_the_lines_of_a_list(tmp_path):
     for end in ("\n", "\r\n", "\r"):
         (tmp_path / "genes.txt").write_bytes(end.join([*names, ""]).encode())
         assert read_gene_list(tmp_path / "genes.txt", "--genes") == names
+
+
+def test_ids_match_before_symbols_and_nothing_matches_twice():
+    known = GeneIndex(["ENSG00000000010", "ENSG00000000011", ""], ["MATR3", "ACTB", "TP53"])
+    ids = ["ENSG00000280987", "ENSG00000000010.5", "ENSG00000000099", "", ""]
+    found = known.match(ids, ["MATR3", "MATR3", "ACTB", "TP53", "TP53"])
+    assert found.tolist() == [-1, 0, 1, 2, -1]

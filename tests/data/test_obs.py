@@ -8,7 +8,16 @@ import pandas as pd
 import pytest
 
 from sckit.data.filters import drop_counts
-from sckit.data.obs import assay_codes, group_values, judge_obs, obs_matches, source_names, unique_names, unite_obs
+from sckit.data.labels import group_values
+from sckit.data.obs import (
+    assay_codes,
+    judge_obs,
+    mixed_columns,
+    obs_matches,
+    source_names,
+    unique_names,
+    unite_obs,
+)
 from sckit.errors import ConfigError, DataError
 
 
@@ -191,3 +200,46 @@ def test_an_assay_that_no_input_has_is_named():
     source = FakeSource(pd.DataFrame({"assay": ["10x 3' v3", "Drop-seq"]}))
     with pytest.raises(ConfigError, match=r"--assay 'typo' is no assay of the inputs: .*'Drop-seq'"):
         judge_obs([source], ["x"], source.obs, assay="10x 3' v3,typo", obs_filter=None)
+
+
+def source_of(**columns):
+    obs = pd.DataFrame(columns)
+    return FakeSource(obs.set_axis([f"c{i}" for i in range(len(obs))]))
+
+
+def test_numbers_in_one_input_and_text_in_another_are_the_same_labels():
+    sources = [source_of(donor=pd.Categorical(["1", "2"])), source_of(donor=[np.nan, 2.0]), source_of(donor=[1, 2])]
+    assert mixed_columns(sources) == ["donor"]
+    obs, _ = unite_obs(sources, ["a", "b", "c"])
+    assert group_values(obs, "donor").tolist() == ["1", "2", "", "2", "1", "2"]
+    assert mixed_columns(sources[1:]) == []
+    assert group_values(unite_obs(sources[1:], ["b", "c"])[0], "donor").tolist() == ["", "2", "1", "2"]
+
+
+def test_large_whole_numbers_stay_apart_when_an_input_lacks_the_column():
+    sources = [source_of(donor=[2**60 + 1, 2**60 + 2]), source_of(other=[1, 2])]
+    obs, _ = unite_obs(sources, ["a", "b"])
+    assert group_values(obs, "donor").tolist() == [str(2**60 + 1), str(2**60 + 2), "", ""]
+    assert group_values(pd.DataFrame({"donor": [1e20, 3.0]}), "donor").tolist() == ["1" + "0" * 20, "3"]
+
+
+@pytest.mark.parametrize("query", ["donor != 1", "1 < donor", "age == '3'", "age > 2 and donor == 2"])
+def test_a_filter_does_not_compare_text_with_numbers(query):
+    obs = pd.DataFrame({"donor": pd.Categorical(["1", "2"]), "age": [3, 4]})
+    with pytest.raises(
+        ConfigError, match=r"but its values are of another kind: ('1', '2'|3, 4), \.\.\.; text stands in"
+    ):
+        obs_matches(obs, query)
+
+
+def test_index_in_a_filter_is_the_cell():
+    obs = pd.DataFrame({"cell": ["x", "y"], "age": [3, 4]})
+    assert obs_matches(obs, "index != 'x'").tolist() == [False, True]
+    assert obs_matches(obs, "age in (3, 5)").tolist() == [True, False]
+
+
+def test_an_assay_with_a_comma_is_first_tried_whole():
+    obs = pd.DataFrame({"assay": ["sci-RNA-seq, v3", "10x 3' v3", "sci-RNA-seq, v3"]})
+    sources, names = [FakeSource(obs)], ["a"]
+    assert judge_obs(sources, names, obs, assay="sci-RNA-seq, v3", obs_filter=None)[0].tolist() == [0, 1, 0]
+    assert judge_obs(sources, names, obs, assay="10x 3' v3,10X 3' V3", obs_filter=None)[0].tolist() == [1, 0, 1]

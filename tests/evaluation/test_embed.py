@@ -56,6 +56,11 @@ def test_everything_in_the_input_stays(run, full, tmp_path):
     assert "the 1 cells that were left out are kept, and their embedding is NaN" in notes
 
 
+def test_the_input_is_not_overwritten(run, full):
+    with pytest.raises(ConfigError, match=r"full\.h5ad is the input itself; choose another name"):
+        embed(run, full, out=full)
+
+
 def test_own_output_can_be_embedded_again_and_filters_leave_cells_out(run, full, tmp_path):
     first, _ = heard(run, full, out=tmp_path / "out.h5ad")
     again, notes = heard(

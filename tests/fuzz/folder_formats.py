@@ -19,7 +19,7 @@ import torch
 from content import content
 from files import damage_npy, edit_json, edit_npy, edit_parquet, edit_toml
 from hdf5_formats import Cells, plan
-from judge import Case, Found, Refused, dense, read_cells, texts
+from judge import Case, Found, Refused, dense, read_cells, texts, without_front
 from mutations import pick
 from tensors import damage_safetensors, safetensors
 
@@ -107,7 +107,7 @@ class Store(Cells):
             "symbols": (ours.symbols, genes["symbol"]),
         }
         for name, (mine, other) in wanted.items():
-            if mine != texts(other):
+            if mine not in (texts(other), without_front(texts(other))):
                 return f"{name} {mine[:3]} are not {texts(other)[:3]}"
         if ours.totals.tolist() != [int(v) for v in obs["total_counts"]]:
             return "totals are not those of the table"
@@ -196,8 +196,8 @@ class RunFolder:
             found["state"] = json.loads((steps[-1] / "state.json").read_text())
             found["latest"] = safetensors(steps[-1] / "state.safetensors")
         split, vocabulary, genes = found["split"], found["vocabulary"], found["genes"]
-        if split.shape != (found["cells"],) or split.dtype.kind not in "iu" or not np.isin(split, (0, 1, 2)).all():
-            msg = "split is not one of 0, 1, 2 for each cell"
+        if split.shape != (found["cells"],) or split.dtype.kind not in "iu" or not np.isin(split, (0, 1, 2, 3)).all():
+            msg = "split is not one of 0, 1, 2, 3 for each cell"
             raise Refused(msg)
         if not {"id", "symbol"} <= set(genes.columns):
             msg = "genes have no id or symbol"

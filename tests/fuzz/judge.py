@@ -168,6 +168,22 @@ def _front(name: str) -> str:
     return found[1] or found[found.lastindex or 1] if found else ""
 
 
+def _one_front(column: list[str]) -> set[str]:
+    """Return the genome in front of the names of a column, if there is just one."""
+    fronts = {_front(name) for name in column} - {""}
+    return fronts if len(fronts) == 1 else set()
+
+
+def _cut(column: list[str], front: str) -> list[str]:
+    cut = re.compile(rf"{re.escape(front)}_+(?=.)", re.DOTALL)
+    return [cut.sub("", name, 1) if cut.match(name) else name for name in column]
+
+
+def without_front(column: list[str]) -> list[str]:
+    """Return the names of a column without the genome in front of them, if there is just one."""
+    return next((_cut(column, front) for front in _one_front(column)), column)
+
+
 def _holds_ids(column: list[str]) -> bool:
     """Return whether at least half of the names are ids, with or without a genome in front."""
     return 2 * sum(bool(ENSEMBL.fullmatch(name) or _OF_GENOME.fullmatch(name)) for name in column) >= len(column)
@@ -177,13 +193,8 @@ def _names_fault(found: Found, columns: dict[str, list[str]], of_ids: list[str])
     """Say which name is not the file's: ids are one column, symbols one column with gaps filled from the others."""
     choices = dict(columns)
     for column in columns.values():
-        fronts = {_front(name) for name in column} - {""}
-        for front in fronts if len(fronts) == 1 else ():
-            cut = re.compile(rf"{re.escape(front)}_+(?=.)", re.DOTALL)
-            choices |= {
-                f"{key} cut {front}": [cut.sub("", n, 1) if cut.match(n) else n for n in c]
-                for key, c in columns.items()
-            }
+        for front in _one_front(column):
+            choices |= {f"{key} cut {front}": _cut(c, front) for key, c in columns.items()}
     if any(found.ids) and found.ids not in choices.values():
         return f"ids {found.ids[:4]} are no column of the file"
     if of_ids and found.ids not in [column for name, column in choices.items() if name.split(" cut ")[0] in of_ids]:

@@ -56,14 +56,14 @@ def test_genes_and_targets_are_matched_by_id_before_symbol(screen):
     genes = run_genes(["GENE44", "GENE5", "old name", "GENE2"], ["", "", ids[7], ids[5]])
     table = token_table(genes, screen)
     expected = np.full(20, -1)
-    expected[[5, 7, 2]] = [3, 2, 3]  # the id of gene 5 wins over its symbol
+    expected[[5, 7]] = [3, 2]  # the id of gene 5 wins over its symbol, and over the symbol of gene 2
     np.testing.assert_array_equal(table.run_genes[:20], expected)
     # A and D hit a gene predicted, E is found by its id, B only the run knows, C and F are unknown
     assert table.perturbations.tolist() == [3, 20, 21, 3, 7, 22]
     assert table.run_genes[20:].tolist() == [0, -1, -1]
     assert table.n_genes == 20
     assert overlap(table, screen) == {
-        "genes": 20, "genes_in_run": 3, "perturbations": 6,
+        "genes": 20, "genes_in_run": 2, "perturbations": 6,
         "targets_named": 5, "targets_in_run": 2, "targets_predicted": 3,
     }  # fmt: skip
 
@@ -175,6 +175,16 @@ def test_treated_cells_that_the_run_was_trained_on_are_found(treated_and_control
     assert seen_in_pretraining(run, screen) == 12
     run.seen[24:28] = False
     assert seen_in_pretraining(run, screen) == 8
+
+
+def test_cells_are_found_behind_the_names_of_sources(treated_and_controls, tmp_path):
+    path, screen = treated_and_controls
+    again = path.with_name("again.h5ad")
+    shutil.copy(path, again)
+    pretrained_on([path, again], tmp_path / "two.sckit")
+    run = pretrained_on([tmp_path / "two.sckit", again], tmp_path / "three.sckit")
+    assert run.store.obs["cell"].str.count(":").max() == 2
+    assert seen_in_pretraining(run, screen) == 12
 
 
 def test_cells_for_validation_count_as_seen_and_cells_held_out_do_not(run):

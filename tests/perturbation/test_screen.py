@@ -285,6 +285,13 @@ def test_genes_that_a_unit_perturbs_are_not_scored_in_it(rng):
     assert left_out == [[3, 7], [3], [], []]
 
 
+def test_covariates_with_the_separator_of_groups_stay_apart(tmp_path):
+    obs = obs_of(["control", "A"], x=["a | b", "a", "a | b", "a", "a | b", "a"], y=["c", "b | c"] * 3)
+    obs = pd.concat([obs, obs], ignore_index=True)
+    screen = read(tmp_path, obs, covariates=("x", "y"))
+    assert screen.covariates == ("'a | b' | 'c'", "'a' | 'b | c'")
+
+
 def test_cells_without_a_covariate_are_a_group_and_counted(tmp_path):
     obs = obs_of(["control", "A", "B"], donor=[None, None, None, "one", "one", "one"], lane="x")
     obs = pd.concat([obs, obs], ignore_index=True)

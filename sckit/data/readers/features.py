@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sckit.data.readers.names import genomes_of
+from sckit.data.readers.names import MOST_GENOMES, genomes_of
 from sckit.errors import DataError
 
 NOT_EXPRESSION = "features that are not gene expression"
@@ -45,7 +45,8 @@ def choose_features(
     if types is not None and len(types):
         kept, notes = _expression(types, path)
         lost[NOT_EXPRESSION] = ~kept
-    genomes = genomes_of(names) if genomes is None else genomes
+    if genomes is None or len(set(genomes)) > MOST_GENOMES:  # more are chromosomes or the like
+        genomes = genomes_of(names)
     known = sorted(set(genomes[kept]) - {""})
     if len(known) > 1 or (genome is not None and known):
         chosen = choose_genome(known, genome, path)
@@ -75,6 +76,8 @@ def _expression(types: np.ndarray, path: Path) -> tuple[np.ndarray, list[str]]:
     """Mark the features that are gene expression, [F] bool, with a sentence where the types do not say."""
     plain = np.array([kind.strip().casefold() for kind in types], dtype=object)
     expression = np.isin(plain, list(_EXPRESSION))
+    if "protein_coding" in plain:  # kinds of genes
+        return np.ones(len(types), dtype=bool), []
     if expression.any():
         return expression, []
     common = Counter(types).most_common(5)
@@ -83,8 +86,6 @@ def _expression(types: np.ndarray, path: Path) -> tuple[np.ndarray, list[str]]:
         raise DataError(
             f"{path} has no features of the type 'Gene Expression': it has {shown}; give the file with gene counts."
         )
-    if "protein_coding" in plain:  # kinds of genes
-        return np.ones(len(types), dtype=bool), []
     return np.ones(len(types), dtype=bool), [
         f"{path} names no type 'Gene Expression' ({shown}), so all of its {len(types):,} features count as genes"
     ]

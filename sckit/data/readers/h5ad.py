@@ -167,11 +167,10 @@ def _frame(file: Group, key: str, rows: int, path: Path) -> pd.DataFrame:
     for name in names[1:]:
         values = records[name]
         categories = file.get(f"uns/{name}_categories")
-        if is_array(categories) and values.dtype.kind in "iu":
+        if is_array(categories) and values.dtype.kind in "iu" and values.max(initial=-1) < categories.size:
             _check_rows(categories, f"uns/{name}_categories", rows, path)
-            columns[name] = pd.Categorical.from_codes(
-                values, strings(np.ravel(categories[()])).tolist()
-            )  # one may stand alone
+            known = strings(np.ravel(categories[()]))  # a single one may stand alone
+            columns[name] = pd.Categorical.from_codes(values, known.tolist())
         else:
             columns[name] = strings(values) if values.dtype.kind in "SO" else values
     return pd.DataFrame(columns, index=pd.Index(strings(records[names[0]])))

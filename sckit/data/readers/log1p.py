@@ -15,6 +15,7 @@ from sckit.kernels.counts_reference import TARGET_SUM
 _FEWEST = 20  # detected genes from which on the smallest value of a cell may be taken for a count of one
 _SAME = 1e-5  # relative difference up to which two smallest values are the same
 _SAME_SUM = 1e-4  # relative difference up to which sums of cells are the same
+_ALIKE = 5  # cells of the same sum that are no accident
 _ROUNDING = 1e-6  # of a total that was computed
 _DISTANCE = 0.1  # of a recovered count from a whole number
 
@@ -28,11 +29,14 @@ class Recovered(NamedTuple):
 
 
 def counts_from_log1p(
-    indptr: np.ndarray, values: np.ndarray, totals: np.ndarray | None, cells: pd.Index, path: Path
+    indptr: np.ndarray,
+    values: np.ndarray,
+    totals: np.ndarray | None,
+    targets: np.ndarray,
+    cells: pd.Index,
+    path: Path,
 ) -> Recovered:
-    """Turn log1p(1e4 count / total) of C cells back into counts.
-
-    Without totals, the 1e4 may be another number, if the values of each cell add up to it: the file then has all genes.
+    """Turn log1p(target count / total) of C cells back into counts; `targets` [C] as `target_sums` gives them.
 
     Without totals [C], the smallest value of a cell is taken for one count, if the cell has 20 values or more and its
     smallest occurs more than once. Raises `DataError` where a value does not come out as a whole number.
@@ -42,11 +46,9 @@ def counts_from_log1p(
     scaled = np.expm1(values.astype(np.float64))
     cell = cell_of_entry(indptr)
     known = np.ones(len(cells), dtype=bool) if totals is None else totals >= 0
-    target = TARGET_SUM
     if totals is None:
-        target = _target_sum(cell, scaled, len(cells))
-        totals, known = _totals_from_smallest(indptr, scaled, target)
-    counts = np.where(known[cell], scaled * totals[cell] / target, 0.0)
+        totals, known = _totals_from_smallest(indptr, scaled, targets)
+    counts = np.where(known[cell], scaled * totals[cell] / targets[cell], 0.0)
     whole = np.rint(counts)
     detected, ones = (np.bincount(cell[part], minlength=len(cells)) for part in (whole > 0, whole == 1))
     if 2 * ((detected >= _FEWEST) & (ones == 0)).sum() > max((detected >= _FEWEST).sum(), 1):
@@ -75,15 +77,27 @@ def total_counts(obs: pd.DataFrame, column: str, path: Path) -> np.ndarray:
     return np.rint(np.where(whole, totals, -1)).astype(np.int64)
 
 
-def _target_sum(cell: np.ndarray, scaled: np.ndarray, n_cells: int) -> float:
-    """Return the number that the counts of every cell were made to add up to, 1e4 where they do not."""
-    sums = np.bincount(cell, scaled, minlength=n_cells)
-    sums = sums[sums > 0]
-    alike = len(sums) > 1 and np.ptp(sums) <= _SAME_SUM * sums.max()
-    return float(np.median(sums)) if alike else TARGET_SUM
+def scaled_sums(indptr: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Return what expm1 of the values of each cell adds up to: [C] float64."""
+    with np.errstate(over="ignore", invalid="ignore"):  # what is no logarithm is refused later
+        scaled = np.expm1(values.astype(np.float64))
+    return np.bincount(cell_of_entry(indptr), scaled, minlength=len(indptr) - 1)
 
 
-def _totals_from_smallest(indptr: np.ndarray, scaled: np.ndarray, target: float) -> tuple[np.ndarray, np.ndarray]:
+def target_sums(sums: np.ndarray) -> np.ndarray:
+    """Return the number that the counts of each cell were made to add up to, [C], from the sums [C] of all its values.
+
+    That is the sum itself where a tenth of the cells, five at least, or all of them have the same sum: the file then
+    has all genes. Elsewhere it is 1e4.
+    """
+    ordered = np.sort(sums)
+    low = np.searchsorted(ordered, sums * (1 - _SAME_SUM), "left")
+    high = np.searchsorted(ordered, sums * (1 + _SAME_SUM), "right")
+    alike = (high - low >= min(len(sums), max(_ALIKE, len(sums) // 10))) & (sums > 0) & (len(sums) > 1)
+    return np.where(alike, sums, TARGET_SUM)
+
+
+def _totals_from_smallest(indptr: np.ndarray, scaled: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the total [C] of each cell if its smallest value is one count, and whether that may be so."""
     positive = np.where(scaled > 0, scaled, np.inf)
     filled = np.flatnonzero(np.diff(indptr))
@@ -93,4 +107,4 @@ def _totals_from_smallest(indptr: np.ndarray, scaled: np.ndarray, target: float)
     detected = np.bincount(cell[scaled > 0], minlength=len(smallest))
     alike = np.bincount(cell[positive <= smallest[cell] * (1 + _SAME)], minlength=len(smallest))
     known = (detected >= _FEWEST) & (alike > 1)
-    return np.where(known, np.rint(target / np.where(known, smallest, 1.0)), 0.0), known
+    return np.where(known, np.rint(targets / np.where(known, smallest, 1.0)), 0.0), known

@@ -21,7 +21,7 @@ import pandas as pd
 
 from sckit.data.readers.features import are_types, choose_features, choose_genome
 from sckit.data.readers.hdf5 import readable
-from sckit.data.readers.names import feature_table, mostly_numbers
+from sckit.data.readers.names import are_names, feature_table
 from sckit.data.readers.source import Source
 from sckit.data.readers.spool import CellSpool, Chunk
 from sckit.data.readers.text import check_entries, open_text, read_mtx_head, read_names
@@ -57,7 +57,7 @@ class TenxMtx(Source):
                 more = read_names(files.symbols, blank_lines=True)[:1]
         with readable(files.barcodes):
             lists = read_names(files.barcodes)
-            barcodes = next((column for column in lists if not mostly_numbers(column)), lists[0])
+            barcodes = next((column for column in lists if are_names(column)), lists[0])
         with readable(files.matrix), open_text(files.matrix) as file:
             head = read_mtx_head(file, files.matrix)
             check_entries(file, files.matrix, head, at_most=1)

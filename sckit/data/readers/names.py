@@ -20,7 +20,10 @@ _GENOME = r"([A-Za-z][\w.-]{0,39}?)_+"
 _ID = rf"(?:{ENSEMBL.pattern}|FBgn\d{{7}}|WBGene\d{{8}})"  # of Ensembl, FlyBase or WormBase
 _GENE_ID = re.compile(rf"(?:{_GENOME})?{_ID}")
 _OF_GENOME = re.compile(rf"{_GENOME}{_ID}|(GRC[hm]\d+|hg\d+|mm\d+|GRCz\d+|BDGP\d+)_+\S+")  # the second are symbols
+MOST_GENOMES = 5
+"""Of one file; where there are more different words, they are something else."""
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?|")
+_MISSING = {"nan", "na", "n/a", "<na>", "none", "null", "-", "."}
 _ID_COLUMNS = ("feature_id", "gene_ids", "gene_id", "ensembl_id", "ensembl", "id", "var_id", "ensembl_gene_id")
 _SYMBOL_COLUMNS = (
     *("feature_name", "gene_symbol", "gene_symbols", "gene_name", "gene_names", "symbol", "name"),
@@ -48,7 +51,7 @@ class GeneTable:
 
 def mostly_ids(names: np.ndarray) -> bool:
     """Return whether at least half of the names are gene ids, each as a whole, with or without a genome in front."""
-    return 2 * _matching(_GENE_ID, names) >= max(len(names), 1)
+    return 2 * _n_ids(names) >= max(len(names), 1)
 
 
 def mostly_numbers(names: np.ndarray) -> bool:
@@ -75,8 +78,9 @@ def gene_table(var: pd.DataFrame, path: Path) -> GeneTable:
     )
     index = strings(var.index)
     nothing = np.full(len(index), "", dtype=object)
-    n_ids, ids = max(((_matching(_GENE_ID, names), names) for names in [index, *in_ids]), key=itemgetter(0))
+    n_ids, ids = max(((_n_ids(names), names) for names in [index, *in_ids]), key=itemgetter(0))
     ids = ids if 2 * n_ids >= max(len(ids), 1) else nothing
+    in_symbols = map(_without_missing, in_symbols)
     symbols = next((names for names in in_symbols if are_names(names) and not mostly_ids(names)), nothing)
     if not mostly_numbers(index):
         default = index
@@ -121,13 +125,14 @@ def feature_table(ids: np.ndarray, symbols: np.ndarray, path: Path) -> GeneTable
     """
     if mostly_ids(symbols) and not mostly_ids(ids):
         ids, symbols = symbols, ids
-    if not are_names(symbols):
+    symbols = _without_missing(symbols)
+    if not are_names(symbols) and not (mostly_ids(ids) and are_names(symbols[~pd.Series(ids).duplicated()])):
         symbols = ids
     if mostly_numbers(symbols):
         raise DataError(f"{path} names its genes {', '.join(symbols[:3])}, ..., which are numbers; give their names.")
     if mostly_numbers(ids) and not mostly_ids(ids):
         ids = np.full(len(symbols), "", dtype=object)
-    return GeneTable(ids, symbols)
+    return GeneTable(ids, np.where(symbols == "", ids, symbols))
 
 
 def genomes_of(names: np.ndarray) -> np.ndarray:
@@ -137,7 +142,7 @@ def genomes_of(names: np.ndarray) -> np.ndarray:
     """
     matches = (_OF_GENOME.fullmatch(name) if "_" in name else None for name in names)
     found = np.array([match[1] or match[5] if match else "" for match in matches], dtype=object)
-    return found if len(set(found)) <= 6 else np.full(len(found), "", dtype=object)
+    return found if len(set(found)) <= MOST_GENOMES + 1 else np.full(len(found), "", dtype=object)
 
 
 def without_genome(table: GeneTable) -> GeneTable:
@@ -152,6 +157,19 @@ def without_genome(table: GeneTable) -> GeneTable:
         return np.array([front.sub("", name, 1) if front.match(name) else name for name in names], dtype=object)
 
     return GeneTable(cut(table.ids), cut(table.symbols))
+
+
+def _without_missing(symbols: np.ndarray) -> np.ndarray:
+    """Return symbols with "" for a word that means a missing one, such as NA, where it comes more than once."""
+    found = {word: sum(symbols == word) for word in set(symbols) if word.casefold() in _MISSING}
+    return np.where(np.isin(symbols, [word for word, times in found.items() if times > 1]), "", symbols)
+
+
+def _n_ids(names: np.ndarray) -> int:
+    """Count the gene ids, with or without a genome in front; more than five different beginnings are no genomes."""
+    matches = [match for name in names if (match := _GENE_ID.fullmatch(name))]
+    in_front = {match[1] for match in matches if match[1]}
+    return len(matches) if len(in_front) <= MOST_GENOMES else sum(match[1] is None for match in matches)
 
 
 def _matching(pattern: re.Pattern[str], names: np.ndarray) -> int:

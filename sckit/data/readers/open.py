@@ -166,6 +166,8 @@ def _kind(path: Path) -> str:
         raise DataError(f"{path} does not exist; give {_ACCEPTED}.")
     if path.is_dir():
         return _kind_of_folder(path)
+    if not path.is_file():
+        raise DataError(f"{path} is a pipe or a device, in which a reader cannot go back; write it to a file first.")
     name = path.name.lower().removesuffix(".gz")
     if name.endswith(".mtx"):
         return "mtx"
@@ -176,6 +178,8 @@ def _kind(path: Path) -> str:
         if not h5py.is_hdf5(path):
             with path.open("rb") as file:
                 head = file.read(16)
+            if head.startswith(b"\x1f\x8b"):
+                raise DataError(f"{path} is gzipped; unpack it with gunzip and give what is in it.")
             raise DataError(f"{path} is not an HDF5 file (it begins with {head!r}); give {_ACCEPTED}.")
         with h5py.File(path) as file:
             return _kind_of_h5(file, path)

@@ -13,10 +13,11 @@ import numpy as np
 import pandas as pd
 
 from sckit.data.readers.hdf5 import readable
-from sckit.data.readers.log1p import counts_from_log1p
+from sckit.data.readers.log1p import counts_from_log1p, scaled_sums, target_sums
 from sckit.data.readers.names import GeneTable, without_genome
 from sckit.data.views import Csr, as_matrix, cell_of_entry, indptr_of
 from sckit.errors import DataError
+from sckit.kernels.counts_reference import TARGET_SUM
 
 LARGEST_COUNT = 2**32 - 1
 CELLS_PER_BLOCK = 4096
@@ -87,6 +88,8 @@ class Source(ABC):
         """[C] int64: genes detected in a cell where the file knows more genes than it holds, else None."""
         self.from_log1p = False
         """Whether the values are log1p of counts per 10,000, to be turned back into counts."""
+        self._targets: np.ndarray | None = None
+        """[C]: what the counts of each cell were made to add up to, when `from_log1p` and once they are known."""
         self.unit = "the matrix"
         """What is read of the file, for messages."""
         self.remedy = "; give a file with the raw counts"
@@ -125,11 +128,25 @@ class Source(ABC):
         Raises `DataError` when a value is not a count or the file cannot be read to its end.
         """
         with readable(self.path), self._opened() as handle:
+            if self.from_log1p and self._targets is None:
+                self._targets = self._target_sums(handle)
             first = start
             while first < self.n_cells:
                 last = self._block_end(first, cells_per_block)
                 yield self._block(first, *self._read(handle, first, last))
                 first = last
+
+    def _target_sums(self, handle: Any) -> np.ndarray:
+        """Read all cells once for the numbers that their counts were made to add up to: [C]."""
+        if self.totals is not None:
+            return np.full(self.n_cells, TARGET_SUM)
+        sums, first = np.zeros(self.n_cells), 0
+        while first < self.n_cells:
+            last = self._block_end(first, CELLS_PER_BLOCK)
+            indptr, _, values = self._read(handle, first, last)
+            sums[first:last] = scaled_sums(indptr, values)
+            first = last
+        return target_sums(sums)
 
     def _opened(self) -> AbstractContextManager[Any]:
         """Context in which `_read` may be called; its value is handed to `_read`."""
@@ -156,8 +173,9 @@ class Source(ABC):
         obs = self.obs.iloc[cells]
         outside = None if self.totals is None else self.totals[cells]
         recovered = np.ones(len(obs), dtype=bool)
-        if self.from_log1p:
-            values, outside, recovered = counts_from_log1p(indptr, values, outside, obs.index, self.path)
+        if self._targets is not None:
+            targets = self._targets[cells]
+            values, outside, recovered = counts_from_log1p(indptr, values, outside, targets, obs.index, self.path)
         counts = self._whole_counts(values, indptr, obs.index)
         entries = indptr, genes, counts
         indptr, genes, counts = tidy(*entries)

@@ -40,6 +40,7 @@ class CellSpool:
             ordered = ordered and int(cells[0]) >= last_cell and bool((cells[1:] >= cells[:-1]).all())
             last_cell = int(cells[-1])
             per_cell += np.bincount(cells, minlength=n_cells)
+            genes = np.clip(genes, -(2**31), 2**31 - 1)  # which no matrix has; the type on disk would wrap others
             for file, part in ((self._cells, cells), (self._genes, genes), (self._values, values)):
                 file.append(part)
         self.indptr = indptr_of(per_cell)  # [C + 1]

@@ -130,3 +130,18 @@ def test_another_target_sum_is_seen_where_all_genes_are_there_and_refused_where_
     data.write_h5ad(path)
     with pytest.raises(DataError, match="has no count of one in most of its cells"):
         dense(*open_sources(f"{path}::from-log1p,totals=total"))
+
+
+@pytest.mark.parametrize("cells_per_block", [1, 7, 4096])
+def test_what_counts_add_up_to_does_not_hang_on_blocks(tmp_path, rng, cells_per_block):
+    counts = rng.poisson(rng.gamma(0.5, 2.0, (40, 1)) * np.ones((1, 80)) + 0.3)
+    totals = counts.sum(1, keepdims=True)
+    targets = np.where(np.arange(40) < 20, 240.0, 2500.0)[:, None]  # two batches, each to its own median
+    values = np.log1p(counts * targets / totals).astype(np.float32)
+    var = pd.DataFrame(index=[f"gene{i}" for i in range(80)])
+    anndata.AnnData(values, var=var).write_h5ad(tmp_path / "x.h5ad")
+    (source,) = open_sources(f"{tmp_path / 'x.h5ad'}::from-log1p")
+    blocks = list(source.blocks(cells_per_block=cells_per_block))
+    known, found = (np.concatenate([getattr(block, name) for block in blocks]) for name in ("recovered", "totals"))
+    assert known.sum() > 20
+    np.testing.assert_array_equal(found[known], totals[known, 0])

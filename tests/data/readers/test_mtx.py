@@ -310,7 +310,7 @@ def test_genes_without_a_symbol_have_a_blank_line_in_a_list_of_symbols(tmp_path,
     (tmp_path / "cells_x_genes.genes.names.txt").write_text("A\n\nC\nD\n\n")
     (source,) = open_sources(tmp_path)
     assert source.genes.ids.tolist() == ids
-    assert source.genes.symbols.tolist() == ["A", "", "C", "D", ""]
+    assert source.genes.symbols.tolist() == ["A", ids[1], "C", "D", ids[4]]
     np.testing.assert_array_equal(dense(source), known)
 
 
@@ -326,3 +326,20 @@ def test_counts_of_whole_genes_are_found(tmp_path, known, dense, inside):
     write(tmp_path / inside, known)
     (source,) = open_sources(tmp_path)
     np.testing.assert_array_equal(dense(source), known)
+
+
+def test_a_row_beyond_32_bits_is_no_other_row(tmp_path, known, dense):
+    write(tmp_path, known)
+    first, sizes, entry, *entries = lines_of(known)
+    row, rest = entry.split(" ", 1)
+    (tmp_path / "matrix.mtx").write_text("\n".join([first, sizes, f"{2**32 + int(row)} {rest}", *entries]) + "\n")
+    with pytest.raises(DataError, match=r"names feature \d+ of 5"):
+        dense(*open_sources(tmp_path))
+
+
+def test_a_column_of_one_sample_is_no_list_of_barcodes(tmp_path, known):
+    write(tmp_path, known)
+    names = (tmp_path / "barcodes.tsv").read_text().split()
+    (tmp_path / "barcodes.tsv").write_text("".join(f"sampleA\t{name}\n" for name in names))
+    (source,) = open_sources(tmp_path)
+    assert source.obs.index.tolist() == names

@@ -124,3 +124,30 @@ def test_an_index_of_ids_goes_before_a_column_of_other_ids():
     ]
     var = pd.DataFrame({"gene_ids": IDS}, index=[*IDS[1:], "TP53"])
     assert gene_table(var, Path("x")).ids.tolist() == IDS  # the column has more of them
+
+
+def test_words_for_a_missing_symbol_are_none_where_they_repeat():
+    var = pd.DataFrame(
+        {"gene_symbols": ["NA", "TP53", "nan", "NA", "A", "B", "C"]}, index=[f"AT1G0{i}" for i in range(7)]
+    )
+    assert gene_table(var, Path("x")).symbols.tolist() == ["AT1G00", "TP53", "nan", "AT1G03", "A", "B", "C"]
+    table = feature_table(texts([f"g{i}" for i in range(5)]), texts(["None", "None", "A", "B", "C"]), Path("x"))
+    assert table.symbols.tolist() == ["g0", "g1", "A", "B", "C"]
+
+
+def test_symbols_of_several_probes_of_a_gene_are_symbols():
+    table = feature_table(texts([IDS[0]] * 3 + [IDS[1]] * 3), texts(["ACTB"] * 3 + ["TP53"] * 3), Path("x"))
+    assert table.symbols.tolist() == ["ACTB"] * 3 + ["TP53"] * 3
+
+
+def test_many_different_words_in_front_of_ids_are_no_genomes():
+    assert not mostly_ids(texts([f"S{i}_ENSG0000000000{i}" for i in range(9)]))
+    chromosomes = texts([f"chr{i}" for i in range(9)])
+    assert choose_features(None, chromosomes, texts([f"G{i}" for i in range(9)]), None, Path("x")).lost == {}
+
+
+def test_a_kind_of_gene_called_gene_is_no_type_of_features():
+    kinds = texts(["gene", "lncRNA", "protein_coding"])
+    assert not any(
+        mask.any() for mask in choose_features(kinds, None, texts(["A", "B", "C"]), None, Path("x")).lost.values()
+    )

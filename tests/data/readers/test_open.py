@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import re
 
 import anndata
@@ -249,3 +250,13 @@ def test_numbers_in_another_byte_order_are_labels_like_others(tmp_path, known):
         file["obs/age"].attrs.update(attributes)
     store = prepare([tmp_path / "x.h5ad"], tmp_path / "x.sckit")
     assert store.obs["age"].tolist() == [i for i in range(N_CELLS) if known[i].any()]
+
+
+def test_pipes_and_gzipped_files_say_what_they_are(tmp_path, known):
+    data_of(known.astype(np.float32)).write_h5ad(tmp_path / "x.h5ad")
+    (tmp_path / "x.h5ad.gz").write_bytes(gzip.compress((tmp_path / "x.h5ad").read_bytes()))
+    with pytest.raises(DataError, match=r"x\.h5ad\.gz is gzipped; unpack it with gunzip"):
+        open_sources(tmp_path / "x.h5ad.gz")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="pipe is a pipe or a device"):
+        open_sources(tmp_path / "pipe")

@@ -1,0 +1,69 @@
+"""Labels of cells as text, whatever the type of their column, and the labels that an option names."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from sckit.errors import ConfigError
+
+
+def group_values(obs: pd.DataFrame, column: str) -> np.ndarray:
+    """Return a column of obs as strings [C], empty where missing; raises `ConfigError` when it is not there."""
+    if column not in obs.columns:
+        known = list(map(str, obs.columns))
+        close = get_close_matches(column, known, 1)
+        hint = f"; did you mean {close[0]!r}?" if close else "."
+        raise ConfigError(f"there is no column {column!r} in obs; it has {', '.join(map(repr, known))}{hint}")
+    values = as_text(obs[column]) if holds_numbers(obs[column]) else obs[column]
+    return np.where(values.isna(), "", values.astype(str)).astype(str)
+
+
+def choose_labels(
+    given: Iterable[str], present: Collection[str], option: str, column: str
+) -> tuple[list[str], list[str]]:
+    """Return the labels that the values of an option name, and sentences on how they were read.
+
+    A value is first tried whole. Only where no cell has that label is it split at commas. Raises `ConfigError` for what
+    is then still no label of the column.
+    """
+    chosen, notes, present = [], [], {str(label) for label in present}
+    for value in given:
+        parts = [part.strip() for part in value.split(",") if part.strip()]
+        whole = next((one for one in (value, value.strip()) if one in present), None)
+        missing = [] if whole is not None else [part for part in parts if part not in present]
+        if missing or (whole is None and not parts):
+            label = missing[0] if 0 < len(missing) < len(parts) else value
+            known = sorted(present - {""})
+            close = get_close_matches(label, known, 1)
+            raise ConfigError(
+                f"{option} {label!r} is not in {column}, which has {in_quotes(known)}"
+                f"{f'; did you mean {close[0]!r}?' if close else '.'}"
+            )
+        if whole is None:
+            notes.append(f"no cell has the label {value!r}, so {option} means the labels {', '.join(map(repr, parts))}")
+        chosen += parts if whole is None else [whole]
+    return list(dict.fromkeys(chosen)), notes
+
+
+def in_quotes(labels: Sequence[str]) -> str:
+    """Return labels for a message, the first twenty."""
+    return ", ".join(map(repr, labels[:20])) + (", ..." if len(labels) > 20 else "")
+
+
+def as_text(column: Any) -> pd.Series:
+    """Return a column of numbers as text, whole numbers without a point if all are whole, missing ones as they are."""
+    values = column.astype(object)
+    if all(float(value).is_integer() for value in values.dropna().unique()):  # with gaps they come as floats
+        return values.map(lambda value: str(int(value)), na_action="ignore")
+    return column.astype(str).where(column.notna())
+
+
+def holds_numbers(column: Any) -> bool:
+    """Return whether a column of obs, or its categories, are numbers."""
+    values = column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else column
+    return values.dtype.kind in "iuf"
