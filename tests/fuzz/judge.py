@@ -159,6 +159,7 @@ def _kept(table: Table, genome: str | None) -> list[int]:
     return [i for i in kept if genomes[i] in (genome, "")]
 
 
+_MISSING = ("", "nan", "na", "n/a", "<na>", "none", "null", "-", ".")
 _OF_GENOME = re.compile(rf"([A-Za-z][\w.-]{{0,39}}?)_+{ENSEMBL.pattern}")
 
 
@@ -201,7 +202,7 @@ def _names_fault(found: Found, columns: dict[str, list[str]], of_ids: list[str])
         return f"ids {found.ids[:4]} are not the column of ids"
     for main in choices.values():
         if all(
-            s == m or (m == "" and s in {c[i] for c in choices.values()})
+            s == m or (m.casefold() in _MISSING and s in {c[i] for c in choices.values()})
             for i, (s, m) in enumerate(zip(found.symbols, main, strict=True))
         ):
             return None

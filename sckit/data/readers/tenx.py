@@ -47,6 +47,7 @@ class TenxH5(Source):
             types, genomes = (
                 (None, None) if is_old else (_column(features, "feature_type"), _column(features, "genome"))
             )
+            of_probes = "filtered_probes" in features
             obs = pd.DataFrame(index=pd.Index(strings(array(matrix, "barcodes"))))
         symbols = ids if symbols is None else symbols
         if symbols is None:
@@ -54,7 +55,13 @@ class TenxH5(Source):
         ids = np.full(len(symbols), "", dtype=object) if ids is None else ids
         table = feature_table(ids, symbols, path)
         chosen = choose_features(types, genomes, table.named, None if is_old else genome, path)
-        super().__init__(path, table, obs, lost=chosen.lost, notes=chosen.notes)
+        notes = list(chosen.notes)
+        if of_probes:
+            notes.append(
+                f"{path} counts single probes (Flex), all of which are added up to genes; the file "
+                "filtered_feature_bc_matrix.h5 of the same run has the counts of genes"
+            )
+        super().__init__(path, table, obs, lost=chosen.lost, notes=notes)
         self._indptr = self._entries_before = indptr
 
     def _opened(self) -> AbstractContextManager[h5py.File]:

@@ -249,3 +249,14 @@ def test_a_damaged_genome_is_not_passed_over(tmp_path, known, open_source):
         file["mm10"] = h5py.SoftLink("/nowhere")
     with pytest.raises(DataError, match=r"holds 2 genomes \(GRCh38, mm10\)"):
         open_source(path)
+
+
+def test_a_matrix_of_probes_is_added_up_and_says_so(tmp_path, known, dense, open_source):
+    path = write_tenx_h5(
+        tmp_path / "raw_probe_bc_matrix.h5", known, ["GRCh38"] * N_GENES, ["Gene Expression"] * N_GENES
+    )
+    with h5py.File(path, "a") as file:
+        file["matrix/features/filtered_probes"] = np.arange(N_GENES) != 2
+    source = open_source(path)
+    np.testing.assert_array_equal(dense(source), known)
+    assert "counts single probes (Flex), all of which are added up to genes" in source.notes[0]
