@@ -90,8 +90,8 @@ class Tenx1(Cells):
     def theirs(self, case: Case) -> Table:
         """Read with h5py and scipy."""
         with h5py.File(case.path) as file:
-            groups = [name for name in file if isinstance(file[name], h5py.Group)]
-            genome = case.options.get("genome") or groups[0]
+            genome = case.options.get("genome")
+            genome = genome or next(name for name in file if isinstance(file[name], h5py.Group))
             matrix: Any = file[genome]
             columns = {name: texts(_column(matrix, name)) for name in ("genes", "gene_names") if name in matrix}
             return _tenx_table(matrix, columns, None, None)

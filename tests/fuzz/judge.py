@@ -155,7 +155,7 @@ def _kept(table: Table, genome: str | None) -> list[int]:
     if genome is None:
         return kept
     fronts = [next((f for f in map(_front, names) if f), "") for names in zip(*table.names.values(), strict=True)]
-    genomes = table.genomes or fronts
+    genomes = table.genomes if table.genomes and len(set(table.genomes)) <= 5 else fronts
     return [i for i in kept if genomes[i] in (genome, "")]
 
 
