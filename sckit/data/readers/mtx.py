@@ -63,12 +63,12 @@ class TenxMtx(Source):
             check_entries(file, files.matrix, head, at_most=1)
         rows, columns, self._nonzeros = head[:3]
         named = len(names), len(barcodes)
-        genes_first, turned = (rows, columns) == named, (columns, rows) == named
-        self._cells_first = turned and (files.cells_first or not genes_first)
-        if not (genes_first or turned) or len({*map(len, more), named[0]}) > 1:
+        self._cells_first = files.cells_first or (rows, columns) != named
+        if named != ((columns, rows) if self._cells_first else (rows, columns)) or len({*map(len, more), named[0]}) > 1:
+            of_row, of_column = ("barcode", "feature") if files.cells_first else ("feature", "barcode")
             raise DataError(
                 f"{files.matrix} is {rows} x {columns}, but {path} names {named[0]} features and {named[1]} barcodes; "
-                "it must have one row per feature and one column per barcode, and the lists no heading."
+                f"it must have one row per {of_row} and one column per {of_column}, and the lists no heading."
             )
         columns_of_names = [names, *more]
         at = next((i for i, column in enumerate(columns_of_names) if are_types(column)), 2)

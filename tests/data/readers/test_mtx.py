@@ -302,12 +302,17 @@ def test_folders_of_samples_are_no_genomes(tmp_path, known):
 
 def test_genes_without_a_symbol_have_a_blank_line_in_a_list_of_symbols(tmp_path, known, dense):
     write(tmp_path, known)
-    (tmp_path / "matrix.mtx").rename(tmp_path / "cells_x_genes.mtx")
     (tmp_path / "barcodes.tsv").rename(tmp_path / "cells_x_genes.barcodes.txt")
     (tmp_path / "features.tsv").unlink()
     ids = [f"ENSG0000000000{i}" for i in range(N_GENES)]
     (tmp_path / "cells_x_genes.genes.txt").write_text("\n".join(ids) + "\n")
     (tmp_path / "cells_x_genes.genes.names.txt").write_text("A\n\nC\nD\n\n")
+    (tmp_path / "matrix.mtx").rename(tmp_path / "cells_x_genes.mtx")
+    with pytest.raises(DataError, match="must have one row per barcode and one column per feature"):
+        open_sources(tmp_path)
+    first, sizes, *entries = lines_of(known)
+    turned = [" ".join([fields[1], fields[0], *fields[2:]]) for fields in map(str.split, [sizes, *entries])]
+    (tmp_path / "cells_x_genes.mtx").write_text("\n".join([first, *turned]) + "\n")
     (source,) = open_sources(tmp_path)
     assert source.genes.ids.tolist() == ids
     assert source.genes.symbols.tolist() == ["A", ids[1], "C", "D", ids[4]]
