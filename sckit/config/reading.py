@@ -30,7 +30,7 @@ class ReadingConfig:
     obs_filter: str | None = None
     """Condition on the columns of obs that cells must meet, as a pandas query such as "tissue == 'blood'"."""
     min_genes: Annotated[int | None, at_least(0)] = None
-    """Keep cells with at least this many detected genes."""
+    """Keep cells with at least this many detected genes, counted in the input, before genes are joined or chosen."""
     min_counts: Annotated[int | None, at_least(0)] = None
     """Keep cells with at least this many counts."""
     max_counts: Annotated[int | None, at_least(0)] = None

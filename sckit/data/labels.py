@@ -43,6 +43,7 @@ def choose_labels(
             raise ConfigError(
                 f"{option} {label!r} is not in {column}, which has {in_quotes(known)}"
                 f"{f'; did you mean {close[0]!r}?' if close else '.'}"
+                f"{f' For labels with commas, repeat {option} for each.' if ',' in value else ''}"
             )
         if whole is None:
             notes.append(f"no cell has the label {value!r}, so {option} means the labels {', '.join(map(repr, parts))}")

@@ -42,7 +42,7 @@ def gene_dtype(n_genes: int) -> np.dtype:
 
 def is_manifest(manifest: Any) -> bool:
     """Return whether a JSON document has all that is read of a manifest, and names no files but those of the store."""
-    if not matches(manifest, _SCHEMA):
+    if not matches(manifest, _SCHEMA) or not matches(manifest.get("notes", []), [str]):  # older stores have no notes
         return False
     shards = manifest["shards"]
     names = [{shard_file(number, array) for array in SHARD_ARRAYS} for number in range(len(shards))]

@@ -2,13 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+import pandas as pd
+
+from sckit.data.readers.source import Source
 
 _FEW = 10  # counts: most barcodes of an unfiltered matrix have fewer
 _SPREAD = 0.01  # of totals around their median: normalised cells all have the same, measured ones never
 _ENOUGH = 20  # cells
+_LIKE_TOTALS = re.compile(r"total|n_?counts?|n_?umis?", re.IGNORECASE)
+
+
+def odd_inputs(sources: Sequence[Source], names: Sequence[str], kept: np.ndarray, n_shared: int) -> Iterator[str]:
+    """Say what is odd about several inputs together: one twice, one without kept cells [sources], few shared genes."""
+    resolved = [source.path.resolve() for source in sources]
+    for number, (source, name) in enumerate(zip(sources, names, strict=True)):
+        if resolved[number] in resolved[:number]:
+            yield f"{source.path} is given twice, so its cells may be in training and in test"
+        if not kept[number]:
+            yield f"no cell of {name} is kept; `sckit info` says why, and --assay any keeps cells of every assay"
+    used = [(name, len(source.genes)) for source, name, n in zip(sources, names, kept, strict=True) if n]
+    if len(used) > 1 and (2 * n_shared < min(n for _, n in used) or 5 * n_shared < max(n for _, n in used)):
+        found = ", ".join(f"{name} has {n:,}" for name, n in used[:5])
+        yield f"only {n_shared:,} genes are in every input ({found}); all others are left out"
+
+
+def larger_totals(obs: pd.DataFrame, totals: np.ndarray, name: str) -> Iterator[str]:
+    """Name a column of the cells of one source that may hold totals over more genes than the file has."""
+    for column in obs.columns:
+        if _LIKE_TOTALS.search(str(column)) and obs[column].dtype.kind in "iuf":
+            values = obs[column].to_numpy(np.float64)
+            if (values >= totals).all() and np.median(values) > 1.05 * np.median(totals):
+                yield (
+                    f"the column {column} of {name} is larger than the counts in the file: if it is the total over all "
+                    f"genes that were measured, give --totals {column}"
+                )
 
 
 def odd_counts(totals: np.ndarray, n_genes: np.ndarray, name: str) -> Iterator[str]:
@@ -19,7 +50,7 @@ def odd_counts(totals: np.ndarray, n_genes: np.ndarray, name: str) -> Iterator[s
     if 2 * few > len(totals) or (median < 10 * _FEW and np.quantile(totals, 0.99) > 20 * median):
         yield (
             f"{few:,} of the {len(totals):,} cells of {name} have fewer than {_FEW} counts: this looks like a raw "
-            "matrix with empty droplets; give the filtered one, or leave them out with --min-genes"
+            "matrix with empty droplets; give the filtered one, or leave them out, for example with --min-genes 200"
         )
     if totals.sum() <= 1.02 * n_genes.sum():
         yield (

@@ -134,7 +134,8 @@ def judge_obs(
     for label in [] if assay in ("10x", "any") else _assays(assay, known):
         if known and _plain(label) not in map(_plain, known):
             raise ConfigError(
-                f"--assay {label.strip()!r} is no assay of the inputs: {', '.join(map(repr, sorted(known)))}."
+                f"--assay {label.strip()!r} is no assay of the inputs, which have only "
+                f"{', '.join(map(repr, sorted(known)))}."
             )
     for source, name in zip(sources, names, strict=True):
         own, own_reasons = assay_codes(source.obs, assay, name)
@@ -199,7 +200,8 @@ def obs_matches(obs: pd.DataFrame, query: str) -> np.ndarray:
         ) from error
     if not (isinstance(result, pd.Series) and result.dtype.kind == "b"):
         raise ConfigError(
-            f"--obs-filter {query!r} is not true or false for every cell; an example is: tissue == 'blood'."
+            f"--obs-filter {query!r} is not true or false for every cell; an example, with two equals signs, is: "
+            "tissue == 'blood'."
         )
     return result.fillna(value=False).to_numpy(bool)
 

@@ -19,7 +19,7 @@ from sckit.data.filters import KEPT, GeneMoments, QualityRules, drop_counts, hig
 from sckit.data.genes import GeneIndex, Vocabulary, join_genes, read_gene_list, vocabulary_hash
 from sckit.data.labels import in_quotes
 from sckit.data.manifest import FORMAT, MANIFEST, VERSION, write_table
-from sckit.data.notes import odd_counts
+from sckit.data.notes import larger_totals, odd_counts, odd_inputs
 from sckit.data.obs import judge_obs, mixed_columns, source_names, unite_obs
 from sckit.data.readers.open import open_sample, open_sources
 from sckit.data.readers.source import CELLS_PER_BLOCK
@@ -168,11 +168,14 @@ class Preparation:
         )
         obs = self._obs.iloc[rows].reset_index(drop=True)
         self._notes += [note for source in self._sources for note in source.notes]
+        self._notes += odd_inputs(self._sources, self._names, kept, len(self._shared))
         for number, (first, last) in enumerate(pairwise(np.cumsum([0, *kept]))):
             if self._sources[number].totals is not None and self._config.max_mito is not None:
                 self._notes.append(f"the mitochondrial share of {self._names[number]} is that of the genes in the file")
             if self._sources[number].totals is None:
                 self._notes += odd_counts(totals[first:last], n_genes[first:last], self._names[number])
+                own = self._sources[number].obs.iloc[rows[first:last] - self._stream.starts[number]]
+                self._notes += larger_totals(own, totals[first:last], self._names[number])
         for note in self._notes:
             self._on_event("note", {"text": note})
         obs.insert(2, "total_counts", totals)
@@ -223,6 +226,7 @@ class Preparation:
             "name": self._names[number],
             "path": str(source.path),
             "reader": type(source).__name__,
+            "matrix": source.unit,
             "cells": source.n_cells,
             "kept": kept,
             "genes": len(source.genes),

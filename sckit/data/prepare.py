@@ -87,7 +87,7 @@ def open_or_prepare(
         on_event("note", {"text": f"left out: {number:,} {reason}"})
     for source in store.manifest["sources"]:
         if source["genes_summed"]:
-            text = f"{source['name']}: {source['genes_summed']:,} genes were added to another of the same name"
+            text = f"{source['name']}: {source['genes_summed']:,} genes have the name of another and were added to it"
             on_event("note", {"text": text})
     return store
 

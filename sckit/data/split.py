@@ -55,7 +55,9 @@ def _held_out(
     for note in notes:
         on_event("note", {"text": note})
     if len(present) < 2:
-        raise ConfigError(f"--group {config.group} has the one value {present[0]!r}; nothing is left to hold out.")
+        raise ConfigError(
+            f"--group {config.group} has the one value {str(present[0])!r}; name another column, or leave out --group."
+        )
     chosen = named or generator.permutation(present)[: max(1, int(_HELD_OUT_SHARE * len(present)))]
     return np.isin(values, chosen), unknown
 

@@ -224,7 +224,9 @@ def _source_line(source: dict[str, Any]) -> str:
     if not source["has_assay"]:
         notes.append("no assay column, so cells of every assay were kept")
     if source["genes_summed"]:
-        notes.append(f"{source['genes_summed']:,} genes summed with one of the same name")
+        notes.append(f"{source['genes_summed']:,} genes have the name of another and were added to it")
+    if source.get("matrix", "X") not in ("X", "the matrix"):
+        notes.append(f"from {source['matrix']}")
     return f"{', '.join(notes)}: {source['path']}"
 
 

@@ -56,7 +56,7 @@ def embed(
         store = open_or_prepare([data], Path(scratch) / "input.sckit", reading, on_event, assay="any")
         vocabulary = opened.numbers_in(store)
         known, of = int((vocabulary >= 0).sum()), len(opened.genes)
-        few = "" if 2 * known >= of else ", which is few: embeddings rest on these genes alone"
+        few = "" if 2 * known >= of else f": embeddings rest on {100 * known / of:.0f} % of the run's genes"
         whole = read_anndata(parse_input(data, reading)[0])
         text = f"{known:,} of the run's {of:,} genes are in the data ({store.n_genes:,} genes){few}"
         on_event("note", {"text": text})
@@ -67,7 +67,7 @@ def embed(
         else:
             adata, embedding = _into(whole, store, embedding, keep_all=reading == _without_filters(reading))
     if unknown:
-        text = f"{unknown:,} cells have no count in the run's genes: their embedding is NaN"
+        text = f"{unknown:,} cells have no count in the run's genes: their embedding is NaN; leave them out afterwards"
         on_event("note", {"text": text})
     left_out = int(np.isnan(embedding[:, 0]).sum()) - unknown
     if left_out:

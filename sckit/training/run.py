@@ -104,8 +104,8 @@ class Run:
         if found.max() < 0:
             raise DataError(
                 f"no gene of the data ({', '.join(store.genes['symbol'][:3])}, ...) is among the {len(self.genes)} "
-                f"that {self.path} was trained on ({', '.join(self.genes['symbol'][:3])}, ...); give data of the same "
-                "species."
+                f"that {self.path} was trained on ({', '.join(self.genes['symbol'][:3])}, ...); give data of the "
+                "same species that name genes alike, by ids or by symbols."
             )
         return found
 

@@ -112,7 +112,7 @@ def test_genes_that_are_added_up_and_symbols_of_several_genes_are_said(data, tmp
     adata.var_names = ["A", "A", *(f"G{i}" for i in range(2, 28)), "B", "B"]
     adata.write_h5ad(data)
     result = invoke("pretrain", data, "--assay", "any", *FAST, "--runs", tmp_path)
-    assert "log: 2 genes were added to another of the same name" in result.stderr
+    assert "log: 2 genes have the name of another and were added to it" in result.stderr
     (tmp_path / "genes.txt").write_text("A\nB\nG7\n")
     common = ["prepare", data, "--assay", "any", "--genes", tmp_path / "genes.txt"]
     result = invoke(*common, "--out", tmp_path / "x.sckit")

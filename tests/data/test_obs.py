@@ -198,7 +198,7 @@ def test_whole_numbers_with_gaps_are_labels_without_a_point():
 
 def test_an_assay_that_no_input_has_is_named():
     source = FakeSource(pd.DataFrame({"assay": ["10x 3' v3", "Drop-seq"]}))
-    with pytest.raises(ConfigError, match=r"--assay 'typo' is no assay of the inputs: .*'Drop-seq'"):
+    with pytest.raises(ConfigError, match=r"--assay 'typo' is no assay of the inputs, which have only .*'Drop-seq'"):
         judge_obs([source], ["x"], source.obs, assay="10x 3' v3,typo", obs_filter=None)
 
 

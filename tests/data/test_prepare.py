@@ -50,7 +50,7 @@ def test_inputs_are_joined_and_every_loss_is_counted(tmp_path, known_counts, wri
         int((store.obs["source"] == name).sum()) for name in ("run", "run-2", "merfish")
     ]
     lines = dict(describe(store))
-    assert "1 genes summed with one of the same name" in lines["source run"]
+    assert "1 genes have the name of another and were added to it" in lines["source run"]
     assert "no assay column, so cells of every assay were kept" in lines["source run-2"]
     assert lines["lost: cells of assay 'MERFISH'"] == "2"
     assert [source["genes_summed"] for source in sources] == [1, 0, 0]

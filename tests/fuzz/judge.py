@@ -90,7 +90,9 @@ def _prepare(case: Case, counts: np.ndarray) -> None:
     store = prepare([case.path], case.store, config=PrepareConfig(**case.options, assay="any"))
     indptr, _, stored = store.rows(np.arange(store.n_cells))
     sums = sp.csr_array((stored.astype(np.int64), np.zeros(len(stored), np.int64), indptr), (store.n_cells, 1))
-    lost = any(reason.startswith(("genes that", "cells whose")) for reason in store.manifest["dropped"])
+    lost = any(
+        reason.startswith(("genes that", "genes without", "cells whose")) for reason in store.manifest["dropped"]
+    )
     wanted = counts.sum(1)
     assert lost or sums.toarray()[:, 0].tolist() == wanted[wanted > 0].tolist(), "the store has other sums"
 
@@ -154,7 +156,8 @@ def _kept(table: Table, genome: str | None) -> list[int]:
         kept = [i for i in every if table.types[i].strip().casefold() in EXPRESSION] or every
     if genome is None:
         return kept
-    fronts = [next((f for f in map(_front, names) if f), "") for names in zip(*table.names.values(), strict=True)]
+    columns = sorted(table.names.values(), key=lambda column: not _holds_ids(column))  # ids before symbols
+    fronts = [_front(next((name for name in names if name), "")) for names in zip(*columns, strict=True)]
     genomes = table.genomes if table.genomes and len(set(table.genomes)) <= 5 else fronts
     return [i for i in kept if genomes[i] in (genome, "")]
 

@@ -112,13 +112,13 @@ def _matrix_key(file: Group, path: Path, *, layer: str | None, raw: bool) -> tup
     if layer is not None:
         if layer not in layers:
             known = ", ".join(layers) or "none"
-            raise DataError(f"{path} has no layer {layer!r}; its layers are: {known}.")
+            raise DataError(f"{path} has no layer {layer!r}; its layers are: {known}. Its X is read by {path}::layer=.")
         return f"layers/{layer}", "var"
     if raw:
         for key, var_key in (("raw/X", "raw/var"), ("raw.X", "raw.var")):
             if key in file:
                 return key, var_key
-        raise DataError(f"{path} has no raw matrix; leave out --raw, or give it as {path}::raw=false.")
+        raise DataError(f"{path} has no raw matrix; its X is read without --raw and ::raw, or by {path}::raw=false.")
     if "X" not in file or file["X"].attrs.get("encoding-type") == "null":
         raise DataError(f"{path} has no X{_remedy(file, 'X', path)}.")
     return "X", "var"

@@ -17,6 +17,7 @@ _SAME = 1e-5  # relative difference up to which two smallest values are the same
 _SAME_SUM = 1e-4  # relative difference up to which sums of cells are the same
 _ALIKE = 5  # cells of the same sum that are no accident
 _ROUNDING = 1e-6  # of a total that was computed
+_LARGEST = 25  # e to the power of 25 is more than any number that counts are made to add up to
 _DISTANCE = 0.1  # of a recovered count from a whole number
 
 
@@ -41,8 +42,10 @@ def counts_from_log1p(
     Without totals [C], the smallest value of a cell is taken for one count, if the cell has 20 values or more and its
     smallest occurs more than once. Raises `DataError` where a value does not come out as a whole number.
     """
-    if not np.isfinite(values).all() or (values < 0).any():
-        raise DataError(f"{path} holds values that are negative or no numbers, so they are not log1p of counts.")
+    if not ((values >= 0) & (values <= _LARGEST)).all():
+        raise DataError(
+            f"{path} holds values that are negative, above {_LARGEST} or no numbers, so they are not log1p of counts."
+        )
     scaled = np.expm1(values.astype(np.float64))
     cell = cell_of_entry(indptr)
     known = np.ones(len(cells), dtype=bool) if totals is None else totals >= 0
@@ -61,8 +64,8 @@ def counts_from_log1p(
         entry = int(np.argmax(wrong))
         raise DataError(
             f"Cell {cells[cell[entry]]!r} of {path} holds {values[entry]!s}, which is {counts[entry]:.3f} counts at a "
-            f"total of {totals[cell[entry]]:,}: not log1p of whole counts per 10,000; leave out --from-log1p, or name "
-            "the column of the right totals with --totals."
+            f"total of {totals[cell[entry]]:,}: not log1p of whole counts per 10,000; give a file with "
+            "counts, or name the column of the right totals with --totals."
         )
     return Recovered(whole, totals.astype(np.int64), known)
 

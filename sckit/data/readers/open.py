@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ _KINDS = {
     "store": "a prepared store",
 }
 _REFUSED = {
-    ".loom": "a loom file; write it as .h5ad with anndata.io.read_loom(...).write_h5ad(...)",
+    ".loom": "a loom file; write it as .h5ad with anndata.io.read_loom(...).write_h5ad(...), which needs loompy",
     ".csv": "a text table; read it with anndata.io.read_csv, transpose it if cells are columns, and write it as .h5ad",
     ".tsv": "a text table; read it with anndata.io.read_csv(..., delimiter='\\t') and write it as .h5ad",
     ".txt": "a text table; read it with anndata.io.read_text and write it as .h5ad",
@@ -83,7 +84,7 @@ def open_sources(given: Path | str, options: ReadingConfig | None = None) -> lis
         sources = [reader(path, **chosen)]
     if not sources:
         below = _readable_below(path)
-        advice = f"name one of those in it ({', '.join(below)})" if below else f"give {_ACCEPTED}"
+        advice = f"name those in it that are wanted ({', '.join(below)})" if below else f"give {_ACCEPTED}"
         raise DataError(f"{path} is a folder without a matrix.mtx; {advice}.")
     for source in sources:
         source.notes = [*notes, *source.notes]
@@ -118,7 +119,7 @@ def parse_input(given: Path | str, options: ReadingConfig) -> tuple[Path, Readin
             own[name] = value or None
         else:
             raise ConfigError(
-                f"{given} sets {setting!r}; behind :: stand raw, from-log1p, layer=NAME, genome=NAME, "
+                f"{given} sets {setting!r}; behind :: stand raw or raw=false, from-log1p, layer=NAME, genome=NAME, "
                 "measurement=NAME or totals=COLUMN, with commas between them."
             )
     if {"raw", "layer"} & own.keys():
@@ -163,7 +164,9 @@ def _kind_of_folder(path: Path) -> str:
 def _kind(path: Path) -> str:
     """Find out which reader a path needs."""
     if not path.exists():
-        raise DataError(f"{path} does not exist; give {_ACCEPTED}.")
+        close = get_close_matches(path.name, [one.name for one in path.absolute().parent.glob("*")], 1)
+        hint = f"did you mean {path.with_name(close[0])}?" if close else f"give {_ACCEPTED}."
+        raise DataError(f"{path} does not exist; {hint}")
     if path.is_dir():
         return _kind_of_folder(path)
     if not path.is_file():

@@ -205,7 +205,7 @@ class Source(ABC):
             raise DataError(
                 f"Cell {cell!r} of {self.path} holds {values[entry]!s} in {self.unit}, which is "
                 f"{_why_no_count(float(values[entry]))}; counts are whole numbers from 0 to {LARGEST_COUNT:,}"
-                f"{self.remedy}."
+                f"{self.remedy}{_or_logarithms(float(values[entry]), self.remedy)}."
             )
         return values.astype(np.uint32)
 
@@ -258,6 +258,12 @@ def row_sums(indptr: np.ndarray, counts: np.ndarray) -> np.ndarray:
 def _is_no_label(column: pd.Series) -> bool:
     """Return whether a column holds complex numbers or records, which tables on disk do not."""
     return column.dtype.kind in "cV" or any(isinstance(value, np.void) for value in column[:1])
+
+
+def _or_logarithms(value: float, remedy: str) -> str:
+    """Say that log values can be read too, where there is no better remedy; ends a sentence."""
+    no_other = "::" not in remedy and _why_no_count(value) == "not whole"
+    return ", or give --from-log1p if these are log1p of counts per 10,000" if no_other else ""
 
 
 def _why_no_count(value: float) -> str:

@@ -129,7 +129,7 @@ def test_an_input_sets_its_own_options():
     assert (str(path), own.raw, own.layer, own.genome) == ("a/b.h5ad", True, None, "mm10")
     assert parse_input("soma://x", options)[1] == options
     assert parse_input("x::layer=", options)[1].layer is None
-    with pytest.raises(ConfigError, match=r"sets 'rwa'; behind :: stand raw, from-log1p"):
+    with pytest.raises(ConfigError, match=r"sets 'rwa'; behind :: stand raw or raw=false, from-log1p"):
         parse_input("x::rwa", options)
 
 
@@ -234,7 +234,7 @@ def test_a_matrix_of_another_storage_is_refused(tmp_path, known):
 def test_a_folder_of_inputs_names_them(tmp_path, known):
     data_of(known.astype(np.float32)).write_h5ad(tmp_path / "x.h5ad")
     (tmp_path / "sample" / "outs" / "filtered_feature_bc_matrix").mkdir(parents=True)
-    with pytest.raises(DataError, match=r"without a matrix\.mtx; name one of those in it \(sample, x\.h5ad\)"):
+    with pytest.raises(DataError, match=r"without a matrix\.mtx; name those in it that are wanted \(sample, x\.h5ad\)"):
         open_sources(tmp_path)
 
 

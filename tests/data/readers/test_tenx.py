@@ -184,7 +184,7 @@ BROKEN = {
     ),
     "mtx-fractional": (
         replace_text("matrix.mtx", "2 1 5", "2 1 0.5"),
-        r"Cell 'cell0' of .*m holds 0\.5 in the matrix, which is not whole; .*; give a file with the raw counts\.",
+        r"Cell 'cell0' of .*m holds 0\.5 in the matrix, which is not whole; .*, or give --from-log1p if",
     ),
     "mtx-cell-outside": (replace_text("matrix.mtx", "2 1 5", "2 8 5"), r"names cell 8 of 7"),
     "mtx-array": (replace_text("matrix.mtx", "coordinate", "array"), r"begins with '%%MatrixMarket matrix array"),
