@@ -20,7 +20,7 @@ from sckit.data.readers.open import open_sources
 ENSEMBL = re.compile(r"ENS[A-Z]*GR?\d{6,}(\.\d+)?(_PAR_Y)?")
 ID_COLUMNS = ("0", "1", "id", "name", "genes", "gene_names", "index", "gene_ids", "feature_id", "var_id")
 """Where ids are looked for: the two columns of a 10x file in either order, the usual columns of var, its index."""
-EXPRESSION = ("gene expression", "gex", "rna", "expression")
+EXPRESSION = ("gene expression", "gex", "rna", "mrna", "gene", "expression")
 
 
 @dataclass
