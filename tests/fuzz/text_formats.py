@@ -83,7 +83,7 @@ class Mtx(Cells):
         features, barcodes = _only(files, r".*(features\.tsv|genes\.tsv|\.genes\.txt)(\.gz)?"), None
         barcodes = _only(files, r".*barcodes\.(tsv|txt)(\.gz)?")
         rows = _rows(features)
-        cells = [row[0] for row in _rows(barcodes)]
+        cells = _first_names([list(column) for column in zip(*_rows(barcodes), strict=True)])
         if len({len(row) for row in rows}) != 1:
             msg = "ragged"
             raise Refused(msg)
@@ -101,6 +101,16 @@ class Mtx(Cells):
             msg = f"{counts.shape} is not {len(cells)} cells and {len(rows)} features"
             raise Refused(msg)
         return Table(cells, counts, columns, types, instead=instead)
+
+
+def _first_names(columns: list[list[str]]) -> list[str]:
+    """Return the first column in which most entries differ and are neither empty nor numbers, else the first one."""
+    for column in columns:
+        numbers = sum(re.fullmatch(r"[+-]?\d+(\.\d*)?|", name) is not None for name in column)
+        given = [name for name in column if name]
+        if 2 * numbers < len(column) and 2 * len(set(given)) > len(given):
+            return column
+    return columns[0]
 
 
 def _matrix(path: Path) -> tuple[np.ndarray, str | None]:

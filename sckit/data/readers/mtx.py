@@ -71,8 +71,10 @@ class TenxMtx(Source):
                 f"it must have one row per {of_row} and one column per {of_column}, and the lists no heading."
             )
         columns_of_names = [names, *more]
-        at = next((i for i, column in enumerate(columns_of_names) if are_types(column)), 2)
-        types = columns_of_names.pop(at) if at < len(columns_of_names) > 1 else None
+        types = None
+        if files.symbols is None and len(columns_of_names) > 1:  # a third column holds types, wherever it is
+            at = next((i for i, column in enumerate(columns_of_names) if are_types(column)), 2)
+            types = columns_of_names.pop(at) if at < len(columns_of_names) else None
         names, *more = columns_of_names
         if not more and len([name for name in names if _UNSPLIT.fullmatch(name)]) * 2 >= len(names):
             raise DataError(f"{files.features} has no tabs between its columns, as in {names[0]!r}; put them there.")

@@ -348,3 +348,14 @@ def test_a_column_of_one_sample_is_no_list_of_barcodes(tmp_path, known):
     (tmp_path / "barcodes.tsv").write_text("".join(f"sampleA\t{name}\n" for name in names))
     (source,) = open_sources(tmp_path)
     assert source.obs.index.tolist() == names
+
+
+def test_symbols_of_their_own_file_are_no_types(tmp_path):
+    (tmp_path / "cells_x_genes.mtx").write_text(
+        "%%MatrixMarket matrix coordinate integer general\n1 2 2\n1 1 3\n1 2 4\n"
+    )
+    (tmp_path / "cells_x_genes.barcodes.txt").write_text("cell0\n")
+    (tmp_path / "cells_x_genes.genes.txt").write_text("ENSG00000000001\nENSG00000000002\n")
+    (tmp_path / "cells_x_genes.genes.names.txt").write_text("ACTB\nGENE\n")
+    (source,) = open_sources(tmp_path)
+    assert (source.genes.symbols.tolist(), source.dropped) == (["ACTB", "GENE"], {})
