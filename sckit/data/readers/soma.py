@@ -81,14 +81,20 @@ class Soma(Source):
             rows = [matrix.read((slice(int(low), int(high)), columns)).to_numpy() for low, high in parts]
             return nonzero_rows(np.concatenate(rows)[:, self._var_ids - self._var_ids[0]])
         table = matrix.read((slice(int(ids[0]), int(ids[-1])) if contiguous else ids,)).tables().concat()
-        cells = np.searchsorted(ids, table["soma_dim_0"].to_numpy())
-        named = table["soma_dim_1"].to_numpy()
-        genes = np.minimum(np.searchsorted(self._var_ids, named), len(self._var_ids) - 1)
-        if (self._var_ids[genes] != named).any():
-            raise DataError(f"{self.path} is corrupt: {self.unit} has an entry for a gene that var does not have.")
+        cells = _places(ids, table["soma_dim_0"].to_numpy())
+        genes = _places(self._var_ids, table["soma_dim_1"].to_numpy())
+        if cells is None or genes is None:
+            what = "cell that was not asked for" if cells is None else "gene that var does not have"
+            raise DataError(f"{self.path} is corrupt: {self.unit} has an entry for a {what}.")
         order = np.argsort(cells, kind="stable")
         indptr = indptr_of(np.bincount(cells, minlength=len(ids)))
         return indptr, genes[order], table["soma_data"].to_numpy()[order]
+
+
+def _places(known: np.ndarray, wanted: np.ndarray) -> np.ndarray | None:
+    """Return where each wanted number stands among the known ones, which rise; None where one is not there."""
+    places = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
+    return places if np.array_equal(known[places], wanted) else None
 
 
 @contextmanager

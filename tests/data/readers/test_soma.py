@@ -5,6 +5,7 @@ import tarfile
 import numpy as np
 import pytest
 
+from sckit.data.readers.soma import _places
 from sckit.errors import ConfigError, DataError
 
 N_CELLS, N_GENES = 7, 5
@@ -128,3 +129,14 @@ def test_counts_of_cells_that_obs_does_not_have_are_refused(tmp_path, known, ope
     path = write_sparse(tmp_path / "x", known, list("ABCDE"), cells_of_obs=4)
     with pytest.raises(DataError, match="'data' has the cells 0 to 5, and obs the cells 0 to 3; export it again"):
         open_source(path)
+
+
+def test_entries_of_a_cell_that_was_not_asked_for_are_refused(tmp_path, known, open_source, monkeypatch):
+    source = open_source(write_sparse(tmp_path / "x", known, list("ABCDE")))
+    found = np.array([0, 3, 140_000_000_000_000])  # as TileDB gives from a damaged fragment
+    assert _places(np.arange(5), found) is None
+    monkeypatch.setattr(
+        "sckit.data.readers.soma._places", lambda known, wanted: None if len(known) == N_CELLS else wanted
+    )
+    with pytest.raises(DataError, match="is corrupt: X layer 'data' has an entry for a cell that was not asked for"):
+        list(source.blocks())
