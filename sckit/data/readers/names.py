@@ -19,7 +19,7 @@ ENSEMBL = re.compile(r"(ENS[A-Z]*GR?\d{6,})(\.\d+)?(_PAR_Y)?")
 _GENOME = r"([A-Za-z][\w.-]{0,39}?)_+"
 _ID = rf"(?:{ENSEMBL.pattern}|FBgn\d{{7}}|WBGene\d{{8}})"  # of Ensembl, FlyBase or WormBase
 _GENE_ID = re.compile(rf"(?:{_GENOME})?{_ID}")
-_OF_GENOME = re.compile(rf"{_GENOME}{_ID}|(GRC[hm]\d+|hg\d+|mm\d+|GRCz\d+|BDGP\d+)_+\S+")  # the second are symbols
+_OF_GENOME = re.compile(rf"{_GENOME}{_ID}|(GRC[hm]\d+|hg\d+|mm\d+|GRCz\d+|BDGP\d+)_+.+")  # the second are symbols
 MOST_GENOMES = 5
 """Of one file; where there are more different words, they are something else."""
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?|")

@@ -110,7 +110,7 @@ def test_the_genome_in_front_of_symbols_is_no_part_of_them():
     names = texts([f"GRCh38_{name}" for name in SYMBOLS])
     table = without_genome(GeneTable(texts([""] * 4), names))
     assert (table.symbols.tolist(), table.ids.tolist()) == (SYMBOLS, [""] * 4)
-    mixed = texts(["GRCh38_ACTB", "GRCh38_TP53", "mm10___Actb", "mm10___Trp53"])
+    mixed = texts(["GRCh38_ACTB", "GRCh38_TP53", "mm10___Actb", "mm10___Trp53 "])
     with pytest.raises(DataError, match=r"holds 2 genomes \(GRCh38, mm10\); say which with --genome GRCh38"):
         choose_features(None, None, mixed, None, Path("x"))
 
