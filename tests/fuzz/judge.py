@@ -127,7 +127,7 @@ def dense(data: Any, indices: Any, indptr: Any, shape: tuple[int, int]) -> np.nd
 
 def cells_fault(found: Found, table: Table, options: dict[str, Any]) -> str | None:
     """Say how sckit's cells and genes differ from the other reader's beyond what sckit said, or None."""
-    kept = _kept(table, options.get("genome"))
+    kept = _kept(table, options.get("genome"), len(found.ids))
     if len(kept) != len(found.ids) or table.counts.shape[1] - len(kept) != found.dropped:
         return f"{len(found.ids)} genes with {found.dropped} dropped, not {len(kept)} of {table.counts.shape[1]}"
     if found.cells != table.cells:
@@ -148,7 +148,7 @@ def cells_fault(found: Found, table: Table, options: dict[str, Any]) -> str | No
     return _names_fault(found, {name: [column[i] for i in kept] for name, column in table.names.items()}, of_ids)
 
 
-def _kept(table: Table, genome: str | None) -> list[int]:
+def _kept(table: Table, genome: str | None, n_found: int) -> list[int]:
     """Return the features that are genes of the chosen genome, by the rules that sckit's documents give."""
     every = list(range(table.counts.shape[1]))
     kept = every
@@ -156,10 +156,11 @@ def _kept(table: Table, genome: str | None) -> list[int]:
         kept = [i for i in every if table.types[i].strip().casefold() in EXPRESSION] or every
     if genome is None:
         return kept
+    if table.genomes and len(set(table.genomes)) <= 5:
+        return [i for i in kept if table.genomes[i] in (genome, "")]
     columns = sorted(table.names.values(), key=lambda column: not _holds_ids(column))  # ids before symbols
-    fronts = [_front(next((name for name in names if name), "")) for names in zip(*columns, strict=True)]
-    genomes = table.genomes if table.genomes and len(set(table.genomes)) <= 5 else fronts
-    return [i for i in kept if genomes[i] in (genome, "")]
+    chosen = [[i for i in kept if _front(column[i]) in (genome, "")] for column in columns]
+    return next((some for some in chosen if len(some) == n_found), chosen[0])
 
 
 _MISSING = ("", "nan", "na", "n/a", "<na>", "none", "null", "-", ".")
