@@ -16,14 +16,21 @@ _ENOUGH = 20  # cells
 _LIKE_TOTALS = re.compile(r"total|n_?counts?|n_?umis?", re.IGNORECASE)
 
 
-def odd_inputs(sources: Sequence[Source], names: Sequence[str], kept: np.ndarray, n_shared: int) -> Iterator[str]:
-    """Say what is odd about several inputs together: one twice, one without kept cells [sources], few shared genes."""
+def odd_inputs(
+    sources: Sequence[Source], names: Sequence[str], kept: np.ndarray, lost: Sequence[dict[str, int]], n_shared: int
+) -> Iterator[str]:
+    """Say what is odd about several inputs together: one twice, one without kept cells, few shared genes.
+
+    kept, lost: of each source the number of cells that are kept, and those that are not by reason.
+    """
     resolved = [source.path.resolve() for source in sources]
     for number, (source, name) in enumerate(zip(sources, names, strict=True)):
         if resolved[number] in resolved[:number]:
             yield f"{source.path} is given twice, so its cells may be in training and in test"
         if not kept[number]:
-            yield f"no cell of {name} is kept; `sckit info` says why, and --assay any keeps cells of every assay"
+            reasons = ", ".join(f"{n:,} {reason}" for reason, n in lost[number].items())
+            advice = "; keep them with --assay any" if "cells of assay" in reasons else ""
+            yield f"no cell of {name} is kept: {reasons}{advice}"
     used = [(name, len(source.genes)) for source, name, n in zip(sources, names, kept, strict=True) if n]
     if len(used) > 1 and (2 * n_shared < min(n for _, n in used) or 5 * n_shared < max(n for _, n in used)):
         found = ", ".join(f"{name} has {n:,}" for name, n in used[:5])

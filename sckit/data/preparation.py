@@ -168,7 +168,7 @@ class Preparation:
         )
         obs = self._obs.iloc[rows].reset_index(drop=True)
         self._notes += [note for source in self._sources for note in source.notes]
-        self._notes += odd_inputs(self._sources, self._names, kept, len(self._shared))
+        self._notes += odd_inputs(self._sources, self._names, kept, lost_cells, len(self._shared))
         for number, (first, last) in enumerate(pairwise(np.cumsum([0, *kept]))):
             if self._sources[number].totals is not None and self._config.max_mito is not None:
                 self._notes.append(f"the mitochondrial share of {self._names[number]} is that of the genes in the file")

@@ -47,13 +47,17 @@ def source(path, n_genes=100):
 
 
 def test_inputs_that_go_together_badly_are_named():
-    assert not list(odd_inputs([source("a"), source("b", 150)], ["a", "b"], np.array([5, 5]), 90))
-    (twice,) = odd_inputs([source("a"), source("./a")], ["a", "a-2"], np.array([5, 5]), 100)
+    assert not list(odd_inputs([source("a"), source("b", 150)], ["a", "b"], np.array([5, 5]), [{}, {}], 90))
+    (twice,) = odd_inputs([source("a"), source("./a")], ["a", "a-2"], np.array([5, 5]), [{}, {}], 100)
     assert twice == "a is given twice, so its cells may be in training and in test"
-    (empty,) = odd_inputs([source("a"), source("b")], ["a", "b"], np.array([5, 0]), 100)
-    assert empty == "no cell of b is kept; `sckit info` says why, and --assay any keeps cells of every assay"
+    (empty,) = odd_inputs(
+        [source("a"), source("b")], ["a", "b"], np.array([5, 0]), [{}, {"cells of assay 'CEL-seq'": 9}], 100
+    )
+    assert empty == "no cell of b is kept: 9 cells of assay 'CEL-seq'; keep them with --assay any"
     for sizes, shared in (((100, 120), 40), ((100, 900), 100)):
-        (few,) = odd_inputs([source("a", sizes[0]), source("b", sizes[1])], ["a", "b"], np.array([5, 5]), shared)
+        (few,) = odd_inputs(
+            [source("a", sizes[0]), source("b", sizes[1])], ["a", "b"], np.array([5, 5]), [{}, {}], shared
+        )
         assert few == f"only {shared} genes are in every input (a has 100, b has {sizes[1]}); all others are left out"
 
 

@@ -191,17 +191,22 @@ def test_complex_values_are_no_counts(tmp_path, known, dense):
         dense(*open_sources(tmp_path / "x.h5ad"))
 
 
+def write_with_column(path, known, name, values):
+    """Write an h5ad with an obs column of a type that anndata itself would not write."""
+    data = data_of(known.astype(np.float32))
+    data.obs[name] = np.arange(N_CELLS)
+    data.write_h5ad(path)
+    with h5py.File(path, "r+") as file:
+        attributes = dict(file[f"obs/{name}"].attrs)
+        del file[f"obs/{name}"]
+        file[f"obs/{name}"] = values
+        file[f"obs/{name}"].attrs.update(attributes)
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", [np.complex128, np.dtype([("a", "i4"), ("b", "f4")])], ids=["complex", "records"])
 def test_labels_of_a_kind_that_tables_do_not_have_become_text(tmp_path, known, kind):
-    data = data_of(known.astype(np.float32))
-    data.obs["odd"] = np.arange(N_CELLS)
-    data.write_h5ad(tmp_path / "x.h5ad")
-    with h5py.File(tmp_path / "x.h5ad", "r+") as file:
-        attributes = dict(file["obs/odd"].attrs)
-        del file["obs/odd"]
-        file["obs/odd"] = np.ones(N_CELLS, dtype=kind)
-        file["obs/odd"].attrs.update(attributes)
+    write_with_column(tmp_path / "x.h5ad", known, "odd", np.ones(N_CELLS, dtype=kind))
     store = prepare([tmp_path / "x.h5ad"], tmp_path / "x.sckit")
     assert set(store.obs["odd"]) == {str(np.ones(1, dtype=kind)[0])}
 
@@ -240,14 +245,7 @@ def test_a_folder_of_inputs_names_them(tmp_path, known):
 
 @pytest.mark.filterwarnings("ignore")
 def test_numbers_in_another_byte_order_are_labels_like_others(tmp_path, known):
-    data = data_of(known.astype(np.float32))
-    data.obs["age"] = np.arange(N_CELLS)
-    data.write_h5ad(tmp_path / "x.h5ad")
-    with h5py.File(tmp_path / "x.h5ad", "r+") as file:
-        attributes = dict(file["obs/age"].attrs)
-        del file["obs/age"]
-        file["obs/age"] = np.arange(N_CELLS, dtype=">i4")
-        file["obs/age"].attrs.update(attributes)
+    write_with_column(tmp_path / "x.h5ad", known, "age", np.arange(N_CELLS, dtype=">i4"))
     store = prepare([tmp_path / "x.h5ad"], tmp_path / "x.sckit")
     assert store.obs["age"].tolist() == [i for i in range(N_CELLS) if known[i].any()]
 
