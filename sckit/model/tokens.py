@@ -27,6 +27,7 @@ class Tokens:
     values: Tensor  # float32 [T], log1p of counts per 10,000; 0 where hidden
     hidden: Tensor  # bool [T]
     cell: Tensor  # int64 [T], position of the token's cell
+    offsets: Tensor  # int64 [C + 1], where each cell begins
     in_context: Tensor  # float32 [T], 1 where the token's gene is known to its cell
     targets: Tensor  # int64 [M], positions of the tokens to predict
     truth: Tensor | None  # float32 [M], what is to be predicted, where it is known
@@ -42,6 +43,10 @@ class Tokens:
     expected: Tensor | None = None  # float32 [T], expected value above that of a single count; None: the model's own
     residual: Tensor | None = None  # float32 [T], value less what was expected; None: the model's own
     perturbed: Perturbed | None = None
+
+    def sums(self, of_tokens: Tensor) -> Tensor:
+        """Return the sum over the tokens of each cell, [T, K] to [C, K]; the order of summing never changes."""
+        return torch.segment_reduce(of_tokens, "sum", offsets=self.offsets, axis=0)
 
     @classmethod
     def of(cls, batch: Batch, device: torch.device) -> "Tokens":
@@ -89,6 +94,7 @@ class Tokens:
             values=put(values),
             hidden=put(hidden, np.bool_),
             cell=put(cell, np.int64),
+            offsets=put(offsets, np.int64),
             in_context=put(in_context),
             targets=put(targets, np.int64),
             truth=None if truth is None else put(truth),

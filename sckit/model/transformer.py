@@ -39,9 +39,8 @@ class Linear(nn.Module):
 
     def cell_state(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """Return x [C, F] and t [C] as in `ClosedForms.features`, by sums over the context tokens."""
-        cells = len(tokens.log_detected)
         known = F.embedding(tokens.genes, self.axes) * tokens.in_context[:, None]  # [T, K]
-        components = known.new_zeros(cells, known.shape[1]).index_add(0, tokens.cell, known) - self.origin
+        components = tokens.sums(known) - self.origin
         depth = (tokens.log_detected - self.scales[0]) / self.scales[1]
         x = torch.cat([torch.ones_like(depth)[:, None], depth[:, None], components], 1)
         return x, ((tokens.log_total - self.scales[2]) / self.scales[3]).clamp(-TOTAL_RANGE, TOTAL_RANGE)
@@ -68,7 +67,7 @@ class Linear(nn.Module):
         """Return the posterior means [C, J] of the value factors; residual [T] is zero at hidden tokens."""
         loadings = F.embedding(tokens.genes, self.loadings.detach())  # [T, J]
         weighted = loadings * ((~tokens.hidden) / self.noise[tokens.genes])[:, None]
-        return factor_means(weighted, loadings, residual, tokens.cell, len(tokens.log_detected))
+        return factor_means(weighted, loadings, residual, tokens)
 
 
 class Model(Trunk):
@@ -108,8 +107,7 @@ class Model(Trunk):
     def embed(self, tokens: Tokens) -> Tensor:
         """Return the mean final state of each cell's tokens, float32 [C, E]."""
         _, h = self._states(tokens, None)
-        sums = torch.zeros(len(tokens.log_detected), h.shape[1], device=h.device).index_add(0, tokens.cell, h.float())
-        return sums / torch.bincount(tokens.cell, minlength=len(sums)).clamp(min=1)[:, None]
+        return tokens.sums(h.float()) / tokens.offsets.diff().clamp(min=1)[:, None]
 
     def _states(self, tokens: Tokens, keep: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the linear prediction [T] and the final states [M, E] of the tokens to keep (None: all T)."""

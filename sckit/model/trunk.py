@@ -21,8 +21,8 @@ from sckit.model.tokens import Tokens
 VALUE_RANGE = (0.0, 9.25)  # up to log1p(1e4): a gene that holds all counts of its cell
 EXPECTED_RANGE = (-2.0, 6.0)  # of an expected value less the value of a single count
 
-# Rows are gathered by F.embedding and index_select: the backward pass of plain indexing adds in no fixed order, and a
-# resumed run has to be the same to the last bit.
+# Rows are gathered by F.embedding and index_select, and summed over a cell by Tokens.sums. On a GPU index_add and the
+# backward pass of plain indexing add in no fixed order, and a resumed run has to be the same to the last bit.
 
 
 class Block(nn.Module):
@@ -112,15 +112,15 @@ class Trunk(nn.Module, ABC):
         return self.norm(h if self.blocks or keep is None else h.index_select(0, keep))
 
 
-def factor_means(weighted: Tensor, loadings: Tensor, residual: Tensor, cell: Tensor, cells: int) -> Tensor:
+def factor_means(weighted: Tensor, loadings: Tensor, residual: Tensor, tokens: Tokens) -> Tensor:
     """Return the posterior means [C, J] of standard normal factors of each cell, given its residuals.
 
     The ridge of a cell, (I + L'L/s)^-1 L'r/s over its T tokens: loadings L [T, J], weighted [T, J] = L / s with noise
-    variances s and zero at tokens that are not seen, residual r [T], cell [T], number of cells C.
+    variances s and zero at tokens that are not seen, residual r [T].
     """
     size = loadings.shape[1]
     outer = (weighted[:, :, None] * loadings[:, None, :]).flatten(1)
-    precision = outer.new_zeros(cells, size * size).index_add(0, cell, outer).view(cells, size, size)
-    moment = weighted.new_zeros(cells, size).index_add(0, cell, weighted * residual[:, None])
+    precision = tokens.sums(outer).view(len(tokens.shows_some), size, size)
+    moment = tokens.sums(weighted * residual[:, None])
     identity = torch.eye(size, device=loadings.device)
     return torch.linalg.solve(precision + identity, moment[..., None])[..., 0]

@@ -154,6 +154,6 @@ class Responder(Trunk):
             return torch.zeros(len(tokens.targets), device=tokens.values.device)
         shown = F.embedding(tokens.genes, self.loadings) * tokens.in_context[:, None]  # [T, J]
         weighted = shown / (self.noise[tokens.genes] * self.log_noise_scale.exp())[:, None]
-        factors = factor_means(weighted, shown, tokens.residual, tokens.cell, len(tokens.log_detected))  # [C, J]
+        factors = factor_means(weighted, shown, tokens.residual, tokens)  # [C, J]
         queried = F.embedding(tokens.genes[tokens.targets], self.loadings)
         return self.gain * (queried * F.embedding(tokens.cell[tokens.targets], factors)).sum(1)
