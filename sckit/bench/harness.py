@@ -20,7 +20,8 @@ Row = dict[str, Any]
 Run = Callable[[], Any]
 OnEvent = Callable[[str, dict[str, Any]], None]
 
-_REPEATS = {"cpu": 1, "cuda": 10}  # runs of one timing: on a GPU a single one is mostly its launch
+_REPEATS = {"cpu": 1, "cuda": 10}  # most runs of one timing: on a GPU a single one is mostly its launch
+_LONG_ENOUGH_S = 0.02  # after this much time to launch, a timing takes no further run
 
 
 class Variant(NamedTuple):
@@ -145,10 +146,12 @@ def _wall_s(run: Run, device: str) -> float:
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     wait()
     start = time.perf_counter()
-    for _ in range(_REPEATS[device]):
+    runs = 0
+    while runs < _REPEATS[device] and (not runs or time.perf_counter() - start < _LONG_ENOUGH_S):
         run()
+        runs += 1
     wait()
-    return (time.perf_counter() - start) / _REPEATS[device]
+    return (time.perf_counter() - start) / runs
 
 
 def _arrays(result: Any) -> Iterator[np.ndarray]:

@@ -21,6 +21,7 @@ from sckit.model.transformer import Model
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.filterwarnings("ignore:TensorFloat32"),  # the compiler's advice
+    pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS"),  # of the thread in which torch goes backward
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
     pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="kernels are interpreted: pytest -m gpu"),
 ]
@@ -58,7 +59,10 @@ def test_attention_agrees_with_float64(width, dtype, hidden_share, assert_within
     exact = results(qkv.double(), offsets, keys, "reference")
     plain = results(qkv, offsets, keys, "reference")
     for name, *rest in zip(("out", "dq", "dk", "dv"), results(qkv, offsets, keys, "triton"), exact, plain, strict=True):
-        assert_within_budget(*rest, name)
+        if hidden_share == 1.0 and name in ("dq", "dk"):  # zero: the difference of two equal sums over the width
+            assert rest[0].abs().max() <= width * torch.finfo(torch.float32).eps * qkv.abs().max(), name
+        else:
+            assert_within_budget(*rest, name)
 
 
 def test_attention_gives_the_same_bits_twice_and_alone():
