@@ -2,16 +2,16 @@
 
 from sckit.data.genes import GeneIndex, read_gene_list, read_lines
 from sckit.data.labels import choose_labels, group_values, in_quotes
-from sckit.data.obs import cell_names
 from sckit.data.prepare import open_or_prepare
+from sckit.data.shared_cells import SameCells, same_cells
 from sckit.data.store import Store
 from sckit.data.views import as_matrix, in_blocks, indptr_of, log_values
 
 __all__ = [
     "GeneIndex",
+    "SameCells",
     "Store",
     "as_matrix",
-    "cell_names",
     "choose_labels",
     "group_values",
     "in_blocks",
@@ -21,4 +21,5 @@ __all__ = [
     "open_or_prepare",
     "read_gene_list",
     "read_lines",
+    "same_cells",
 ]

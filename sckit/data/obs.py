@@ -227,12 +227,6 @@ def _refuse_other_kinds(obs: pd.DataFrame, query: str) -> None:
                 )
 
 
-def cell_names(obs: pd.DataFrame) -> np.ndarray:
-    """Return the names of cells as their source has them, str [C]; `unite_obs` put "source:" in front."""
-    names = zip(obs["cell"].astype(str), obs["source"].astype(str), strict=True)
-    return np.array([cell.removeprefix(f"{source}:") for cell, source in names])
-
-
 def _free(name: str, taken: set[str]) -> str:
     """Return the name, with a number behind it where it is taken, and take it."""
     names = (name if nth == 1 else f"{name}_{nth}" for nth in count(1))

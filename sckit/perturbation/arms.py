@@ -1,7 +1,6 @@
-"""The arms of a comparison: where each one starts, which genes of the data the run knows, and which cells it saw."""
+"""The arms of a comparison: where each one starts, and which genes of the data the run knows."""
 
 import json
-import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -76,27 +75,6 @@ def overlap(table: TokenTable, screen: Screen) -> dict[str, int]:
         "targets_in_run": int(known[table.perturbations].sum()),
         "targets_predicted": int((table.perturbations < table.n_genes).sum()),
     }
-
-
-def seen_in_pretraining(run: Run, screen: Screen) -> int | None:
-    """Count the treated cells of the screen that the run was trained on; None if its store is gone.
-
-    Cells are the same if they have the same barcode, whatever sources and numbers `prepare` put around it, total count
-    and number of detected genes.
-    """
-    try:
-        store = run.store
-    except DataError:
-        return None
-    used = store.obs.loc[run.seen]
-    seen = set(zip(map(_barcode, used["cell"]), used["total_counts"], used["n_genes"], strict=True))
-    treated = np.concatenate([unit.cells for unit in screen.units])
-    named = zip(screen.cell_ids[treated], screen.totals[treated], screen.n_genes_detected[treated], strict=True)
-    return sum((_barcode(cell), int(total), int(genes)) in seen for cell, total, genes in named)
-
-
-def _barcode(name: object) -> str:
-    return re.sub(r"#\d+$", "", str(name)).rpartition(":")[2]
 
 
 def _shuffled_run(run: Run, on_event: Callable) -> Path:

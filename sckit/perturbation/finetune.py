@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import joblib
+import numpy as np
 import torch
 
 from sckit.config import FinetuneConfig, ReadingConfig
 from sckit.data import read_gene_list
 from sckit.device import choose_compute
 from sckit.errors import ConfigError, DataError
-from sckit.perturbation.arms import Arms, make_arms, overlap, seen_in_pretraining
+from sckit.perturbation.arms import Arms, make_arms, overlap
 from sckit.perturbation.baselines import response_baselines
 from sckit.perturbation.baselines_partial import partial_baselines
 from sckit.perturbation.examples import fixed_panel
@@ -59,7 +60,7 @@ def finetune(
     """
     opened = open_run(find_run(run, Path(runs)))
     compute = choose_compute(config.device, config.engine)
-    screen = read_screen(data, config, reading, on_event=on_event)
+    screen = read_screen(data, config, reading, run=opened, on_event=on_event)
     on_event("cells", {"rows": list(screen.table)})
     for note in screen.notes:
         on_event("note", {"text": note})
@@ -150,17 +151,24 @@ def _notes(run: Run, screen: Screen, config: FinetuneConfig) -> list[str]:
     if run.config.shuffle_values:
         raise ConfigError(f"{run.path} was itself trained on shuffled values; name the run that it is the control of.")
     notes = []
-    seen = seen_in_pretraining(run, screen)
-    if seen is None:
+    treated = np.concatenate([unit.cells for unit in screen.units])
+    if screen.seen is None:
         notes.append(f"the store of {run.path} is gone, so it is unknown whether it held treated cells")
-    elif seen:
-        text = f"{seen:,} treated cells were among the cells that {run.path.name} was pretrained on"
-        if not config.allow_seen:
-            raise DataError(
-                f"{text}, so it knows their values; pretrain on control cells (sckit prepare --obs-filter "
-                f'"{config.condition} in {list(config.control)}"), or go on with --allow-seen.'
+    else:
+        seen, unknown = int(screen.seen.found[treated].sum()), int((~screen.seen.compared[treated]).sum())
+        if seen:
+            text = f"{seen:,} treated cells have the same counts as cells that {run.path.name} was pretrained on"
+            if not config.allow_seen:
+                raise DataError(
+                    f"{text}, so it knows their values; pretrain on control cells (sckit prepare --obs-filter "
+                    f'"{config.condition} in {list(config.control)}"), or go on with --allow-seen.'
+                )
+            notes.append(f"LEAK: {text}")
+        if 2 * unknown > len(treated):
+            notes.append(
+                f"{unknown:,} of the {len(treated):,} treated cells have too few counts in the genes of the store of "
+                f"{run.path} to say whether it held them"
             )
-        notes.append(f"LEAK: {text}")
     combined = sorted({unit.name for unit in screen.units if len(unit.parts) > 1})
     if combined:
         notes.append(f"read as combinations: {', '.join(combined[:5])}{', ...' if len(combined) > 5 else ''}")

@@ -14,17 +14,19 @@ import scipy.sparse as sp
 from sckit.config import FinetuneConfig, ReadingConfig
 from sckit.data import (
     GeneIndex,
+    SameCells,
     Store,
     as_matrix,
-    cell_names,
     group_values,
     in_blocks,
     log_values,
     open_or_prepare,
     read_lines,
+    same_cells,
 )
 from sckit.errors import ConfigError, DataError
 from sckit.perturbation.conditions import Conditions, read_conditions
+from sckit.training import Run
 
 _BLOCK_CELLS = 4096
 
@@ -59,8 +61,7 @@ class Screen:
     target_genes: tuple[str | None, ...]  # [P], id or symbol of the gene that each perturbs, None where unknown
     covariates: tuple[str, ...]  # name of each covariate group, its values joined
     unseen_of_covariates: tuple[str, ...]  # of each covariate group, the value that the covariate split holds out
-    cell_ids: np.ndarray  # str [C]
-    n_genes_detected: np.ndarray  # int64 [C], over all genes of the source
+    seen: SameCells | None  # of the C cells, which a run was trained on; None where that is not known
     table: tuple[dict, ...]  # rows "condition", "context", "cells", printed first
     notes: tuple[str, ...]
 
@@ -82,20 +83,26 @@ class Screen:
 
 
 def read_screen(
-    data: str | Path, config: FinetuneConfig, reading: ReadingConfig | None = None, *, on_event: Callable
+    data: str | Path,
+    config: FinetuneConfig,
+    reading: ReadingConfig | None = None,
+    *,
+    run: Run | None = None,
+    on_event: Callable,
 ) -> Screen:
     """Read an h5ad, or anything `prepare` reads, or a store, with the columns that the config names.
 
+    run: the one whose training cells are looked for among the cells of the screen, over all genes of both.
     Memory holds the counts of the genes to predict (`config.genes` of them). Raises ConfigError for columns and labels
     that do not exist, DataError when no comparison is left.
     """
     with tempfile.TemporaryDirectory() as scratch:
         place, reading = Path(scratch) / "screen.sckit", reading or ReadingConfig()
         store = open_or_prepare([data], place, reading, on_event, assay="any")
-        return _screen(store, config)
+        return _screen(store, config, run)
 
 
-def _screen(store: Store, config: FinetuneConfig) -> Screen:
+def _screen(store: Store, config: FinetuneConfig, run: Run | None) -> Screen:
     conditions = read_conditions(store.obs, config)
     table = _Labels(store, conditions, config)
     units, names, lost = table.units()
@@ -115,11 +122,19 @@ def _screen(store: Store, config: FinetuneConfig) -> Screen:
         target_genes=_targets(names, config.target_map),
         covariates=table.names,
         unseen_of_covariates=table.unseen,
-        cell_ids=cell_names(used),
-        n_genes_detected=np.asarray(used["n_genes"], np.int64),
+        seen=None if run is None else _seen(store, np.flatnonzero(table.used), run),
         table=tuple(table.rows()),
         notes=(*conditions.notes, *table.notes, *lost),
     )
+
+
+def _seen(store: Store, cells: np.ndarray, run: Run) -> SameCells | None:
+    """Look for the cells of a store among the training and validation cells of a run; None if its store is gone."""
+    try:
+        trained_on = run.store
+    except DataError:
+        return None
+    return same_cells(store, cells, trained_on, np.flatnonzero(run.seen))
 
 
 class _Labels:

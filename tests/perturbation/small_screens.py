@@ -68,8 +68,7 @@ def small_screen(
         target_genes=tuple(dict(targets).get(name) for name in names),
         covariates=labels,
         unseen_of_covariates=labels,
-        cell_ids=np.array([f"cell{i}" for i in range(len(owner))]),
-        n_genes_detected=(counts > 0).sum(1),
+        seen=None,
         table=(),
         notes=(),
     )

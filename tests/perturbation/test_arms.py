@@ -1,6 +1,5 @@
 import json
 import shutil
-import types
 from dataclasses import replace
 
 import numpy as np
@@ -11,13 +10,9 @@ from safetensors.numpy import load_file, save_file
 
 from sckit.config import PretrainConfig
 from sckit.config.finetune import ARMS
-from sckit.config.prepare import PrepareConfig
-from sckit.data.prepare import prepare
-from sckit.data.split import HELD_OUT, TRAIN, VALIDATION
 from sckit.errors import DataError
 from sckit.perturbation import fit
-from sckit.perturbation.arms import Arms, make_arms, overlap, seen_in_pretraining, token_table
-from sckit.perturbation.screen import read_screen
+from sckit.perturbation.arms import Arms, make_arms, overlap, token_table
 from sckit.training.pretrain import pretrain
 from sckit.training.run import open_run
 
@@ -149,70 +144,6 @@ def test_every_arm_is_shown_the_same_examples_in_the_same_order(run, screen, tas
         assert len(shown[name]) == len(shown["scratch"])
         for one, other in zip(shown[name], shown["scratch"], strict=True):
             np.testing.assert_array_equal(one, other)
-
-
-# ---- what the run has seen
-
-
-@pytest.fixture(scope="module")
-def treated_and_controls(tmp_path_factory):
-    """A file of 24 control cells, then 12 treated ones, and the screen read from it."""
-    folder = tmp_path_factory.mktemp("screen")
-    counts = np.random.default_rng(2).poisson(2.0, (36, 15))
-    as_anndata(counts, {"condition": ["control"] * 24 + ["A"] * 12}).write_h5ad(folder / "screen.h5ad")
-    return folder / "screen.h5ad", read_screen(folder / "screen.h5ad", CONFIG, on_event=quiet)
-
-
-def pretrained_on(path, out, **options):
-    """A stand-in for a run: its store, and which of the cells it has seen."""
-    store = prepare([path] if not isinstance(path, list) else path, out, config=PrepareConfig(assay="any", **options))
-    return types.SimpleNamespace(store=store, seen=np.ones(store.n_cells, bool))
-
-
-def test_treated_cells_that_the_run_was_trained_on_are_found(treated_and_controls, tmp_path):
-    path, screen = treated_and_controls
-    run = pretrained_on(path, tmp_path / "all.sckit")
-    assert seen_in_pretraining(run, screen) == 12
-    run.seen[24:28] = False
-    assert seen_in_pretraining(run, screen) == 8
-
-
-def test_cells_are_found_behind_the_names_of_sources(treated_and_controls, tmp_path):
-    path, screen = treated_and_controls
-    again = path.with_name("again.h5ad")
-    shutil.copy(path, again)
-    pretrained_on([path, again], tmp_path / "two.sckit")
-    run = pretrained_on([tmp_path / "two.sckit", again], tmp_path / "three.sckit")
-    assert run.store.obs["cell"].str.count(":").max() == 2
-    assert seen_in_pretraining(run, screen) == 12
-
-
-def test_cells_for_validation_count_as_seen_and_cells_held_out_do_not(run):
-    assert {int(part) for part in run.split[run.seen]} == {TRAIN, VALIDATION}
-    assert set(run.split[~run.seen]) == {HELD_OUT}
-
-
-def test_control_cells_may_have_been_seen(treated_and_controls, tmp_path):
-    path, screen = treated_and_controls
-    run = pretrained_on(path, tmp_path / "controls.sckit", obs_filter="condition == 'control'")
-    assert run.store.n_cells == 24
-    assert seen_in_pretraining(run, screen) == 0
-
-
-def test_cells_of_the_same_name_but_other_counts_are_others(treated_and_controls, tmp_path):
-    path, screen = treated_and_controls
-    counts = np.random.default_rng(3).poisson(4.0, (36, 15))
-    as_anndata(counts, {"condition": "A"}).write_h5ad(tmp_path / "other.h5ad")
-    assert seen_in_pretraining(pretrained_on(tmp_path / "other.h5ad", tmp_path / "s"), screen) == 0
-    both = pretrained_on([tmp_path / "other.h5ad", path], tmp_path / "both.sckit")
-    assert seen_in_pretraining(both, screen) == 12  # among cells of another file, too
-
-
-def test_of_a_run_whose_store_is_gone_nothing_is_known(run, screen, tmp_path):
-    shutil.copytree(run.path, tmp_path / "run")
-    where = json.loads((tmp_path / "run" / "data.json").read_text())
-    (tmp_path / "run" / "data.json").write_text(json.dumps(where | {"store": str(tmp_path / "gone")}))
-    assert seen_in_pretraining(open_run(tmp_path / "run"), screen) is None
 
 
 # ---- the run on shuffled values
