@@ -19,7 +19,7 @@ from sckit.data.filters import KEPT, GeneMoments, QualityRules, drop_counts, hig
 from sckit.data.genes import GeneIndex, Vocabulary, join_genes, read_gene_list, vocabulary_hash
 from sckit.data.labels import in_quotes
 from sckit.data.manifest import FORMAT, MANIFEST, VERSION, write_table
-from sckit.data.notes import larger_totals, odd_counts, odd_inputs
+from sckit.data.notes import larger_totals, lone_counts, odd_counts, odd_inputs
 from sckit.data.obs import judge_obs, mixed_columns, source_names, unite_obs
 from sckit.data.readers.open import open_sample, open_sources
 from sckit.data.readers.source import CELLS_PER_BLOCK
@@ -32,6 +32,7 @@ from sckit.data.shards import (
     read_json,
     reuse_or_begin,
 )
+from sckit.data.store import Store
 from sckit.errors import DataError
 from sckit.files import flush, to_json, write_json
 from sckit.provenance import package_version
@@ -169,7 +170,10 @@ class Preparation:
         obs = self._obs.iloc[rows].reset_index(drop=True)
         self._notes += [note for source in self._sources for note in source.notes]
         self._notes += odd_inputs(self._sources, self._names, kept, lost_cells, len(self._shared))
-        for number, (first, last) in enumerate(pairwise(np.cumsum([0, *kept]))):
+        entries = [shard.manifest_entry for shard in shards if shard.manifest_entry["cells"]]
+        written = Store(self.folder, {"cells": len(rows), "genes": len(vocabulary), "shards": entries})
+        for number, (first, last) in enumerate(pairwise(np.cumsum([0, *kept]).tolist())):
+            self._notes += lone_counts(written, first, last, self._names[number])
             if self._sources[number].totals is not None and self._config.max_mito is not None:
                 self._notes.append(f"the mitochondrial share of {self._names[number]} is that of the genes in the file")
             if self._sources[number].totals is None:
@@ -182,7 +186,6 @@ class Preparation:
         obs.insert(3, "n_genes", n_genes)
         gene_cells = np.sum([shard.gene_cells for shard in shards], axis=0)
         genes = pd.DataFrame({"id": vocabulary.ids, "symbol": vocabulary.symbols, "n_cells": gene_cells})
-        entries = [shard.manifest_entry for shard in shards if shard.manifest_entry["cells"]]
         manifest = {
             "format": FORMAT,
             "version": VERSION,
