@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     __version__: str
-    from sckit.config import EvalConfig, FinetuneConfig, PrepareConfig, PretrainConfig, ReadingConfig
+    from sckit.config import EvalConfig, FinetuneConfig, PrepareConfig, PretrainConfig, ReadingConfig, SimulateConfig
     from sckit.data.prepare import prepare
+    from sckit.data.simulate import simulate
     from sckit.data.store import open_store
     from sckit.evaluation.embed import embed
     from sckit.evaluation.evaluate import evaluate
@@ -15,17 +16,21 @@ if TYPE_CHECKING:
 
 _API = {
     "prepare": "sckit.data.prepare",
+    "simulate": "sckit.data.simulate",
     "open_store": "sckit.data.store",
     "pretrain": "sckit.training.pretrain",
     "load_model": "sckit.training.pretrain",
     "evaluate": "sckit.evaluation.evaluate",
     "finetune": "sckit.perturbation.finetune",
     "embed": "sckit.evaluation.embed",
-} | dict.fromkeys(("PrepareConfig", "PretrainConfig", "EvalConfig", "FinetuneConfig", "ReadingConfig"), "sckit.config")
+} | dict.fromkeys(
+    ("PrepareConfig", "PretrainConfig", "EvalConfig", "FinetuneConfig", "ReadingConfig", "SimulateConfig"),
+    "sckit.config",
+)
 
 __all__ = [
-    "EvalConfig", "FinetuneConfig", "PrepareConfig", "PretrainConfig", "ReadingConfig", "__version__", "embed",
-    "evaluate", "finetune", "load_model", "open_store", "prepare", "pretrain",
+    "EvalConfig", "FinetuneConfig", "PrepareConfig", "PretrainConfig", "ReadingConfig", "SimulateConfig",
+    "__version__", "embed", "evaluate", "finetune", "load_model", "open_store", "prepare", "pretrain", "simulate",
 ]  # fmt: skip
 
 

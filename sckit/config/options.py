@@ -45,6 +45,11 @@ def above(limit: float) -> Bound:
     return Bound(lambda value: value > limit, f"must be above {limit}, not {{}}")
 
 
+def between(low: float, high: float) -> Bound:
+    """Bound a number from both sides, the limits included."""
+    return Bound(lambda value: low <= value <= high, f"must be between {low} and {high}, not {{}}")
+
+
 def share(interval: str, word: str = "") -> Bound:
     """Bound a share by an interval such as "(0, 0.5]"; a word may be allowed in its place."""
     low, high = map(float, interval[1:-1].split(","))

@@ -38,7 +38,7 @@ def prepare(
     started_s = time.perf_counter()
     config = config or PrepareConfig()
     out = Path(out)
-    _refuse_existing(out, overwrite=overwrite)
+    refuse_existing(out, overwrite=overwrite)
     work = Preparation(inputs, out, config, on_event)
     try:
         work.run()
@@ -92,7 +92,8 @@ def open_or_prepare(
     return store
 
 
-def _refuse_existing(out: Path, *, overwrite: bool) -> None:
+def refuse_existing(out: Path, *, overwrite: bool) -> None:
+    """Raise `ConfigError` where a store cannot be written at `out`: something is there, or in the way beside it."""
     for place, own in ((f"{out.name}.partial", f"{WORK}/plan.json"), (f"{out.name}.replaced", MANIFEST)):
         place = out.with_name(place)
         if place.exists() and not (place / own).is_file() and not (place.is_dir() and not any(place.iterdir())):

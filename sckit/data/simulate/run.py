@@ -1,0 +1,126 @@
+"""Simulating a data set into a file or a store, with the truth beside it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sckit.config import PrepareConfig, SimulateConfig
+from sckit.data.prepare import prepare, refuse_existing
+from sckit.data.simulate.files import write_h5ad, write_tenx
+from sckit.data.simulate.truth import Truth, draw_truth, truth_path
+from sckit.data.views import Csr
+from sckit.errors import ConfigError, DataError
+from sckit.files import replacing
+
+Listener = Callable[[str, dict[str, Any]], None]
+_WRITERS = {".h5ad": write_h5ad, ".h5": write_tenx}
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """What a simulation wrote, and the numbers of the counts that were drawn."""
+
+    path: Path
+    truth: Path
+    cells: int
+    genes: int
+    median_counts: float
+    """Median of the total counts per cell."""
+    median_genes: float
+    """Median number of detected genes per cell."""
+    share_of_ones: float
+    """Share of the detected entries whose count is one."""
+
+
+def simulate(
+    config: SimulateConfig,
+    out: Path | str,
+    *,
+    overwrite: bool = False,
+    on_event: Listener = lambda _kind, _facts: None,
+) -> Path:
+    """Simulate counts into `out`, an .h5ad, a 10x .h5 or a store (.sckit), and the truth into NAME.truth.h5 beside it.
+
+    Return `out`. The same config gives the same counts. on_event(kind, facts) hears "progress" events.
+    Raises `ConfigError` for another suffix, or where a file exists and `overwrite` is false.
+    """
+    return write_simulation(config, out, overwrite=overwrite, on_event=on_event).path
+
+
+def write_simulation(
+    config: SimulateConfig,
+    out: Path | str,
+    *,
+    overwrite: bool = False,
+    on_event: Listener = lambda _kind, _facts: None,
+) -> Simulated:
+    """Do what `simulate` does, and return the numbers of what was drawn too."""
+    out = Path(out)
+    _refuse(out, overwrite=overwrite)
+    truth, drawn = draw_truth(config), _Drawn()
+    blocks = drawn.follow(truth, on_event)
+    try:
+        with replacing(truth_path(out)) as unfinished:
+            truth.save(unfinished)
+            if out.suffix == ".sckit":
+                _write_store(out, truth, blocks, overwrite=overwrite, on_event=on_event)
+            else:
+                with replacing(out) as counts:
+                    _WRITERS[out.suffix](counts, truth, blocks)
+    except OSError as error:
+        raise DataError(
+            f"{out} cannot be written ({error.strerror or error}); make room or choose another place, and run the "
+            "command again."
+        ) from error
+    return drawn.numbers(truth, out)
+
+
+@dataclass
+class _Drawn:
+    """Numbers of the counts that went by."""
+
+    totals: list[int] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    ones: int = 0
+
+    def follow(self, truth: Truth, on_event: Listener) -> Iterator[Csr]:
+        for indptr, genes, counts in truth.blocks():
+            sums = np.concatenate([[0], np.cumsum(counts)])
+            self.totals += np.diff(sums[indptr]).tolist()
+            self.lengths += np.diff(indptr).tolist()
+            self.ones += int((counts == 1).sum())
+            on_event("progress", {"done": len(self.totals), "of": truth.config.cells, "what": "simulating"})
+            yield indptr, genes, counts
+
+    def numbers(self, truth: Truth, out: Path) -> Simulated:
+        size = truth.config.cells, truth.config.genes
+        medians = float(np.median(self.totals)), float(np.median(self.lengths))
+        return Simulated(out, truth_path(out), *size, *medians, self.ones / max(sum(self.lengths), 1))
+
+
+def _write_store(out: Path, truth: Truth, blocks: Iterator[Csr], *, overwrite: bool, on_event: Listener) -> None:
+    """Write an h5ad into a folder beside `out`, and prepare it like any other input."""
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.stem}-") as folder:
+        counts = Path(folder) / f"{out.stem}.h5ad"
+        write_h5ad(counts, truth, blocks)
+        prepare([counts], out, config=PrepareConfig(assay="any"), overwrite=overwrite, on_event=on_event)
+
+
+def _refuse(out: Path, *, overwrite: bool) -> None:
+    if out.suffix not in (*_WRITERS, ".sckit"):
+        raise ConfigError(f"--out {out} must end in .h5ad, .h5 (as Cell Ranger writes it) or .sckit (a store).")
+    if not out.parent.is_dir():
+        raise ConfigError(f"{out.parent} is not a folder; make it, or choose another --out.")
+    if out.suffix == ".sckit":
+        refuse_existing(out, overwrite=overwrite)
+    for path in (*([out] if out.suffix in _WRITERS else []), truth_path(out)):
+        if path.is_dir():
+            raise ConfigError(f"{path} is a folder, and a file is to be written there; choose another --out.")
+        if path.exists() and not overwrite:
+            raise ConfigError(f"{path} exists already; choose another --out or give --overwrite.")
