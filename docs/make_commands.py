@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from sckit.cli.app import app
-from sckit.config import EvalConfig, FinetuneConfig, PrepareConfig, PretrainConfig
+from sckit.config import EvalConfig, FinetuneConfig, PrepareConfig, PretrainConfig, SimulateConfig
 from sckit.config.options import options, sentences
 
 HEAD = """\
@@ -24,7 +24,13 @@ document. An error is one sentence on stderr; the exit code is 1 for bad data an
 `batch_tokens = 4096`. Options of the command line win over those of the file. A list is given as `a,b,c` on the command
 line, unless the option may be repeated, and as `["a", "b", "c"]` in a file.
 """
-CONFIGS = {"prepare": PrepareConfig, "pretrain": PretrainConfig, "eval": EvalConfig, "finetune": FinetuneConfig}
+CONFIGS = {
+    "prepare": PrepareConfig,
+    "simulate": SimulateConfig,
+    "pretrain": PretrainConfig,
+    "eval": EvalConfig,
+    "finetune": FinetuneConfig,
+}
 
 
 def page() -> str:

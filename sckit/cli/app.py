@@ -14,6 +14,7 @@ from sckit.config import (
     PrepareConfig,
     PretrainConfig,
     ReadingConfig,
+    SimulateConfig,
     read_configs,
     read_toml,
     to_toml,
@@ -73,6 +74,36 @@ def prepare(
         store = write_store(inputs or [], out, config=settings, overwrite=overwrite, on_event=bar.on_event)
     _print_pairs(describe(store))
     return store.report
+
+
+@app.command()
+@command_of(SimulateConfig)
+def simulate(
+    *,
+    out: Annotated[Path, typer.Option(help="What to write: NAME.h5ad, a 10x NAME.h5 or a store NAME.sckit.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier simulation wrote.")] = False,
+    given: dict[str, Any],
+    config: ConfigFile = None,
+) -> dict[str, Any]:
+    """Simulate counts whose every expected value is known, and write that truth beside them.
+
+    For example:
+
+        sckit simulate --cells 5000 --out known.h5ad
+
+        sckit simulate --interactions 0.5 --network --dispersion 0.1 --out known.sckit
+
+        sckit simulate --cells 4000 --perturbations 30 --perturbation-cells 60 --out screen.h5ad
+    """
+    settings = read_toml(SimulateConfig, config, **given)
+    from sckit.data.simulate import write_simulation
+    from sckit.report.simulate import simulated_lines
+
+    with Bar() as bar:
+        done = write_simulation(settings, out, overwrite=overwrite, on_event=bar.on_event)
+    for line in simulated_lines(done, settings):
+        say(line)
+    return {"command": "simulate", **vars(done), "path": str(done.path), "truth": str(done.truth)}
 
 
 @app.command()

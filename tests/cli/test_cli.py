@@ -9,7 +9,7 @@ from sckit.cli.app import app
 
 FAST = ["--engine", "reference", "--batch-tokens", "2000", "--components", "3"]
 BENCHES = [f"bench {name}" for name in ("kernels", "ops", "counts", "static")]
-COMMANDS = ["prepare", "info", "pretrain", "eval", "finetune", "embed", *BENCHES]
+COMMANDS = ["prepare", "simulate", "info", "pretrain", "eval", "finetune", "embed", *BENCHES]
 
 
 def invoke(*arguments):
