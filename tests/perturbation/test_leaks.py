@@ -7,6 +7,7 @@ import pytest
 import scipy.sparse as sp
 
 from sckit.config.finetune import FinetuneConfig
+from sckit.data.simulate.screen import simulate_screen
 from sckit.metrics.effects import HEADLINE, slope
 from sckit.metrics.intervals import Sample, interval
 from sckit.perturbation import fold as perturb_fold
@@ -19,7 +20,7 @@ from sckit.perturbation.screen import read_screen
 from sckit.perturbation.splits import halve
 from sckit.training.run import open_run
 
-from .planted import planted_screen, read_planted, write_planted
+from .planted import read_planted, write_planted
 from .small_screens import predictions
 
 WORLD = 1
@@ -159,8 +160,8 @@ def test_where_nothing_happens_several_contexts_say_nothing_particular(tmp_path)
 
     In worlds 3 to 7 all scores were within 0.08 of 0.
     """
-    world = {"genes": 120, "modules": 30, "perturbations": 8, "dead": 8, "contexts": 6}
-    adata, _ = planted_screen(np.random.default_rng(3), controls=60, cells_per_unit=30, truth_cells=2, **world)
+    world = {"genes": 120, "programmes": 30, "perturbations": 8, "dead": 8, "contexts": 6}
+    adata, _ = simulate_screen(np.random.default_rng(3), controls=60, cells_per_unit=30, truth_cells=2, **world)
     adata.write_h5ad(tmp_path / "dead.h5ad")
     config = FinetuneConfig("condition", "control", covariates=("context",), split="perturbation")
     screen = read_screen(tmp_path / "dead.h5ad", config, on_event=lambda *_: None)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from .planted import planted_controls, planted_screen
+from sckit.data.simulate.screen import simulate_controls, simulate_screen
 
 
 def log_cp10k(counts):
@@ -18,7 +18,7 @@ def within_minus_between(correlation, groups):
 
 
 def test_counts_are_whole_and_columns_are_there(rng):
-    screen, truth = planted_screen(rng, contexts=2, replicates=3, combos=2, perturbations=4, truth_cells=50)
+    screen, truth = simulate_screen(rng, contexts=2, replicates=3, combos=2, perturbations=4, truth_cells=50)
     assert screen.X.dtype == np.float32
     assert np.array_equal(screen.X, np.round(screen.X))
     assert screen.X.min() == 0
@@ -34,19 +34,19 @@ def test_counts_are_whole_and_columns_are_there(rng):
 
 @pytest.mark.parametrize("structure", ["shared", "unrelated"])
 def test_controls_vary_by_the_modules_that_respond_only_where_the_structure_is_shared(rng, structure):
-    _, truth = planted_screen(rng, structure=structure, truth_cells=500)
-    controls = planted_controls(rng, truth.world, 1500)
+    _, truth = simulate_screen(rng, structure=structure, truth_cells=500)
+    controls = simulate_controls(rng, truth.world, 1500)
     among_controls = np.corrcoef(log_cp10k(controls.X).T)
-    assert within_minus_between(among_controls, truth.world.module) > 0.2
-    gap = within_minus_between(among_controls, truth.world.answers)
+    assert within_minus_between(among_controls, truth.world.programmes.programme) > 0.2
+    gap = within_minus_between(among_controls, truth.world.programmes.answers)
     assert gap > 0.2 if structure == "shared" else abs(gap) < 0.02
     among_responses = np.corrcoef(truth.delta.T)
-    assert within_minus_between(among_responses, truth.world.answers) > 0.5
+    assert within_minus_between(among_responses, truth.world.programmes.answers) > 0.5
 
 
 @pytest.mark.parametrize("structure", ["shared", "unrelated"])
 def test_observed_deltas_are_the_truth_within_their_standard_errors(rng, structure):
-    screen, truth = planted_screen(rng, structure=structure, contexts=2, replicates=2, combos=1, truth_cells=3000)
+    screen, truth = simulate_screen(rng, structure=structure, contexts=2, replicates=2, combos=1, truth_cells=3000)
     values = log_cp10k(screen.X)
     condition, context = screen.obs["condition"].to_numpy(), screen.obs["context"].to_numpy()
     z = []
@@ -62,23 +62,23 @@ def test_observed_deltas_are_the_truth_within_their_standard_errors(rng, structu
 
 
 def test_a_target_answers_like_the_module_it_hits_and_targets_differ(rng):
-    _, truth = planted_screen(rng, perturbations=16, modules=8, truth_cells=100)
+    _, truth = simulate_screen(rng, perturbations=16, programmes=8, truth_cells=100)
     targets = [int(truth.target_map[f"P{p}"].removeprefix("GENE")) for p in range(16)]
     assert len(set(targets)) == 16
-    np.testing.assert_array_equal(truth.world.answers[targets], np.arange(16) % 8)
+    np.testing.assert_array_equal(truth.world.programmes.answers[targets], np.arange(16) % 8)
     alike = np.corrcoef(truth.hits["P0"], truth.hits["P8"])[0, 1]
     assert alike == pytest.approx(1)
 
 
 def test_dead_perturbations_do_nothing_and_are_the_last(rng):
-    _, truth = planted_screen(rng, perturbations=6, dead=2, truth_cells=3000)
+    _, truth = simulate_screen(rng, perturbations=6, dead=2, truth_cells=3000)
     size = np.abs(truth.delta).mean(1)
     assert size[4:].max() < 0.05 < size[:4].min() / 2
 
 
 def test_the_same_generator_gives_the_same_screen():
     first, second, other = (
-        planted_screen(np.random.default_rng(seed), perturbations=2, truth_cells=20)[0] for seed in (3, 3, 4)
+        simulate_screen(np.random.default_rng(seed), perturbations=2, truth_cells=20)[0] for seed in (3, 3, 4)
     )
     np.testing.assert_array_equal(first.X, second.X)
     assert not np.array_equal(first.X, other.X)
