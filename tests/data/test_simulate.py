@@ -55,6 +55,25 @@ def test_structure_that_is_asked_for_does_not_move_the_rest_of_the_world():
         np.testing.assert_array_equal(getattr(plain.world, name), getattr(rich.world, name))
 
 
+def test_rates_are_those_of_the_law_in_the_documentation():
+    truth = draw_truth(replace(SMALL, perturbations=5, perturbation_cells=20))
+    world, cells = truth.world, truth.cells
+    for c in range(0, 240, 7):
+        log_rate = np.zeros(300)
+        for g in range(300):
+            log_rate[g] = world.log_share[g] + world.type_profile[cells.cell_type[c], g]
+            log_rate[g] += world.library_offset[cells.library[c], g]
+            log_rate[g] += world.loading[g] * cells.activity[c, world.programme[g]]
+            log_rate[g] += world.effects[cells.perturbation[c], g] if cells.perturbation[c] >= 0 else 0
+        share = np.exp(log_rate) / np.exp(log_rate).sum()
+        np.testing.assert_allclose(truth.rates([c])[0], cells.depth[c] * share, rtol=1e-10)
+    depth = np.log(cells.depth) - world.library_depth[cells.library]
+    assert depth.mean() == pytest.approx(np.log(600), abs=5 * 0.4 / np.sqrt(240))
+    assert depth.std() == pytest.approx(0.4, rel=0.25)
+    assert cells.activity.std() == pytest.approx(0.6, rel=0.1)
+    assert np.exp(world.log_share).sum() == pytest.approx(1)
+
+
 @pytest.mark.parametrize("config", [SMALL, replace(ALL, dispersion=0.0)], ids=["plain", "all"])
 def test_poisson_counts_are_as_far_from_their_rates_as_poisson_counts_are(config):
     """72,000 entries: Pearson's statistic is their number within five standard errors, in parts of any rate too."""
