@@ -12,6 +12,7 @@ import sckit
 from sckit.config import SimulateConfig
 from sckit.data.simulate import draw_truth, read_truth, simulate, truth_path, write_simulation
 from sckit.data.simulate.law import SPREAD
+from sckit.data.simulate.truth import CELLS_PER_BLOCK
 from sckit.data.simulate.world import REGULATOR_SPREAD
 from sckit.data.store import open_store
 from sckit.errors import ConfigError, DataError
@@ -198,13 +199,15 @@ def test_every_format_is_read_as_it_was_drawn(tmp_path, suffix):
     assert not list(tmp_path.glob(".*"))
 
 
-def test_an_h5ad_is_read_by_anndata(tmp_path):
-    done = write_simulation(ALL, tmp_path / "known.h5ad")
-    adata, expected = anndata.read_h5ad(done.path), counts_of(draw_truth(ALL))
+def test_an_h5ad_of_several_blocks_is_read_by_anndata(tmp_path):
+    config = replace(ALL, cells=1100, genes=60, depth=100, perturbations=3)
+    assert config.cells > 2 * CELLS_PER_BLOCK
+    done = write_simulation(config, tmp_path / "known.h5ad")
+    adata, expected = anndata.read_h5ad(done.path), counts_of(draw_truth(config))
     assert adata.X.dtype == np.float32
     np.testing.assert_array_equal(adata.X.toarray(), expected)
     assert adata.var_names[0] == "GENE0"
-    assert (adata.obs["perturbation"] == "control").sum() == 140
+    assert (adata.obs["perturbation"] == "control").sum() == 1040
     assert done.median_counts == np.median(expected.sum(1))
     assert done.median_genes == np.median((expected > 0).sum(1))
     assert done.share_of_ones == (expected == 1).sum() / (expected > 0).sum()
