@@ -8,7 +8,7 @@ from sckit.errors import ConfigError
 
 SWEEP = (0.15, 0.3, 0.5, 0.75, 0.9, 1.0)
 """Shares of the values to hide that show the whole range."""
-_CONTEXT = one_of("detected", "visible", "shuffled")
+_CONTEXT = one_of("detected", "visible")
 
 
 @dataclass(frozen=True)
@@ -20,13 +20,18 @@ class EvalConfig:
     )
     """Share of the values to hide; may be repeated."""
     contexts: Annotated[tuple[str, ...], _CONTEXT, mark(flag="--context", repeated=True)] = ("detected",)
-    """What hidden tokens show: their gene (detected), nothing (visible), or the genes of another cell of similar depth
-    (shuffled); may be repeated."""
+    """What hidden tokens show: their gene (detected) or nothing (visible); may be repeated."""
     known_depth: bool = False
     """Give every predictor the exact total counts of each cell."""
     max_cells: Annotated[int | None, at_least(2), was(cells="--cells")] = None
     """Score a random subset of this many held-out cells."""
-    label: Annotated[str | None, mark(panel="Rows and intervals")] = None
+    components: Annotated[int | None, at_least(0), mark(panel="Rows and intervals")] = None
+    """Detection components of the offset baselines; by default chosen by inner validation on training cells."""
+    penalty: Annotated[float | None, at_least(0)] = None
+    """Ridge penalty of the offset baselines in units of cells; by default chosen by inner validation."""
+    noise: Annotated[str, one_of("poisson", "nb")] = "poisson"
+    """Law of the noise floor: "poisson", or "nb" (negative binomial) with a dispersion for strata of genes."""
+    label: str | None = None
     """Column of obs, such as a cell type, for the row "label + depth"."""
     replicate_halves: Annotated[bool, was(replicate_split="--replicate-split")] = False
     """Halve the molecules of each held-out cell, and predict one half, also by the other half (the replicate)."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sckit.config import check_mask
-from sckit.data.views import CountsView, cell_of_entry, indptr_of
+from sckit.data.views import CountsView, cell_of_entry
 from sckit.errors import ConfigError
 from sckit.kernels.counts_numba import pack
 from sckit.kernels.counts_reference import TARGET_SUM, Hide
@@ -21,7 +21,7 @@ SCORED_SHARE = 0.15
 WHOLE_SHARE = 0.3
 """Share of the cells that "uniform" hides whole: at nearly every lower rate the visible values tell the total."""
 
-CONTEXTS = ("detected", "visible", "shuffled")
+CONTEXTS = ("detected", "visible")
 _MIN_VISIBLE_FOR_TOTAL = 8
 _RATE_DRAW = 2**32 - 1  # a gene number no store has: the hash of a cell itself
 
@@ -99,8 +99,6 @@ class Packer:
     scored: bool = False
     """Targets are the fixed scored set instead of everything hidden."""
     max_genes: int = 4096
-    partners: np.ndarray | None = None
-    """For context "shuffled": int64 [cells of the store], the cell whose detected genes each cell is shown."""
 
     def __post_init__(self) -> None:
         if self.context not in CONTEXTS:
@@ -108,17 +106,6 @@ class Packer:
 
     def __call__(self, cells: np.ndarray) -> Batch:
         """Pack the cells (int64 [C]) into one batch."""
-        batch = self._own(cells)
-        if self.context != "shuffled":
-            return batch
-        if self.partners is None:
-            message = "context 'shuffled' needs partners"
-            raise ValueError(message)
-        partner = self._own(self.partners[cells])
-        return _exchange(batch, partner, batch.log_total if self.known_depth else partner.log_total)
-
-    def _own(self, cells: np.ndarray) -> Batch:
-        """Pack the cells with their own tokens as context."""
         totals = self.view.totals(cells)
         hide = Hide(self.hiding.key, self.hiding.rates(cells))
         genes, values, uniforms, offsets, visible, cut = pack(
@@ -155,43 +142,3 @@ def revealed_log_total(values: np.ndarray, offsets: np.ndarray, visible: np.ndar
         smallest = values[offsets[c] : offsets[c] + visible[c]].min()
         log_total[c] = np.log(TARGET_SUM) - np.log(np.expm1(float(smallest)))
     return log_total
-
-
-def swap_like_depth(lengths: np.ndarray, cells: np.ndarray) -> np.ndarray:
-    """Pair the cells for context "shuffled": the partner of every cell, int64 [cells of the store].
-
-    lengths: [cells of the store], detected genes; neighbours among `cells` in this number become partners.
-    """
-    partners = np.arange(len(lengths))
-    ordered = cells[np.argsort(lengths[cells], kind="stable")]
-    partners[ordered] = np.roll(ordered, 1)
-    pairs = len(ordered) // 2 * 2
-    partners[ordered[0:pairs:2]], partners[ordered[1:pairs:2]] = ordered[1:pairs:2], ordered[0:pairs:2]
-    return partners
-
-
-def _exchange(own: Batch, partner: Batch, log_total: np.ndarray) -> Batch:
-    """Pack the partner's tokens as context and behind them the own targets, which no other token sees."""
-    is_target, genes, values, hidden = [], [], [], []
-    targets_of = np.split(own.targets, np.searchsorted(own.targets, own.offsets[1:-1]))
-    lengths = np.diff(partner.offsets)
-    for c, targets in enumerate(targets_of):
-        span = slice(partner.offsets[c], partner.offsets[c + 1])
-        genes += [partner.genes[span], own.genes[targets]]
-        values += [partner.values[span], np.zeros(len(targets), np.float32)]
-        hidden += [partner.hidden[span], np.ones(len(targets), bool)]
-        is_target += [np.zeros(lengths[c], bool), np.ones(len(targets), bool)]
-    return Batch(
-        cells=own.cells,
-        genes=np.concatenate(genes),
-        values=np.concatenate(values),
-        hidden=np.concatenate(hidden),
-        offsets=indptr_of(lengths + [len(targets) for targets in targets_of]).astype(np.int32),
-        keys=lengths.astype(np.int32),
-        targets=np.flatnonzero(np.concatenate(is_target)),
-        truth=own.truth,
-        n_detected=partner.n_detected,
-        log_total=log_total,
-        context="shuffled",
-        cut=own.cut,
-    )

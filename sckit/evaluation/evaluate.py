@@ -2,7 +2,7 @@
 
 The scored entries are the same at every rate, so the points of a sweep compare like with like, and every difference is
 paired. For the half-depth target each cell's molecules are drawn into halves A and B. Every predictor predicts A: the
-replicate from B, all others from what A shows.
+replicate from B, all others from what A shows. What is chosen or calibrated is so on validation cells.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,24 +14,44 @@ import numpy as np
 import pandas as pd
 
 from sckit.config import EvalConfig
-from sckit.data.batch import SCORED_SHARE, Batch, Hiding, Packer, swap_like_depth
+from sckit.data.batch import SCORED_SHARE, Batch, Hiding, Packer
 from sckit.data.halves import Halves, nb_sizes, replicate_values
 from sckit.data.labels import group_values
 from sckit.data.loader import batches_by_tokens, detected_in
-from sckit.data.split import HELD_OUT, TRAIN
+from sckit.data.split import HELD_OUT, TRAIN, VALIDATION
 from sckit.data.views import CountsView, CutView
 from sckit.device import choose_compute
 from sckit.errors import DataError
+from sckit.evaluation.left import Left, left_row
+from sckit.evaluation.rows import BASELINES, Floors, best_baselines
 from sckit.files import to_json
-from sckit.metrics.values import CLOSED_FORMS, Scores, json_row, resampling
+from sckit.metrics.values import Scores, json_row, resampling
 from sckit.model.closed_forms import ClosedForms, fit_label_depth
+from sckit.model.offset_fit import fit_visible
+from sckit.model.offset_forms import OffsetForms
 from sckit.model.predict import predict
 from sckit.model.regression import value_blocks
+from sckit.training.baselines import offset_forms, refit_offset_forms, training_cells
 from sckit.training.run import Run, find_run, fit_baselines, open_run
 
 Predictor = Callable[[Batch], np.ndarray]
+Rows = Callable[[Packer, Batch], dict[str, np.ndarray]]
 
 _CLUSTERS = 20
+_CALIBRATION_ENTRIES = (
+    30_000  # validation entries to calibrate a row on, where several draws of what is hidden give them
+)
+_CALIBRATION_DRAWS = 5
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What is fitted for one target."""
+
+    view: CountsView
+    forms: ClosedForms
+    offsets: OffsetForms
+    labels: Predictor | None
 
 
 @dataclass(frozen=True)
@@ -43,6 +63,10 @@ class Evaluation:
     entries: int
     table: pd.DataFrame  # the columns of `Scores.full_row`; intervals end in _low and _high
     notes: list[str]
+    best_baseline: str  # of full-depth values at the lowest rate, by validation cells
+    left: pd.DataFrame  # what the best baseline leaves there, by strata of genes; the columns of `Left.table`
+    total_from_detection: dict[str, float]
+    calibration: list[dict[str, float]]  # of the best baseline: expected and observed mean counts by tenths
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -52,7 +76,10 @@ class Evaluation:
     def document(self) -> dict[str, Any]:
         """Return the one JSON document that `sckit eval --json` prints."""
         facts = {"run": str(self.run), "cells": self.cells, "entries": self.entries, "rows": self.rows}
-        return {"command": "eval"} | facts
+        left = [left_row(row) for row in to_json(self.left.to_dict("records"))]
+        more = {"total_from_detection": self.total_from_detection, "calibration": self.calibration}
+        facts |= {"best_baseline": self.best_baseline, "left": left[:-2], "left_in_sum": left[-2:]}
+        return {"command": "eval"} | facts | more
 
 
 def evaluate(
@@ -90,26 +117,45 @@ class _Evaluator:
 
     def evaluate(self) -> Evaluation:
         rows, entries = [], 0
-        targets: dict[str, tuple[CountsView, ClosedForms]] = {"full": (self.store, self.run.forms)}
+        log = self._log
+        offsets = offset_forms(self.run, components=self.config.components, penalty=self.config.penalty, log=log)
+        targets = {"full": Fitted(self.store, self.run.forms, offsets, self._labels(self.store, self.run.forms))}
         if self.config.replicate_halves:
-            targets["half"] = self._halves()
-        for target, (view, forms) in targets.items():
-            labels = self._labels(view, forms)
-            for rate in self.config.masks:
-                scores = self._score(view, forms, labels, rate, target)
+            targets["half"] = self._halves(offsets)
+        left, best_baseline, calibration = Left(self.config.seed, self.config.bootstraps), "", []
+        for target, fitted in targets.items():
+            for rate in sorted(self.config.masks):
+                predictor = self._predictor(fitted, rate)
+                floors = self._calibrated(fitted, rate, predictor)
+                best, watched = best_baselines(floors.errors), None
+                if not best_baseline:
+                    best_baseline = best["detected"]
+                    calibration, watched = floors.deciles[best_baseline], left.watch(best_baseline)
+                scores = self._score(fitted, rate, target, predictor, floors, watched)
                 entries = max(entries, scores.entries)
-                rows += self._rows(scores, rate, target)
+                rows += self._rows(scores, best, rate, target)
+        order = {rate: i for i, rate in enumerate(self.config.masks)}
+        rows.sort(key=lambda row: (row["target"] != "full", order[row["rate"]]))
         ends = {name: float for name in rows[0] if name.endswith(("_low", "_high"))}  # None where there is no interval
-        return Evaluation(self.run.path, len(self.cells), entries, pd.DataFrame(rows).astype(ends), self._notes())
+        table, total = pd.DataFrame(rows).astype(ends), self._total_from_detection(offsets)
+        found = left.table(self.groups)
+        notes = self._notes(offsets, total)
+        return Evaluation(
+            self.run.path, len(self.cells), entries, table, notes, best_baseline, found, total, calibration
+        )
 
-    def _halves(self) -> tuple[Halves, ClosedForms]:
-        """Return the A halves of all cells, and the linear baselines fitted on the A halves of the training cells."""
-        text = f"halving the molecules ({self.config.halving}); refitting the linear baselines on halves"
+    def _log(self, text: str) -> None:
         self.on_event("note", {"text": text})
+
+    def _halves(self, offsets: OffsetForms) -> Fitted:
+        """Return the A halves of all cells, and the linear baselines fitted on the A halves of the training cells."""
+        self._log(f"halving the molecules ({self.config.halving}); refitting the linear baselines on halves")
         train = self.run.cells(TRAIN)
         sizes = nb_sizes(self.store, train, self._clusters(train)) if self.config.halving == "nb" else None
         view = Halves(self.store, self.config.seed, sizes)
-        return view, fit_baselines(view, self.vocabulary, train, self.run.config)
+        forms = fit_baselines(view, self.vocabulary, train, self.run.config)
+        refitted = refit_offset_forms(self.run, view, offsets, self._log)
+        return Fitted(view, forms, refitted, self._labels(view, forms))
 
     def _clusters(self, cells: np.ndarray) -> np.ndarray:
         """Twenty clusters of like cells by their detection components, int64 [len(cells)]."""
@@ -127,65 +173,109 @@ class _Evaluator:
         cut = CutView(view, self.vocabulary, self.run.config.max_genes, self.run.config.seed)
         return fit_label_depth(cut, self.vocabulary, self.run.cells(TRAIN), labels, forms)
 
-    def _score(
-        self, view: CountsView, forms: ClosedForms, labels: Predictor | None, rate: float, target: str
-    ) -> Scores:
-        packer = Packer(
-            view,
-            self.vocabulary,
-            Hiding(rate, self.config.seed),
-            known_depth=self.known_depth,
-            scored=True,
-            max_genes=self.run.config.max_genes,
-        )
-        lengths = np.zeros(self.store.n_cells, np.int64)
-        lengths[self.cells] = detected_in(view, self.vocabulary, self.cells)
-        partners = swap_like_depth(lengths, self.cells)
-        scores = Scores(len(self.run.genes), seed=self.config.seed, bootstraps=self.config.bootstraps)
-        parts = batches_by_tokens(self.cells, lengths, self.config.batch_tokens)
-        for i, part in enumerate(parts):
-            plain = packer(part)
-            predicted = forms.predict(plain)
-            if labels is not None:
-                predicted["label + depth"] = labels(plain)
-            if isinstance(view, Halves):
-                predicted["replicate"] = replicate_values(view, plain, self.vocabulary)
+    def _packer(self, view: CountsView, rate: float, *, scored: bool, epoch: int = 0) -> Packer:
+        hiding, known = Hiding(rate, self.config.seed, epoch), self.known_depth
+        most = self.run.config.max_genes
+        return Packer(view, self.vocabulary, hiding, known_depth=known, scored=scored, max_genes=most)
+
+    def _predictor(self, fitted: Fitted, rate: float) -> Rows:
+        """Return what predicts the targets of a batch by every row but the replicate."""
+        visible = None
+        if rate < 1:
+            cells = training_cells(self.run, fitted.view)
+            visible = fit_visible(cells, fitted.offsets, rate, self.run.config.max_genes)
+
+        def predicted(packer: Packer, batch: Batch) -> dict[str, np.ndarray]:
+            rows = fitted.forms.predict(batch) | fitted.offsets.predict(batch)
+            if visible is not None:
+                rows["visible offset ridge"] = visible.predict(batch)
+            if fitted.labels is not None:
+                rows["label + depth"] = fitted.labels(batch)
             for context in self.config.contexts:
-                shown = replace(packer, context=context, partners=partners)
-                batch = plain if context == "detected" else shown(part)
-                predicted[f"model/{context}"] = self._predict(batch, forms)
-            scores.add(plain, predicted, view.totals(part))
-            self.cut += plain.cut if rate == self.config.masks[0] and target == "full" else 0
-            self.on_event("progress", {"done": i + 1, "of": len(parts), "what": f"target {target} rate {rate}"})
+                shown = batch if context == "detected" else replace(packer, context=context)(batch.cells)
+                rows[f"model/{context}"] = self._predict(shown, fitted)
+            return rows
+
+        return predicted
+
+    def _batches(self, packer: Packer, cells: np.ndarray, what: str) -> Iterator[Batch]:
+        lengths = np.zeros(self.store.n_cells, np.int64)
+        lengths[cells] = detected_in(packer.view, self.vocabulary, cells)
+        parts = batches_by_tokens(cells, lengths, self.config.batch_tokens)
+        for i, part in enumerate(parts):
+            yield packer(part)
+            self.on_event("progress", {"done": i + 1, "of": len(parts), "what": what})
+
+    def _calibrated(self, fitted: Fitted, rate: float, predictor: Rows) -> Floors:
+        """Calibrate every row on validation cells."""
+        floors, cells = Floors(fitted.offsets), self.run.cells(VALIDATION)
+        for epoch in range(_CALIBRATION_DRAWS):
+            packer = self._packer(fitted.view, rate, scored=False, epoch=epoch + 1)
+            for batch in self._batches(packer, cells, f"validation cells, rate {rate}"):
+                floors.add(batch, predictor(packer, batch), fitted.view.totals(batch.cells))
+            if floors.entries >= _CALIBRATION_ENTRIES or rate == 1.0:
+                break
+        floors.fit(negative_binomial=self.config.noise == "nb")
+        return floors
+
+    def _score(
+        self, fitted: Fitted, rate: float, target: str, predictor: Rows, floors: Floors, left: Left | None
+    ) -> Scores:
+        packer = self._packer(fitted.view, rate, scored=True)
+        scores = Scores(len(self.run.genes), seed=self.config.seed, bootstraps=self.config.bootstraps)
+        for batch in self._batches(packer, self.cells, f"target {target} rate {rate}"):
+            predicted, totals = predictor(packer, batch), fitted.view.totals(batch.cells)
+            laws = floors.laws(batch, predicted, totals)
+            if isinstance(fitted.view, Halves):
+                predicted["replicate"] = replicate_values(fitted.view, batch, self.vocabulary)
+            scores.add(batch, predicted, laws)
+            if left is not None:
+                left.add(batch, laws, fitted.offsets)
+            self.cut += batch.cut if rate == min(self.config.masks) and target == "full" else 0
         if not scores.entries:
             raise DataError(f"no entry is scored with {rate:g} of the values hidden; hide more, or give more cells.")
         return scores
 
-    def _predict(self, batch: Batch, forms: ClosedForms) -> np.ndarray:
+    def _predict(self, batch: Batch, fitted: Fitted) -> np.ndarray:
         """Return the model's values; at half depth its linear part is refitted, and what it learned stays.
 
         Every linear baseline in the table was fitted on halves. The one that the model started from is therefore
         exchanged for the one fitted on halves, which changes nothing for the full-depth target.
         """
         values = predict(self.model, batch, self.compute)
+        forms = fitted.forms
         if forms is self.run.forms:
             return values
         start = "value ridge" if self.run.config.warm_start and batch.context != "visible" else "gene mean"
         return values + forms.predict(batch)[start] - self.run.forms.predict(batch)[start]
 
-    def _rows(self, scores: Scores, rate: float, target: str) -> Iterator[dict[str, Any]]:
+    def _rows(self, scores: Scores, best: dict[str, str], rate: float, target: str) -> Iterator[dict[str, Any]]:
         """Yield the table rows of one rate and target: baselines, the replicate, and the model in each context."""
         groups = None if self.groups is None else self.groups[scores.cells]
-        order = [name for name in (*CLOSED_FORMS, "replicate") if name in scores.predictors]
+        order = [name for name in (*BASELINES, "replicate") if name in scores.predictors]
         for name in order + [name for name in scores.predictors if name.startswith("model/")]:
             predictor, _, context = name.partition("/")
             where = {"rate": rate, "context": context or None, "known_depth": self.known_depth, "target": target}
-            yield scores.full_row(name, groups, **where) | {"predictor": predictor}
+            yield scores.full_row(name, best[context or "detected"], groups, **where) | {"predictor": predictor}
 
-    def _notes(self) -> list[str]:
+    def _total_from_detection(self, offsets: OffsetForms) -> dict[str, float]:
+        """Say how well the detection set tells the total counts of the held-out cells."""
+        packer = self._packer(self.store, 1.0, scored=True)
+        parts = [offsets.of_cells(batch).guess for batch in self._batches(packer, self.cells, "total from detection")]
+        r2, error = offsets.explained_total(np.log(self.store.totals(self.cells)), np.concatenate(parts))
+        return {"r2": r2, "median_relative_error": error}
+
+    def _notes(self, offsets: OffsetForms, total: dict[str, float]) -> list[str]:
         """Return what a reader of the numbers has to know; the last sentence is about the intervals."""
         groups = None if self.groups is None else self.groups[self.cells]
-        notes = []
+        components, factors, penalty, count_penalty = offsets.chosen
+        given = self.config.components is not None and self.config.penalty is not None
+        notes = [
+            f"offset baselines: {components:.0f} components, penalty {penalty:g}, {factors:.0f} value factors, penalty "
+            f"{count_penalty:g} of the count regression" + ("" if given else ", chosen by inner validation"),
+            f"total from detection: the detection set tells the log of the total counts with R² {total['r2']:.3f} "
+            f"(median error {total['median_relative_error']:.0%})",
+        ]
         if self.config.replicate_halves:
             notes.append(
                 "half-depth target: the linear baselines, and the one that the model starts from, are refitted on "

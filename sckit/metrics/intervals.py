@@ -37,6 +37,7 @@ class Resampling:
         number, self.groups = _numbered(groups)
         self.whole = self.groups >= FEW_GROUPS if whole is None else whole
         self._piece = number if self.whole else np.arange(len(number))
+        self._pieces = self.groups if self.whole else len(number)
         self.strata = [np.arange(self.groups)]  # what is drawn from among each other
         if not self.whole:
             self.strata = [np.flatnonzero(number == group) for group in range(self.groups)]
@@ -46,13 +47,34 @@ class Resampling:
         self.factors = [widening(n, freedom) if n > 1 else 0.0 for n in sizes]  # [strata]
         self._factor = float(np.average(self.factors, weights=sizes)) if self.possible else 0.0
 
+    def resample(
+        self, sums: dict[str, np.ndarray], generator: np.random.Generator, draws: int
+    ) -> dict[str, np.ndarray]:
+        """Return the totals [draws, columns] of sums [n, columns] over resamples, the same draws for every name.
+
+        Memory: a block of the draws, whatever the number of units.
+        """
+        pieces, count = self._piece, self._pieces
+        if self.whole:
+            sums = {name: _added_up(part, pieces, count) for name, part in sums.items()}
+        totals = {name: np.empty((draws, part.shape[1])) for name, part in sums.items()}
+        for start in range(0, draws, step := max(1, _BLOCK // count)):
+            block = slice(start, min(start + step, draws))
+            weights = self._drawn(generator, block.stop - start)
+            for name, part in sums.items():
+                totals[name][block] = weights @ part
+        return totals
+
     def weights(self, generator: np.random.Generator, draws: int) -> np.ndarray:
         """Draw how often each unit is in each resample, float64 [draws, n]."""
-        counts = np.empty((draws, sum(map(len, self.strata))))
+        return self._drawn(generator, draws)[:, self._piece]
+
+    def _drawn(self, generator: np.random.Generator, draws: int) -> np.ndarray:
+        """Draw how often each piece is in each resample, float64 [draws, pieces]."""
+        weights = np.empty((draws, self._pieces))
         for pieces in self.strata:
-            n = len(pieces)
-            counts[:, pieces] = generator.multinomial(n, np.full(n, 1 / n), draws)
-        return counts[:, self._piece]
+            weights[:, pieces] = generator.multinomial(len(pieces), np.full(len(pieces), 1 / len(pieces)), draws)
+        return weights
 
     def interval(self, point: float, resampled: np.ndarray) -> list[float | None]:
         """Return the 95 % interval [low, high] of a statistic from its values in resamples; those not finite drop out.
@@ -247,6 +269,11 @@ def _nested_variance(value: np.ndarray, cluster: np.ndarray, seed: np.ndarray) -
     between = (sizes * (centres - means.mean()) ** 2).sum() / (seeds - 1)
     typical = (count - (sizes**2).sum() / count) / (seeds - 1)
     return max(0.0, float((between - within) / typical))
+
+
+def _added_up(sums: np.ndarray, piece: np.ndarray, count: int) -> np.ndarray:
+    """Add up rows [n, columns] by the piece that each belongs to, [pieces, columns]."""
+    return np.stack([np.bincount(piece, column, minlength=count) for column in sums.T], 1)
 
 
 def _numbered(labels: np.ndarray) -> tuple[np.ndarray, int]:

@@ -5,31 +5,33 @@ y is the true value of a scored entry, p the predicted one, m the gene's trainin
 
 import functools
 from collections import namedtuple
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from sckit.data.batch import Batch
+from sckit.kernels.count_law import log_likelihood, rate_of_mean, value_moments
 from sckit.kernels.counts_reference import TARGET_SUM
 from sckit.metrics.correlation import correlation_of_sums
 from sckit.metrics.intervals import Resampling
 
-CLOSED_FORMS = (
-    "gene mean", "gene mean + depth", "label + depth", "detection ridge", "detection + total ridge", "value ridge",
-)  # fmt: skip
-
 _IN_JSON = (
     "predictor", "context", "rate", "target", "pooled_r", "centred_r", "r2_gene_mean", "r2_depth", "per_gene_r",
-    "per_cell_r", "known_depth",
+    "per_cell_r", "known_depth", "explainable_share",
 )  # fmt: skip
 _MIN_ENTRIES = 20  # for a gene's own correlation
 _CELL_COLUMNS = "n y yy p pp yp c cc q qq cq error error_of_mean error_of_depth deviance deviance_of_mean"
+_CELL_COLUMNS += " noise spread"
 _GeneSums = namedtuple("_GeneSums", "n y yy p pp yp r rr s ss rs error error_of_mean")
 """Sums over the entries of genes, one array per column; r = y - d, s = p - d, errors are squared."""
 
 
 class _CellSums(namedtuple("_CellSums", _CELL_COLUMNS)):
-    """Sums over the entries of cells, one array per column; c = y - m, q = p - m, errors are squared."""
+    """Sums over the entries of cells, one array per column; c = y - m, q = p - m, errors are squared.
+
+    noise: variance of the value under the law that the prediction stands for; spread: (mean of that law - m)^2.
+    """
 
     def pooled(self) -> np.ndarray:
         """Correlation of prediction and truth."""
@@ -40,6 +42,11 @@ class _CellSums(namedtuple("_CellSums", _CELL_COLUMNS)):
         with np.errstate(invalid="ignore", divide="ignore"):
             return 1 - self.error / self.error_of_mean
 
+    def attainable(self) -> np.ndarray:
+        """R2 of the prediction if it were the truth: what sampling noise leaves of the gene mean's squared error."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return 1 - self.noise / self.error_of_mean
+
 
 class Scores:
     """Accumulates predictions batch by batch; rows and intervals on demand."""
@@ -49,22 +56,30 @@ class Scores:
         self._cells: list[np.ndarray] = []
         self._parts: dict[str, list[np.ndarray]] = {}
         self._of_genes: dict[str, np.ndarray] = {}
-        self._drawn: tuple[np.ndarray | None, Resampling, np.ndarray, dict[str, _CellSums]] | None = None
+        self._drawn: tuple[np.ndarray | None, Resampling, dict[str, np.ndarray]] | None = None
+        self._with_law: set[str] = set()
 
-    def add(self, batch: Batch, predicted: dict[str, np.ndarray], totals: np.ndarray | None = None) -> None:
+    def add(self, batch: Batch, predicted: dict[str, np.ndarray], laws: "Laws | None" = None) -> None:
         """Add a batch: predictions [M] by name, with "gene mean" and "gene mean + depth" among them.
 
-        totals [C]: total counts of the cells; with them the count deviance is kept too.
+        laws: the law of the count that each prediction stands for; with them deviance and noise are kept too.
         """
         cell, gene = batch.target_cells, batch.genes[batch.targets]
         y, mean, depth = batch.truth.astype(np.float64), predicted["gene mean"], predicted["gene mean + depth"]
         self._cells.append(batch.cells)
-        deviance_of_mean, *deviances = _deviances(y, np.stack([mean, *predicted.values()]), totals, cell)
-        one, c, r = np.ones(len(y)), y - mean, y - depth
-        for (name, p), deviance in zip(predicted.items(), deviances, strict=True):
+        one, c, r, nothing = np.ones(len(y)), y - mean, y - depth, np.zeros(len(y))
+        deviance_of_mean = nothing if laws is None else laws.deviance(y, laws.rates["gene mean"])
+        for name, p in predicted.items():
             q, s = p - mean, p - depth
             plain, error = (one, y, y * y, p, p * p, y * p), (y - p) ** 2
-            of_cells = _CellSums(*plain, c, c * c, q, q * q, c * q, error, c * c, r * r, deviance, deviance_of_mean)
+            deviance = noise = spread = nothing
+            if laws is not None and name in laws.rates:
+                self._with_law.add(name)
+                deviance = laws.deviance(y, laws.rates[name])
+                expected, noise = value_moments(laws.noise[name][0], laws.totals, laws.noise[name][1])
+                spread = (expected - mean) ** 2
+            law = deviance, deviance_of_mean, noise, spread
+            of_cells = _CellSums(*plain, c, c * c, q, q * q, c * q, error, c * c, r * r, *law)
             of_genes = _GeneSums(*plain, r, r * r, s, s * s, r * s, error, c * c)
             self._parts.setdefault(name, []).append(_summed(cell, of_cells, len(batch.cells)))
             self._of_genes[name] = self._of_genes.get(name, 0) + _summed(gene, of_genes, self._n_genes)
@@ -91,15 +106,14 @@ class Scores:
     def row(
         self, name: str, *, rate: float, context: str | None, known_depth: bool, target: str = "full"
     ) -> dict[str, Any]:
-        """Return the point scores of a predictor as the columns of one row of the evaluation table.
-
-        The last three columns are not in the JSON.
-        """
+        """Return the point scores of a predictor as the columns of one row of the evaluation table."""
         total, genes, is_mean = self._total(name), _GeneSums(*self._of_genes[name].T), name == "gene mean"
         centred = correlation_of_sums(total.n, total.c, total.cc, total.q, total.qq, total.cq)[0]
         worse = (genes.error > genes.error_of_mean)[genes.n >= _MIN_ENTRIES]
         with np.errstate(invalid="ignore", divide="ignore"):  # without totals both are 0
-            deviance = 1 - total.deviance[0] / total.deviance_of_mean[0]
+            deviance = 1 - total.deviance[0] / total.deviance_of_mean[0] if name in self._with_law else np.nan
+            simulated = total.spread[0] / (total.spread[0] + total.noise[0])
+        attainable = _finite(total.attainable()[0]) if name in self._with_law and not is_mean else None
         beyond_depth = None if name.startswith("gene mean") else self._per_gene(name, beyond_depth=True)
         return {
             "predictor": name,
@@ -116,14 +130,16 @@ class Scores:
             "per_gene_r_beyond_depth": beyond_depth,
             "deviance_explained": _finite(deviance),
             "genes_worse_than_mean": float(worse.mean()) if len(worse) else None,
+            "floor_r2_gene_mean": attainable,
+            "floor_simulated": None if attainable is None else _finite(simulated),
+            "explainable_share": _finite(total.r2()[0] / attainable) if attainable and attainable > 0 else None,
         }
 
-    def full_row(self, name: str, groups: np.ndarray | None, **where: Any) -> dict[str, Any]:
-        """Return `row` with intervals, and with paired differences in R2.
+    def full_row(self, name: str, best: str, groups: np.ndarray | None, **where: Any) -> dict[str, Any]:
+        """Return `row` with intervals, and with paired differences in R2 to the detection ridge and the best baseline.
 
-        Differences are to the detection ridge and to the linear baseline of the highest R2.
+        best: the name of that baseline, which was chosen on other cells.
         """
-        best = max((other for other in self.predictors if other in CLOSED_FORMS), key=self.r2)
         parts: dict[str, dict[str, Any]] = {column: {"ci": ci} for column, ci in self.intervals(name, groups).items()}
         parts["minus_ridge"] = self.difference(name, "detection ridge", groups)
         parts["minus_best"] = {"predictor": best} | self.difference(name, best, groups)
@@ -140,7 +156,7 @@ class Scores:
         return {
             "pooled_r": rule.interval(total.pooled()[0], drawn.pooled()),
             "r2_gene_mean": rule.interval(total.r2()[0], drawn.r2()),
-        }
+        } | ({"floor": rule.interval(total.attainable()[0], drawn.attainable())} if name in self._with_law else {})
 
     def difference(self, name: str, other: str, groups: np.ndarray | None) -> dict[str, Any]:
         """R2 against the gene mean of one predictor less that of another, with the paired 95 % interval."""
@@ -152,21 +168,29 @@ class Scores:
         """Sums of a predictor over bootstrap draws, [bootstraps] each; all share the draws, so that they pair."""
         if self._drawn is None or groups is not self._drawn[0]:
             rule = resampling(groups, len(self.cells))
-            self._drawn = groups, rule, rule.weights(np.random.default_rng(self._seed), self._bootstraps), {}
-        _, rule, weights, done = self._drawn
-        if name not in done:
-            done[name] = _CellSums(*(weights @ np.concatenate(self._parts[name])).T)
-        return rule, done[name]
+            parts = {name: np.concatenate(part) for name, part in self._parts.items()}
+            self._drawn = groups, rule, rule.resample(parts, np.random.default_rng(self._seed), self._bootstraps)
+        _, rule, drawn = self._drawn
+        return rule, _CellSums(*drawn[name].T)
 
     def _total(self, name: str) -> _CellSums:
         return _CellSums(*np.concatenate(self._parts[name]).sum(0)[:, None])
 
     def _per_gene(self, name: str, *, beyond_depth: bool = False) -> float | None:
-        """Median over genes of the correlation across cells, of the values or of what is left beyond depth."""
+        """Median over genes of the correlation across cells, of the values or of what is left beyond depth.
+
+        Rows are compared on the same genes: those with a correlation in every row that has any.
+        """
+        every = [self._gene_correlations(other, beyond_depth=beyond_depth) for other in self.predictors]
+        r, defined = self._gene_correlations(name, beyond_depth=beyond_depth), [np.isfinite(r) for r in every]
+        common = np.all([some for some in defined if some.any()], 0)
+        return float(np.median(r[common])) if np.isfinite(r).any() and common.any() else None
+
+    def _gene_correlations(self, name: str, *, beyond_depth: bool) -> np.ndarray:
+        """Return the correlation of each gene across cells [G], NaN with few entries or a constant prediction."""
         g = _GeneSums(*self._of_genes[name].T)
         r = correlation_of_sums(g.n, *((g.r, g.rr, g.s, g.ss, g.rs) if beyond_depth else (g.y, g.yy, g.p, g.pp, g.yp)))
-        r = r[np.isfinite(r) & (g.n >= _MIN_ENTRIES)]
-        return float(np.median(r)) if len(r) else None
+        return np.where(g.n >= _MIN_ENTRIES, r, np.nan)
 
     def _per_cell(self, name: str) -> float | None:
         """Mean over cells with three entries or more of the correlation across genes."""
@@ -174,6 +198,24 @@ class Scores:
         r = sums.pooled()
         r = r[np.isfinite(r) & (sums.n >= 3)]
         return float(r.mean()) if len(r) else None
+
+
+@dataclass(frozen=True)
+class Laws:
+    """What each prediction says of the counts of M targets, by predictor, "gene mean" among them."""
+
+    rates: dict[str, np.ndarray]  # [M], of zero-truncated Poisson laws
+    noise: dict[str, tuple[np.ndarray, np.ndarray]]  # rate and dispersion [M] of the laws of the noise floor
+    totals: np.ndarray  # float64 [M], of each target's cell
+
+    def deviance(self, values: np.ndarray, rates: np.ndarray) -> np.ndarray:
+        """Return the Poisson deviance of the counts that values [M] stand for, given rates [M]."""
+        return truncated_poisson_deviance(counts_of(values, self.totals), rates)
+
+
+def counts_of(values: np.ndarray, totals: np.ndarray) -> np.ndarray:
+    """Return the counts that values, log1p of counts per 10,000, stand for in cells with these totals."""
+    return np.maximum(np.rint(np.expm1(values) * (totals / TARGET_SUM)), 1)
 
 
 def json_row(row: dict[str, Any]) -> dict[str, Any]:
@@ -189,6 +231,9 @@ def json_row(row: dict[str, Any]) -> dict[str, Any]:
         "ci": {column: ends(column) for column in ("pooled_r", "r2_gene_mean")},
         "minus_ridge": difference("minus_ridge"),
         "minus_best": {"predictor": row["minus_best_predictor"]} | difference("minus_best"),
+        "floor": None
+        if row["floor_r2_gene_mean"] is None
+        else {"r2_gene_mean": row["floor_r2_gene_mean"], "ci": ends("floor")},
     }
 
 
@@ -206,32 +251,7 @@ def _finite(x: float) -> float | None:
     return float(x) if np.isfinite(x) else None
 
 
-def _deviances(y: np.ndarray, values: np.ndarray, totals: np.ndarray | None, cell: np.ndarray) -> np.ndarray:
-    """Zero-truncated Poisson deviance of each count under rows of predicted values [P, M], given its cell's total."""
-    if totals is None:
-        return np.zeros_like(values)
-    size = totals[cell] / TARGET_SUM
-    count = np.maximum(np.rint(np.expm1(y) * size), 1)
-    return truncated_poisson_deviance(count, np.expm1(np.clip(values, 0, 12)) * size)
-
-
-def truncated_poisson_deviance(count: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """Deviance of counts [N] >= 1 under zero-truncated Poisson laws of the means [..., N], clipped to above 1."""
-    return 2 * (_log_likelihood(count, _rate_of_mean(count)) - _log_likelihood(count, _rate_of_mean(mean)))
-
-
-def _log_likelihood(count: np.ndarray, rate: np.ndarray) -> np.ndarray:
-    """Log of the zero-truncated Poisson probability, less log(count!)."""
-    return count * np.log(rate) - rate - np.log(-np.expm1(-rate))
-
-
-def _rate_of_mean(mean: np.ndarray) -> np.ndarray:
-    """The Poisson rate whose zero-truncated mean is given: rate / (1 - exp(-rate)) = mean, by Newton's method."""
-    mean = np.maximum(mean, 1 + 1e-3)
-    rate = np.where(mean < 1.5, 2 * (mean - 1), mean)
-    for _ in range(8):
-        tail = np.exp(-rate)
-        value = rate / (1 - tail)
-        slope = (1 - tail - rate * tail) / (1 - tail) ** 2
-        rate = np.maximum(rate - (value - mean) / slope, 1e-6)
-    return rate
+def truncated_poisson_deviance(counts: np.ndarray, rates: np.ndarray) -> np.ndarray:
+    """Deviance of counts [N] >= 1 under zero-truncated Poisson laws of the rates [..., N]."""
+    saturated = log_likelihood(counts, rate_of_mean(np.maximum(counts, 1 + 1e-9)))
+    return 2 * (saturated - log_likelihood(counts, rates))

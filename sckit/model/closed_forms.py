@@ -25,6 +25,7 @@ from sckit.data.views import CountsView, as_matrix, cell_of_entry, with_data
 from sckit.errors import ConfigError
 from sckit.kernels.counts_numba import entry_dot
 from sckit.model.regression import (
+    TrainingCells,
     ValueBlock,
     normal_equations,
     posterior,
@@ -39,44 +40,51 @@ TOTAL_RANGE = 4.0
 """Standard deviations beyond which a total is not extrapolated, so that one misread from few values does no harm."""
 
 _MOST_LABELS = 500
-_PCA_CELLS = 50_000  # the components converge long before; beyond this a seeded subset is used
 
 
-@dataclass(frozen=True)
-class ClosedForms:
-    """Coefficients of all linear baselines, float64; G genes, K detection components, F = 2 + K features, J factors."""
+@dataclass(frozen=True, kw_only=True)
+class CellFeatures:
+    """What a cell's detected genes and total say, float64; G genes, K detection components, F = 2 + K features."""
 
-    gene_mean: np.ndarray  # [G], over the cells in which the gene is detected
-    depth: np.ndarray  # [G, 2], on (1, depth)
     axes: np.ndarray  # [G, K], a cell's components are sum(axes[detected genes]) - origin, with variance 1
     origin: np.ndarray  # [K]
-    ridge: np.ndarray  # [G, F], on x = (1, depth, components)
-    total: np.ndarray  # [G, F + 1], on (x, t)
-    loadings: np.ndarray  # [G, J], of the value factors on the residuals of the row above
-    noise: np.ndarray  # [G], variance of those residuals
     total_of_x: np.ndarray  # [F], what x says of t over all cells, used where the total is unknown
     scales: np.ndarray  # [4], mean and deviation of log detected, of log total
 
     def features(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
         """Return x [C, F] and t [C] of a batch's cells from its context tokens; t is NaN where the total is unknown."""
         detected = as_matrix((batch.offsets, batch.genes, batch.in_context.astype(float)), len(self.axes))
-        return self._x(detected, batch.n_detected), self._standard_total(batch.log_total)
+        return self.x_of(detected, batch.n_detected), self.standard_total(batch.log_total)
 
     def block_features(self, block: ValueBlock) -> np.ndarray:
         """Return (x, t) [c, F + 1] of the cells of a block, whose totals are known."""
-        x = self._x(block.binary, np.diff(block.values.indptr))
-        return np.column_stack([x, self._standard_total(np.log(block.totals))])
+        x = self.x_of(block.binary, np.diff(block.values.indptr))
+        return np.column_stack([x, self.standard_total(np.log(block.totals))])
 
     def standard_depth(self, n_detected: np.ndarray) -> np.ndarray:
         """Return the log number of detected genes, standardised over the training cells."""
         return (np.log(np.maximum(n_detected, 1)) - self.scales[0]) / self.scales[1]
 
-    def _x(self, detected: sp.csr_array, n_detected: np.ndarray) -> np.ndarray:
+    def x_of(self, detected: sp.csr_array, n_detected: np.ndarray) -> np.ndarray:
+        """Return x [c, F] = (1, depth, components) of cells by their detection matrix [c, G] and its row sums [c]."""
         depth = self.standard_depth(n_detected)
         return np.column_stack([np.ones(len(depth)), depth, detected @ self.axes - self.origin])
 
-    def _standard_total(self, log_total: np.ndarray) -> np.ndarray:
+    def standard_total(self, log_total: np.ndarray) -> np.ndarray:
+        """Return the log of total counts, standardised over the training cells and limited to TOTAL_RANGE."""
         return np.clip((log_total - self.scales[2]) / self.scales[3], -TOTAL_RANGE, TOTAL_RANGE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClosedForms(CellFeatures):
+    """Coefficients of all linear baselines, float64; G genes, F features of a cell, J factors."""
+
+    gene_mean: np.ndarray  # [G], over the cells in which the gene is detected
+    depth: np.ndarray  # [G, 2], on (1, depth)
+    ridge: np.ndarray  # [G, F], on x = (1, depth, components)
+    total: np.ndarray  # [G, F + 1], on (x, t)
+    loadings: np.ndarray  # [G, J], of the value factors on the residuals of the row above
+    noise: np.ndarray  # [G], variance of those residuals
 
     def predict(self, batch: Batch) -> dict[str, np.ndarray]:
         """Predict the values of the batch's targets with every baseline, float64 [M] each."""
@@ -124,9 +132,9 @@ def fit_closed_forms(
     Memory: G x (components + 3)^2 doubles and one block of cells.
     """
     n_genes = int(vocabulary.max()) + 1
-    pool = cells if len(cells) <= _PCA_CELLS else np.sort(np.random.default_rng(seed).permutation(cells)[:_PCA_CELLS])
+    pool = TrainingCells(view, vocabulary, cells, seed=seed).pool()
     log("linear baselines: detection components")
-    counted, scales = _moments(value_blocks(view, vocabulary, cells), n_genes)
+    counted, scales = moments(value_blocks(view, vocabulary, cells), n_genes)
     largest = min(len(pool), n_genes) - 1
 
     def pooled() -> Iterable[ValueBlock]:
@@ -199,7 +207,7 @@ def fit_label_depth(
     return predict
 
 
-def _moments(blocks: Iterable[ValueBlock], n_genes: int) -> tuple[np.ndarray, np.ndarray]:
+def moments(blocks: Iterable[ValueBlock], n_genes: int) -> tuple[np.ndarray, np.ndarray]:
     """Return in how many cells each gene is detected [G], and mean and deviation of log detected and log total [4]."""
     counted, logs = np.zeros(n_genes), []
     for block in blocks:

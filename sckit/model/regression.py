@@ -10,6 +10,8 @@ from sckit.data.views import CountsView, as_matrix, in_blocks, with_data
 from sckit.kernels.counts_numba import normalise
 
 BLOCK_CELLS = 1024
+_PCA_CELLS = 50_000  # the components converge long before; beyond this a seeded subset is used
+_FOLDS = 5
 _SUBSPACE_PASSES = 6
 _OVERSAMPLE = 10
 
@@ -34,6 +36,49 @@ def value_blocks(view: CountsView, vocabulary: np.ndarray, cells: np.ndarray) ->
     for part in in_blocks(cells, BLOCK_CELLS):
         totals = view.totals(part)
         yield ValueBlock(part, as_matrix(normalise(view.rows(part), totals, vocabulary), n_genes), totals)
+
+
+@dataclass(frozen=True)
+class TrainingCells:
+    """The cells that something is fitted on."""
+
+    view: CountsView
+    vocabulary: np.ndarray  # int32 [genes of the store], number in the model or -1
+    cells: np.ndarray  # int64 [cells], rows of the store
+    groups: np.ndarray | None = None  # [cells], labels; whole groups are left out to choose rank and penalty
+    seed: int = 0
+
+    @property
+    def n_genes(self) -> int:
+        """Number of genes of the model."""
+        return int(self.vocabulary.max()) + 1
+
+    def blocks(self, cells: np.ndarray | None = None) -> Iterator[ValueBlock]:
+        """Yield the cells, or some of them, in blocks of values."""
+        yield from value_blocks(self.view, self.vocabulary, self.cells if cells is None else cells)
+
+    def pool(self) -> np.ndarray:
+        """Return the cells that components are computed from, at most 50,000."""
+        if len(self.cells) <= _PCA_CELLS:
+            return self.cells
+        return np.sort(np.random.default_rng(self.seed).permutation(self.cells)[:_PCA_CELLS])
+
+    def folds(self) -> np.ndarray:
+        """Number each cell's fold [cells]: whole groups where there are several, dealt by size, else random fifths."""
+        generator = np.random.default_rng(self.seed)
+        if self.groups is None or len(np.unique(self.groups)) < 2:
+            return generator.permutation(len(self.cells)) % min(_FOLDS, len(self.cells))
+        _, number, sizes = np.unique(self.groups, return_inverse=True, return_counts=True)
+        fold, filled = np.zeros(len(sizes), np.int64), np.zeros(min(_FOLDS, len(sizes)))
+        for group in np.argsort(-sizes, kind="stable"):
+            fold[group] = filled.argmin()
+            filled[fold[group]] += sizes[group]
+        return fold[number]
+
+
+def by_gene(genes: np.ndarray, n_genes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the order that sorts entries by gene, and where each gene begins in it [G + 1]."""
+    return np.argsort(genes, kind="stable"), np.concatenate([[0], np.cumsum(np.bincount(genes, minlength=n_genes))])
 
 
 def ones_like(matrix: sp.csr_array) -> sp.csr_array:

@@ -134,7 +134,11 @@ def _draw_panel(axis: Any, table: pd.DataFrame, column: str) -> None:
             _draw_replicate(axis, first[column], column)
             continue
         is_model = first["predictor"] == "model"
-        colour, width, marker = _COLOURS[first["predictor"]], 2.0 if is_model else 1.3, "o" if is_model else "."
+        colour, width, marker = (
+            _COLOURS.get(first["predictor"], "#555555"),
+            2.0 if is_model else 1.3,
+            "o" if is_model else ".",
+        )
         style = {"linestyle": _STYLES.get(first["context"], "-"), "linewidth": width, "marker": marker, "markersize": 5}
         axis.plot(rows["rate"], rows[column], label=name, color=colour, zorder=3 if is_model else 2, **style)
         low, high = (rows[f"{column}_{end}"].astype(float) for end in ("low", "high"))

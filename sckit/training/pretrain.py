@@ -24,6 +24,7 @@ from sckit.device import Compute, choose_compute
 from sckit.errors import DataError
 from sckit.files import to_json
 from sckit.metrics.values import Scores, json_row
+from sckit.model.closed_forms import PREDICTORS
 from sckit.model.predict import predictions
 from sckit.model.tokens import Tokens
 from sckit.model.transformer import Model
@@ -267,7 +268,8 @@ class _Trainer:
             raise DataError(f"no validation value is hidden with --mask {config.mask}; hide more, or give more cells.")
         where = {"rate": rate, "context": config.context, "known_depth": config.known_depth}
         baselines = {f"r2 {name}": scores.r2(name) for name in scores.predictors if name != "model"}
-        return to_json(json_row(scores.full_row("model", None, **where)) | baselines)
+        best = max(PREDICTORS, key=scores.r2)
+        return to_json(json_row(scores.full_row("model", best, None, **where)) | baselines)
 
     def _checkpoint(self) -> None:
         save_checkpoint(self.run.path, vars(self.at).copy(), self.model, self.optimiser)

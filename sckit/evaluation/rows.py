@@ -1,0 +1,77 @@
+"""The rows of an evaluation: which of them know the same, which baseline is best, and the law that each stands for."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from sckit.data.batch import Batch
+from sckit.evaluation.floor import POISSON, Calibration, by_decile, calibrate, fit_dispersion, log_rates
+from sckit.kernels.counts_reference import TARGET_SUM
+from sckit.metrics.values import Laws, counts_of
+from sckit.model.closed_forms import PREDICTORS
+from sckit.model.offset_forms import OFFSET_PREDICTORS, OffsetForms
+
+BASELINES = (*PREDICTORS[:2], "label + depth", *PREDICTORS[2:], "visible offset ridge", *OFFSET_PREDICTORS)
+"""Every linear row, from the least to the most that it knows."""
+
+_OF_VISIBLE = ("gene mean", "visible offset ridge")
+_WITH_LABELS = ("label + depth",)
+
+
+def best_baselines(errors: Mapping[str, float]) -> dict[str, str]:
+    """Return the baseline of the least squared error that knows as much as a row in each context.
+
+    A baseline that knows labels is never the best of a row without them.
+    """
+    rows = {name: error for name, error in errors.items() if name in BASELINES and name not in _WITH_LABELS}
+    visible = {name: error for name, error in rows.items() if name in _OF_VISIBLE}
+    return {"detected": min(rows, key=rows.__getitem__), "visible": min(visible, key=visible.__getitem__)}
+
+
+class Floors:
+    """Calibrated laws of all rows at one mask rate, fitted on the cells that are added."""
+
+    def __init__(self, offsets: OffsetForms) -> None:
+        self._offsets = offsets
+        self._log_rates: dict[str, list[np.ndarray]] = {}
+        self._counts: list[np.ndarray] = []
+        self._genes: list[np.ndarray] = []
+        self._calibrations: dict[str, Calibration] = {}
+        self._noise = POISSON
+        self.errors: dict[str, float] = {}  # squared error of each row
+        self.deciles: dict[str, list[dict[str, float]]] = {}  # of each row, see `by_decile`
+        self.entries = 0
+
+    def add(self, batch: Batch, predicted: dict[str, np.ndarray], totals: np.ndarray) -> None:
+        """Add a batch of validation cells with predictions [M] by row; totals: [C]."""
+        truth = batch.truth.astype(np.float64)
+        self._counts.append(counts_of(truth, totals[batch.target_cells]))
+        self._genes.append(batch.genes[batch.targets])
+        self.entries += len(truth)
+        cells = self._offsets.of_cells(batch)
+        for name, values in predicted.items():
+            self.errors[name] = self.errors.get(name, 0.0) + float(((values - truth) ** 2).sum())
+            self._log_rates.setdefault(name, []).append(log_rates(batch, cells, values))
+
+    def fit(self, *, negative_binomial: bool) -> None:
+        """Calibrate every row; the dispersion of negative-binomial noise is that of the row of the least error."""
+        counts, genes = np.concatenate(self._counts), np.concatenate(self._genes)
+        for name, parts in self._log_rates.items():
+            log_rate = np.concatenate(parts)
+            self._calibrations[name] = calibrate(log_rate, counts)
+            self.deciles[name] = by_decile(self._calibrations[name](log_rate), counts)
+        if negative_binomial:
+            best = best_baselines(self.errors)["detected"]
+            rates = self._calibrations[best](np.concatenate(self._log_rates[best]))
+            self._noise = fit_dispersion(rates, counts, self._offsets.mean_count[genes])
+        self._log_rates.clear()
+
+    def laws(self, batch: Batch, predicted: dict[str, np.ndarray], totals: np.ndarray) -> Laws:
+        """Return the laws of a batch's targets; that of the gene mean is the gene's own rate, times the total."""
+        genes, cell = batch.genes[batch.targets], batch.target_cells
+        of_gene = np.exp(self._offsets.log_rate[genes]) * (totals / TARGET_SUM)[cell]
+        cells, mean_counts = self._offsets.of_cells(batch), self._offsets.mean_count[genes]
+        rates = {name: self._calibrations[name](log_rates(batch, cells, p)) for name, p in predicted.items()}
+        rates["gene mean"] = of_gene
+        laws = {name: self._noise.law(rate, mean_counts) for name, rate in rates.items()}
+        return Laws(rates, laws, totals[cell].astype(np.float64))

@@ -1,0 +1,72 @@
+"""The linear baselines in count space of a run: fitted once, and kept in its folder."""
+
+from collections.abc import Callable
+from contextlib import suppress
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from sckit.data.labels import group_values
+from sckit.data.split import TRAIN
+from sckit.data.views import CountsView, CutView
+from sckit.files import replacing
+from sckit.model.offset_fit import fit_offset_forms
+from sckit.model.offset_forms import OffsetForms
+from sckit.model.regression import TrainingCells
+from sckit.training.run import Run
+
+_FILE = "offset_forms.safetensors"
+
+
+def training_cells(run: Run, view: CountsView) -> TrainingCells:
+    """Return the run's training cells, cut as in training, with the values of its group column."""
+    cells = run.cells(TRAIN)
+    groups = group_values(run.store.obs, run.config.group)[cells] if run.config.group else None
+    cut = CutView(view, run.vocabulary, run.config.max_genes, run.config.seed)
+    return TrainingCells(cut, run.vocabulary, cells, groups, run.config.seed)
+
+
+def offset_forms(
+    run: Run,
+    *,
+    components: int | None = None,
+    penalty: float | None = None,
+    log: Callable[[str], None] = lambda _: None,
+) -> OffsetForms:
+    """Return the baselines of a run; what inner validation chooses is kept in the run's folder for the next time.
+
+    A run that was made before these baselines existed gets them as well.
+    """
+    chosen = components is None and penalty is None
+    if chosen and (kept := _kept(run)) is not None:
+        return kept
+    forms = fit_offset_forms(training_cells(run, run.store), components=components, penalty=penalty, log=log)
+    if chosen:
+        with suppress(OSError), replacing(run.path / _FILE) as unfinished:  # a run may lie where nothing can be written
+            save_file({name: np.ascontiguousarray(array) for name, array in vars(forms).items()}, unfinished)
+    return forms
+
+
+def refit_offset_forms(run: Run, view: CountsView, like: OffsetForms, log: Callable[[str], None]) -> OffsetForms:
+    """Fit the baselines on the run's training cells in another view of their counts, with the same choices."""
+    components, factors, penalty, count_penalty = like.chosen
+    sizes = {"components": int(components), "factors": int(factors)}
+    return fit_offset_forms(training_cells(run, view), penalty=penalty, count_penalty=count_penalty, log=log, **sizes)
+
+
+def _kept(run: Run) -> OffsetForms | None:
+    """Read the baselines in the run's folder; None where there are none that fit the run."""
+    try:
+        forms = OffsetForms(**load_file(run.path / _FILE))
+        g, f, j = len(run.genes), 2 + forms.axes.shape[1], forms.loadings.shape[1]
+    except (OSError, SafetensorError, TypeError, IndexError):
+        return None
+    shapes = {
+        **{"axes": (g, f - 2), "origin": (f - 2,), "total_of_x": (f,), "scales": (4,), "chosen": (4,)},
+        **{name: (g,) for name in ("gene_mean", "log_rate", "mean_count", "noise", "excess")},
+        **{"ridge": (g, f), "total": (g, f + 1), "loadings": (g, j), "counts": (g, f + 1 + j)},
+    }
+    arrays = vars(forms)
+    fits = all(arrays[name].shape == shape and np.isfinite(arrays[name]).all() for name, shape in shapes.items())
+    return forms if fits else None
