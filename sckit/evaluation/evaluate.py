@@ -1,12 +1,11 @@
 """Evaluation on held-out cells: the model, the linear baselines and the replicate at any mask rate.
 
 The scored entries are the same at every rate, so the points of a sweep compare like with like, and every difference is
-paired. For the half-depth target each cell's molecules are drawn into halves A and B. Every predictor predicts A: the
-replicate from B, all others from what A shows. What is chosen or calibrated is so on validation cells.
+paired. What is chosen or calibrated is so on validation cells.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,44 +13,22 @@ import numpy as np
 import pandas as pd
 
 from sckit.config import EvalConfig
-from sckit.data.batch import SCORED_SHARE, Batch, Hiding, Packer
-from sckit.data.halves import Halves, nb_sizes, replicate_values
-from sckit.data.labels import group_values
-from sckit.data.loader import batches_by_tokens, detected_in
-from sckit.data.split import HELD_OUT, TRAIN, VALIDATION
-from sckit.data.views import CountsView, CutView
-from sckit.device import choose_compute
+from sckit.data.batch import SCORED_SHARE
+from sckit.data.halves import Halves, replicate_values
+from sckit.data.split import VALIDATION
 from sckit.errors import DataError
 from sckit.evaluation.left import Left, left_row
+from sckit.evaluation.predictors import Fitted, Rows, Setting
 from sckit.evaluation.rows import BASELINES, Floors, best_baselines
 from sckit.files import to_json
 from sckit.metrics.values import Scores, json_row, resampling
-from sckit.model.closed_forms import ClosedForms, fit_label_depth
-from sckit.model.offset_fit import fit_visible
 from sckit.model.offset_forms import OffsetForms
-from sckit.model.predict import predict
-from sckit.model.regression import value_blocks
-from sckit.training.baselines import offset_forms, refit_offset_forms, training_cells
-from sckit.training.run import Run, find_run, fit_baselines, open_run
+from sckit.training.run import find_run, open_run
 
-Predictor = Callable[[Batch], np.ndarray]
-Rows = Callable[[Packer, Batch], dict[str, np.ndarray]]
-
-_CLUSTERS = 20
 _CALIBRATION_ENTRIES = (
     30_000  # validation entries to calibrate a row on, where several draws of what is hidden give them
 )
 _CALIBRATION_DRAWS = 5
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """What is fitted for one target."""
-
-    view: CountsView
-    forms: ClosedForms
-    offsets: OffsetForms
-    labels: Predictor | None
 
 
 @dataclass(frozen=True)
@@ -98,34 +75,17 @@ def evaluate(
     return _Evaluator(opened, config, on_event).evaluate()
 
 
-class _Evaluator:
-    def __init__(self, run: Run, config: EvalConfig, on_event: Callable) -> None:
-        self.run, self.config, self.on_event = run, config, on_event
-        self.store = run.store
-        self.compute = choose_compute(config.device, config.engine)
-        self.model = run.model(self.compute.device)
-        self.model.engine = self.compute.engine
-        self.vocabulary = run.vocabulary
-        self.cells = run.cells(HELD_OUT)
-        if config.max_cells is not None and config.max_cells < len(self.cells):
-            drawn = np.random.default_rng(config.seed).permutation(self.cells)
-            self.cells = np.sort(drawn[: config.max_cells])
-        self.known_depth = config.known_depth or run.config.known_depth
-        column = config.group or run.config.group
-        self.cut = 0
-        self.groups = group_values(self.store.obs, column) if column else None
+class _Evaluator(Setting):
+    """Scores every row at every rate."""
 
     def evaluate(self) -> Evaluation:
-        rows, entries = [], 0
-        log = self._log
-        offsets = offset_forms(self.run, components=self.config.components, penalty=self.config.penalty, log=log)
-        targets = {"full": Fitted(self.store, self.run.forms, offsets, self._labels(self.store, self.run.forms))}
-        if self.config.replicate_halves:
-            targets["half"] = self._halves(offsets)
+        rows, entries, self.cut = [], 0, 0
+        targets = self.targets()
+        offsets = targets["full"].offsets
         left, best_baseline, calibration = Left(self.config.seed, self.config.bootstraps), "", []
         for target, fitted in targets.items():
             for rate in sorted(self.config.masks):
-                predictor = self._predictor(fitted, rate)
+                predictor = self.predictor(fitted, rate)
                 floors = self._calibrated(fitted, rate, predictor)
                 best, watched = best_baselines(floors.errors), None
                 if not best_baseline:
@@ -144,86 +104,26 @@ class _Evaluator:
             self.run.path, len(self.cells), entries, table, notes, best_baseline, found, total, calibration
         )
 
-    def _log(self, text: str) -> None:
-        self.on_event("note", {"text": text})
-
-    def _halves(self, offsets: OffsetForms) -> Fitted:
-        """Return the A halves of all cells, and the linear baselines fitted on the A halves of the training cells."""
-        self._log(f"halving the molecules ({self.config.halving}); refitting the linear baselines on halves")
-        train = self.run.cells(TRAIN)
-        sizes = nb_sizes(self.store, train, self._clusters(train)) if self.config.halving == "nb" else None
-        view = Halves(self.store, self.config.seed, sizes)
-        forms = fit_baselines(view, self.vocabulary, train, self.run.config)
-        refitted = refit_offset_forms(self.run, view, offsets, self._log)
-        return Fitted(view, forms, refitted, self._labels(view, forms))
-
-    def _clusters(self, cells: np.ndarray) -> np.ndarray:
-        """Twenty clusters of like cells by their detection components, int64 [len(cells)]."""
-        from scipy.cluster.vq import kmeans2
-
-        blocks = value_blocks(self.store, self.vocabulary, cells)
-        x = np.concatenate([self.run.forms.block_features(block)[:, 2:-1] for block in blocks])
-        first = np.random.default_rng(self.config.seed).permutation(len(x))[:_CLUSTERS]
-        return kmeans2(x, x[first], minit="matrix")[1].astype(np.int64)
-
-    def _labels(self, view: CountsView, forms: ClosedForms) -> Predictor | None:
-        if self.config.label is None:
-            return None
-        labels = group_values(self.store.obs, self.config.label)
-        cut = CutView(view, self.vocabulary, self.run.config.max_genes, self.run.config.seed)
-        return fit_label_depth(cut, self.vocabulary, self.run.cells(TRAIN), labels, forms)
-
-    def _packer(self, view: CountsView, rate: float, *, scored: bool, epoch: int = 0) -> Packer:
-        hiding, known = Hiding(rate, self.config.seed, epoch), self.known_depth
-        most = self.run.config.max_genes
-        return Packer(view, self.vocabulary, hiding, known_depth=known, scored=scored, max_genes=most)
-
-    def _predictor(self, fitted: Fitted, rate: float) -> Rows:
-        """Return what predicts the targets of a batch by every row but the replicate."""
-        visible = None
-        if rate < 1:
-            cells = training_cells(self.run, fitted.view)
-            visible = fit_visible(cells, fitted.offsets, rate, self.run.config.max_genes)
-
-        def predicted(packer: Packer, batch: Batch) -> dict[str, np.ndarray]:
-            rows = fitted.forms.predict(batch) | fitted.offsets.predict(batch)
-            if visible is not None:
-                rows["visible offset ridge"] = visible.predict(batch)
-            if fitted.labels is not None:
-                rows["label + depth"] = fitted.labels(batch)
-            for context in self.config.contexts:
-                shown = batch if context == "detected" else replace(packer, context=context)(batch.cells)
-                rows[f"model/{context}"] = self._predict(shown, fitted)
-            return rows
-
-        return predicted
-
-    def _batches(self, packer: Packer, cells: np.ndarray, what: str) -> Iterator[Batch]:
-        lengths = np.zeros(self.store.n_cells, np.int64)
-        lengths[cells] = detected_in(packer.view, self.vocabulary, cells)
-        parts = batches_by_tokens(cells, lengths, self.config.batch_tokens)
-        for i, part in enumerate(parts):
-            yield packer(part)
-            self.on_event("progress", {"done": i + 1, "of": len(parts), "what": what})
-
     def _calibrated(self, fitted: Fitted, rate: float, predictor: Rows) -> Floors:
         """Calibrate every row on validation cells."""
         floors, cells = Floors(fitted.offsets), self.run.cells(VALIDATION)
         for epoch in range(_CALIBRATION_DRAWS):
-            packer = self._packer(fitted.view, rate, scored=False, epoch=epoch + 1)
-            for batch in self._batches(packer, cells, f"validation cells, rate {rate}"):
+            packer = self.packer(fitted.view, rate, scored=False, epoch=epoch + 1)
+            for batch in self.batches(packer, cells, f"validation cells, rate {rate}"):
                 floors.add(batch, predictor(packer, batch), fitted.view.totals(batch.cells))
             if floors.entries >= _CALIBRATION_ENTRIES or rate == 1.0:
                 break
+        if not floors.entries:
+            raise DataError(f"no validation value is hidden at {rate:g}; hide more, or give more cells.")
         floors.fit(negative_binomial=self.config.noise == "nb")
         return floors
 
     def _score(
         self, fitted: Fitted, rate: float, target: str, predictor: Rows, floors: Floors, left: Left | None
     ) -> Scores:
-        packer = self._packer(fitted.view, rate, scored=True)
+        packer = self.packer(fitted.view, rate, scored=True)
         scores = Scores(len(self.run.genes), seed=self.config.seed, bootstraps=self.config.bootstraps)
-        for batch in self._batches(packer, self.cells, f"target {target} rate {rate}"):
+        for batch in self.batches(packer, self.cells, f"target {target} rate {rate}"):
             predicted, totals = predictor(packer, batch), fitted.view.totals(batch.cells)
             laws = floors.laws(batch, predicted, totals)
             if isinstance(fitted.view, Halves):
@@ -236,19 +136,6 @@ class _Evaluator:
             raise DataError(f"no entry is scored with {rate:g} of the values hidden; hide more, or give more cells.")
         return scores
 
-    def _predict(self, batch: Batch, fitted: Fitted) -> np.ndarray:
-        """Return the model's values; at half depth its linear part is refitted, and what it learned stays.
-
-        Every linear baseline in the table was fitted on halves. The one that the model started from is therefore
-        exchanged for the one fitted on halves, which changes nothing for the full-depth target.
-        """
-        values = predict(self.model, batch, self.compute)
-        forms = fitted.forms
-        if forms is self.run.forms:
-            return values
-        start = "value ridge" if self.run.config.warm_start and batch.context != "visible" else "gene mean"
-        return values + forms.predict(batch)[start] - self.run.forms.predict(batch)[start]
-
     def _rows(self, scores: Scores, best: dict[str, str], rate: float, target: str) -> Iterator[dict[str, Any]]:
         """Yield the table rows of one rate and target: baselines, the replicate, and the model in each context."""
         groups = None if self.groups is None else self.groups[scores.cells]
@@ -260,8 +147,8 @@ class _Evaluator:
 
     def _total_from_detection(self, offsets: OffsetForms) -> dict[str, float]:
         """Say how well the detection set tells the total counts of the held-out cells."""
-        packer = self._packer(self.store, 1.0, scored=True)
-        parts = [offsets.of_cells(batch).guess for batch in self._batches(packer, self.cells, "total from detection")]
+        packer = self.packer(self.store, 1.0, scored=True)
+        parts = [offsets.of_cells(batch).guess for batch in self.batches(packer, self.cells, "total from detection")]
         r2, error = offsets.explained_total(np.log(self.store.totals(self.cells)), np.concatenate(parts))
         return {"r2": r2, "median_relative_error": error}
 

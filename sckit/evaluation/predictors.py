@@ -1,0 +1,146 @@
+"""What predicts in an evaluation: the run's model, and the linear baselines fitted for each target.
+
+For the half-depth target each cell's molecules are drawn into halves A and B. Every predictor predicts A: the replicate
+from B, all others from what A shows.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from sckit.config import EvalConfig
+from sckit.data.batch import Batch, Hiding, Packer
+from sckit.data.halves import Halves, nb_sizes
+from sckit.data.labels import group_values
+from sckit.data.loader import batches_by_tokens, detected_in
+from sckit.data.split import HELD_OUT, TRAIN
+from sckit.data.views import CountsView, CutView
+from sckit.device import choose_compute
+from sckit.model.closed_forms import ClosedForms, fit_label_depth
+from sckit.model.offset_fit import fit_visible
+from sckit.model.offset_forms import OffsetForms
+from sckit.model.predict import predict
+from sckit.model.regression import value_blocks
+from sckit.training.baselines import offset_forms, refit_offset_forms, training_cells
+from sckit.training.run import Run, fit_baselines
+
+Predictor = Callable[[Batch], np.ndarray]
+Rows = Callable[[Packer, Batch], dict[str, np.ndarray]]
+
+_CLUSTERS = 20
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What is fitted for one target."""
+
+    view: CountsView
+    forms: ClosedForms
+    offsets: OffsetForms
+    labels: Predictor | None
+
+
+class Setting:
+    """One run, the options of one evaluation, and the cells to score."""
+
+    def __init__(self, run: Run, config: EvalConfig, on_event: Callable) -> None:
+        self.run, self.config, self.on_event = run, config, on_event
+        self.store = run.store
+        self.compute = choose_compute(config.device, config.engine)
+        self.model = run.model(self.compute.device)
+        self.model.engine = self.compute.engine
+        self.vocabulary = run.vocabulary
+        self.cells = run.cells(HELD_OUT)
+        if config.max_cells is not None and config.max_cells < len(self.cells):
+            drawn = np.random.default_rng(config.seed).permutation(self.cells)
+            self.cells = np.sort(drawn[: config.max_cells])
+        self.known_depth = config.known_depth or run.config.known_depth
+        column = config.group or run.config.group
+        self.groups = group_values(self.store.obs, column) if column else None
+
+    def _log(self, text: str) -> None:
+        self.on_event("note", {"text": text})
+
+    def targets(self) -> dict[str, Fitted]:
+        """Return what is fitted for each target, "full" and, where it is asked for, "half"."""
+        given = {"components": self.config.components, "penalty": self.config.penalty}
+        offsets = offset_forms(self.run, log=self._log, **given)
+        targets = {"full": Fitted(self.store, self.run.forms, offsets, self._labels(self.store, self.run.forms))}
+        if self.config.replicate_halves:
+            targets["half"] = self._halves(offsets)
+        return targets
+
+    def _halves(self, offsets: OffsetForms) -> Fitted:
+        """Return the A halves of all cells, and the linear baselines fitted on the A halves of the training cells."""
+        self._log(f"halving the molecules ({self.config.halving}); refitting the linear baselines on halves")
+        train = self.run.cells(TRAIN)
+        sizes = nb_sizes(self.store, train, self._clusters(train)) if self.config.halving == "nb" else None
+        view = Halves(self.store, self.config.seed, sizes)
+        forms = fit_baselines(view, self.vocabulary, train, self.run.config)
+        refitted = refit_offset_forms(self.run, view, offsets, self._log)
+        return Fitted(view, forms, refitted, self._labels(view, forms))
+
+    def _clusters(self, cells: np.ndarray) -> np.ndarray:
+        """Twenty clusters of like cells by their detection components, int64 [len(cells)]."""
+        from scipy.cluster.vq import kmeans2
+
+        blocks = value_blocks(self.store, self.vocabulary, cells)
+        x = np.concatenate([self.run.forms.block_features(block)[:, 2:-1] for block in blocks])
+        first = np.random.default_rng(self.config.seed).permutation(len(x))[:_CLUSTERS]
+        return kmeans2(x, x[first], minit="matrix")[1].astype(np.int64)
+
+    def _labels(self, view: CountsView, forms: ClosedForms) -> Predictor | None:
+        if self.config.label is None:
+            return None
+        labels = group_values(self.store.obs, self.config.label)
+        cut = CutView(view, self.vocabulary, self.run.config.max_genes, self.run.config.seed)
+        return fit_label_depth(cut, self.vocabulary, self.run.cells(TRAIN), labels, forms)
+
+    def packer(self, view: CountsView, rate: float, *, scored: bool, epoch: int = 0) -> Packer:
+        """Return what packs cells at a mask rate; each epoch hides other values."""
+        hiding, known = Hiding(rate, self.config.seed, epoch), self.known_depth
+        most = self.run.config.max_genes
+        return Packer(view, self.vocabulary, hiding, known_depth=known, scored=scored, max_genes=most)
+
+    def predictor(self, fitted: Fitted, rate: float) -> Rows:
+        """Return what predicts the targets of a batch by every row but the replicate."""
+        visible = None
+        if rate < 1:
+            cells = training_cells(self.run, fitted.view)
+            visible = fit_visible(cells, fitted.offsets, rate, self.run.config.max_genes)
+
+        def predicted(packer: Packer, batch: Batch) -> dict[str, np.ndarray]:
+            rows = fitted.forms.predict(batch) | fitted.offsets.predict(batch)
+            if visible is not None:
+                rows["visible offset ridge"] = visible.predict(batch)
+            if fitted.labels is not None:
+                rows["label + depth"] = fitted.labels(batch)
+            for context in self.config.contexts:
+                shown = batch if context == "detected" else replace(packer, context=context)(batch.cells)
+                rows[f"model/{context}"] = self._predict(shown, fitted)
+            return rows
+
+        return predicted
+
+    def batches(self, packer: Packer, cells: np.ndarray, what: str) -> Iterator[Batch]:
+        """Yield the cells in batches, and report progress under a name."""
+        lengths = np.zeros(self.store.n_cells, np.int64)
+        lengths[cells] = detected_in(packer.view, self.vocabulary, cells)
+        parts = batches_by_tokens(cells, lengths, self.config.batch_tokens)
+        for i, part in enumerate(parts):
+            yield packer(part)
+            self.on_event("progress", {"done": i + 1, "of": len(parts), "what": what})
+
+    def _predict(self, batch: Batch, fitted: Fitted) -> np.ndarray:
+        """Return the model's values; at half depth its linear part is refitted, and what it learned stays.
+
+        Every linear baseline in the table was fitted on halves. The one that the model started from is therefore
+        exchanged for the one fitted on halves, which changes nothing for the full-depth target.
+        """
+        values = predict(self.model, batch, self.compute)
+        forms = fitted.forms
+        if forms is self.run.forms:
+            return values
+        start = "value ridge" if self.run.config.warm_start and batch.context != "visible" else "gene mean"
+        return values + forms.predict(batch)[start] - self.run.forms.predict(batch)[start]
