@@ -1,16 +1,16 @@
 """The law of a detected count: zero-truncated Poisson, or negative binomial, and its values log1p(1e4 count / total).
 
 An entry has a rate (the mean of the law before zero is taken away), the total of its cell and a dispersion phi: the
-variance before truncation is rate + phi rate^2, and 0 is Poisson. All arrays are float64 [N]; entries are shared among
-Numba's threads.
+variance before truncation is rate + phi rate^2, and 0 is Poisson. All arrays are float64 [N].
 """
 
 import math
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from sckit.kernels.counts_reference import TARGET_SUM
+from sckit.kernels.threads import run_ranges
 
 _LARGE = 60.0  # of a Poisson rate: from here on the logarithm is expanded about the rate, wrong by less than 1e-4
 _MOST = 4000  # counts that are added up one by one
@@ -57,9 +57,9 @@ def _value_moments(rate, phi, scale):
     return least + total, max(squares - total * total, 0.0)
 
 
-@njit(cache=True, nogil=True, parallel=True)
-def _all_value_moments(rates, totals, phi, means, variances):
-    for i in prange(len(rates)):
+@njit(cache=True, nogil=True)
+def _all_value_moments(first, last, rates, totals, phi, means, variances):
+    for i in range(first, last):
         means[i], variances[i] = _value_moments(rates[i], phi[i], TARGET_SUM / totals[i])
 
 
@@ -69,15 +69,15 @@ def value_moments(
     """Return the mean and the variance of each entry's value, log1p of counts per 10,000."""
     means, variances = np.empty(len(rates)), np.empty(len(rates))
     phi = np.ascontiguousarray(np.broadcast_to(np.asarray(dispersion, np.float64), rates.shape))
-    _all_value_moments(rates, totals, phi, means, variances)
+    run_ranges(lambda first, last: _all_value_moments(first, last, rates, totals, phi, means, variances), len(rates))
     return means, variances
 
 
-@njit(cache=True, nogil=True, parallel=True)
-def _all_rates(above, indptr, totals, log_rates):
+@njit(cache=True, nogil=True)
+def _all_rates(first, last, above, indptr, totals, log_rates):
     low, high = _LOG_RATES
     step = (high - low) / (_KNOTS - 1)
-    for c in prange(len(totals)):
+    for c in range(first, last):
         scale = TARGET_SUM / totals[c]
         least = math.log1p(scale)
         table = np.empty(_KNOTS)
@@ -95,7 +95,7 @@ def log_rate_of_value(above: np.ndarray, indptr: np.ndarray, totals: np.ndarray)
     The entries indptr[c] up to indptr[c + 1] belong to the cell with totals[c]. Interpolated, within 0.002.
     """
     log_rates = np.empty(len(above))
-    _all_rates(above, indptr, totals, log_rates)
+    run_ranges(lambda first, last: _all_rates(first, last, above, indptr, totals, log_rates), len(totals))
     return log_rates
 
 

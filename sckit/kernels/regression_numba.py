@@ -7,17 +7,15 @@ A block is CSC: the entries indptr[g] up to indptr[g + 1] belong to gene g, `cel
 import math
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
+
+from sckit.kernels.threads import run_ranges
 
 
-@njit(cache=True, nogil=True, parallel=True)
-def add_normal_equations(indptr, cells, targets, features, own, packed, moments):
-    """Add features' outer products [G, k (k + 1) / 2] and features times targets [G, t, k].
-
-    targets: [nnz, t]; features: [c, p] of the cells; own: [nnz, q] of the entries, behind those of the cell; k = p + q.
-    """
+@njit(cache=True, nogil=True)
+def _add_normal_equations(first, last, indptr, cells, targets, features, own, packed, moments):
     p, q = features.shape[1], own.shape[1]
-    for g in prange(len(indptr) - 1):
+    for g in range(first, last):
         z = np.empty(p + q)
         for i in range(indptr[g], indptr[g + 1]):
             z[:p] = features[cells[i]]
@@ -32,14 +30,31 @@ def add_normal_equations(indptr, cells, targets, features, own, packed, moments)
                     moments[g, t, a] += targets[i, t] * za
 
 
-@njit(cache=True, nogil=True, parallel=True)
-def add_newton_sums(indptr, cells, counts, log_size, features, own, coefficients, packed, gradient, likelihood):
-    """Add what a Newton step of a zero-truncated Poisson regression needs: - Hessian, gradient, log likelihood.
+def add_normal_equations(
+    indptr: np.ndarray,
+    cells: np.ndarray,
+    targets: np.ndarray,
+    features: np.ndarray,
+    own: np.ndarray,
+    packed: np.ndarray,
+    moments: np.ndarray,
+) -> None:
+    """Add features' outer products [G, k (k + 1) / 2] and features times targets [G, t, k].
 
-    The log rate is log_size [c] of the cell + coefficients [G, k] times the features; likelihood [G] lacks log(count!).
+    targets: [nnz, t]; features: [c, p] of the cells; own: [nnz, q] of the entries, behind those of the cell; k = p + q.
     """
+    run_ranges(
+        lambda first, last: _add_normal_equations(first, last, indptr, cells, targets, features, own, packed, moments),
+        len(indptr) - 1,
+    )
+
+
+@njit(cache=True, nogil=True)
+def _add_newton_sums(
+    first, last, indptr, cells, counts, log_size, features, own, coefficients, packed, gradient, likelihood
+):
     p, q = features.shape[1], own.shape[1]
-    for g in prange(len(indptr) - 1):
+    for g in range(first, last):
         z = np.empty(p + q)
         for i in range(indptr[g], indptr[g + 1]):
             z[:p] = features[cells[i]]
@@ -64,16 +79,34 @@ def add_newton_sums(indptr, cells, counts, log_size, features, own, coefficients
                 at += a + 1
 
 
-@njit(cache=True, nogil=True, parallel=True)
-def ridge_paths(packed, moment, left_packed, left_moment, penalties, sizes, errors):
-    """Add for each gene the squared error on what was left out, less its constant part: errors [G, penalties, sizes].
+def add_newton_sums(
+    indptr: np.ndarray,
+    cells: np.ndarray,
+    counts: np.ndarray,
+    log_size: np.ndarray,
+    features: np.ndarray,
+    own: np.ndarray,
+    coefficients: np.ndarray,
+    packed: np.ndarray,
+    gradient: np.ndarray,
+    likelihood: np.ndarray,
+) -> None:
+    """Add what a Newton step of a zero-truncated Poisson regression needs: - Hessian, gradient, log likelihood.
 
-    packed, moment: sums [G, ...] over what is fitted on; left_*: over what is left out. A ridge is fitted for every
-    penalty and on the first `size` features for every size; the first feature is not penalised. One Cholesky
-    factor serves all sizes, because that of the first features is its upper left part.
+    The log rate is log_size [c] of the cell + coefficients [G, k] times the features; likelihood [G] lacks log(count!).
     """
+    run_ranges(
+        lambda first, last: _add_newton_sums(
+            first, last, indptr, cells, counts, log_size, features, own, coefficients, packed, gradient, likelihood
+        ),
+        len(indptr) - 1,
+    )
+
+
+@njit(cache=True, nogil=True)
+def _ridge_paths(first, last, packed, moment, left_packed, left_moment, penalties, sizes, errors):
     k = moment.shape[1]
-    for g in prange(len(moment)):
+    for g in range(first, last):
         low, half, beta = np.zeros((k, k)), np.empty(k), np.empty(k)
         for n in range(len(penalties)):
             at = 0
@@ -108,6 +141,29 @@ def ridge_paths(packed, moment, left_packed, left_moment, penalties, sizes, erro
                 errors[g, n, m] += error
 
 
+def ridge_paths(
+    packed: np.ndarray,
+    moment: np.ndarray,
+    left_packed: np.ndarray,
+    left_moment: np.ndarray,
+    penalties: np.ndarray,
+    sizes: np.ndarray,
+    errors: np.ndarray,
+) -> None:
+    """Add for each gene the squared error on what was left out, less its constant part: errors [G, penalties, sizes].
+
+    packed, moment: sums [G, ...] over what is fitted on; left_*: over what is left out. A ridge is fitted for every
+    penalty and on the first `size` features for every size; the first feature is not penalised. One Cholesky
+    factor serves all sizes, because that of the first features is its upper left part.
+    """
+    run_ranges(
+        lambda first, last: _ridge_paths(
+            first, last, packed, moment, left_packed, left_moment, penalties, sizes, errors
+        ),
+        len(moment),
+    )
+
+
 def unpack(packed: np.ndarray, size: int) -> np.ndarray:
     """Return the leading symmetric matrices [G, size, size] of packed lower triangles."""
     rows, columns = np.tril_indices(size)
@@ -117,15 +173,10 @@ def unpack(packed: np.ndarray, size: int) -> np.ndarray:
     return full
 
 
-@njit(cache=True, nogil=True, parallel=True)
-def factor_means(indptr, genes, residuals, loadings, noise, means, left_out):
-    """Write the posterior means [C, J] of standard normal factors, and those without each entry itself [nnz, J].
-
-    The ridge of a cell, (I + L'L/s)^-1 L'r/s over its entries: residuals r, loadings L [G, J], noise variances s [G].
-    left_out has no rows where it is not wanted.
-    """
+@njit(cache=True, nogil=True)
+def _factor_means(first, last, indptr, genes, residuals, loadings, noise, means, left_out):
     size = loadings.shape[1]
-    for c in prange(len(indptr) - 1):
+    for c in range(first, last):
         precision, moment = np.eye(size), np.zeros(size)
         for i in range(indptr[c], indptr[c + 1]):
             g = genes[i]
@@ -150,3 +201,23 @@ def factor_means(indptr, genes, residuals, loadings, noise, means, left_out):
                 factor = (fitted - residuals[i]) / (noise[g] - leverage)
                 for a in range(size):
                     left_out[i, a] = means[c, a] + left_out[i, a] * factor
+
+
+def factor_means(
+    indptr: np.ndarray,
+    genes: np.ndarray,
+    residuals: np.ndarray,
+    loadings: np.ndarray,
+    noise: np.ndarray,
+    means: np.ndarray,
+    left_out: np.ndarray,
+) -> None:
+    """Write the posterior means [C, J] of standard normal factors, and those without each entry itself [nnz, J].
+
+    The ridge of a cell, (I + L'L/s)^-1 L'r/s over its entries: residuals r, loadings L [G, J], noise variances s [G].
+    left_out has no rows where it is not wanted.
+    """
+    run_ranges(
+        lambda first, last: _factor_means(first, last, indptr, genes, residuals, loadings, noise, means, left_out),
+        len(indptr) - 1,
+    )
