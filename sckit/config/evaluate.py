@@ -9,6 +9,10 @@ from sckit.errors import ConfigError
 SWEEP = (0.15, 0.3, 0.5, 0.75, 0.9, 1.0)
 """Shares of the values to hide that show the whole range."""
 _CONTEXT = one_of("detected", "visible")
+_SHUFFLED = (
+    "--context shuffled is gone: the detection set of another cell is wrong information, so that a model scores below "
+    'what depth alone explains; leave it out and compare with the row "gene mean + depth".'
+)
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class EvalConfig:
     """Device to compute on: auto, cpu or cuda."""
 
     def __post_init__(self) -> None:
+        if "shuffled" in self.contexts:
+            raise ConfigError(_SHUFFLED)
         check(self)
         if self.halving != "binomial" and not self.replicate_halves:
             raise ConfigError(f"--halving {self.halving} says how --replicate-halves works; give that too.")

@@ -52,7 +52,10 @@ def test_every_choice_is_explained_in_its_sentence(config):
         (lambda: EvalConfig(masks=(0.5, 0.0)), "--mask 0 is not a share above 0 and at most 1."),
         (lambda: EvalConfig(masks=("uniform",)), "--mask uniform is not a share above 0 and at most 1."),
         (lambda: EvalConfig(masks=()), "--mask needs at least one value."),
-        (lambda: EvalConfig(contexts=("all",)), "--context all is unknown; choose detected, visible or shuffled."),
+        (lambda: EvalConfig(contexts=("all",)), "--context all is unknown; choose detected or visible."),
+        (lambda: EvalConfig(contexts=("detected", "shuffled")), "--context shuffled is gone: the detection set of "
+         "another cell is wrong information, so that a model scores below what depth alone explains; leave it out and "
+         'compare with the row "gene mean + depth".'),
         (lambda: EvalConfig(max_cells=1), "--max-cells must be at least 2, not 1."),
         (lambda: EvalConfig(halving="nb"), "--halving nb says how --replicate-halves works; give that too."),
         (lambda: finetune(train_shares=(0.0, 1.0)), "--train-shares 0,1 are not all shares above 0 and at most 1."),
@@ -77,7 +80,7 @@ def test_errors_say_the_option_as_it_is_typed(make, sentence):
     [
         PretrainConfig(mask="uniform", hold_out=("a, b", 'the "c"\n'), group="d\\e", minutes=1.5, warm_start=False),
         PretrainConfig(mask=1.0, epochs=6),
-        EvalConfig(masks=(0.15, 1.0), contexts=("detected", "shuffled"), replicate_halves=True, halving="nb"),
+        EvalConfig(masks=(0.15, 1.0), contexts=("detected", "visible"), replicate_halves=True, halving="nb"),
         PrepareConfig(genes=4000, obs_filter="tissue == 'blood'", raw=True),
         finetune(covariates=("cell_type", "donor"), unseen="donor", split="covariate", train_shares=(0.5,)),
     ],

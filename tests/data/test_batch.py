@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sckit.data.batch import Hiding, Packer, revealed_log_total, swap_like_depth
+from sckit.data.batch import Hiding, Packer, revealed_log_total
 from sckit.errors import ConfigError
 from sckit.kernels import counts_numba, counts_reference
 from sckit.kernels.counts_reference import Hide
@@ -93,21 +93,6 @@ def test_contexts_differ_in_keys_only(simulated):
     np.testing.assert_array_equal(detected.keys, np.diff(detected.offsets))
     np.testing.assert_array_equal(visible.keys, [(~h).sum() for h in np.split(detected.hidden, detected.offsets[1:-1])])
     assert (visible.n_detected == visible.keys).all()
-
-
-def test_shuffled_context_shows_the_partner_and_asks_for_the_own_values(simulated):
-    cells = np.arange(30)
-    lengths = simulated.obs["n_genes"].to_numpy()
-    partners = swap_like_depth(lengths, cells)
-    assert (partners[partners[cells]] == cells).all()
-    assert (partners[cells] != cells).all()
-    own = Packer(simulated, everything(simulated), Hiding(0.5), scored=True)(cells)
-    shuffled = Packer(simulated, everything(simulated), Hiding(0.5), "shuffled", scored=True, partners=partners)(cells)
-    np.testing.assert_array_equal(shuffled.truth, own.truth)
-    np.testing.assert_array_equal(shuffled.genes[shuffled.targets], own.genes[own.targets])
-    np.testing.assert_array_equal(shuffled.target_cells, own.target_cells)
-    np.testing.assert_array_equal(shuffled.n_detected, lengths[partners[cells]])
-    assert not shuffled.in_context[shuffled.targets].any()
 
 
 def test_total_is_given_away_by_a_single_count_and_not_at_full_hiding(simulated):
