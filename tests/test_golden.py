@@ -34,7 +34,7 @@ def test_the_store_opens_and_its_files_are_whole(run):
 def test_the_run_evaluates_to_the_same_scores(run):
     settings = EvalConfig(
         masks=(0.15, 1.0),
-        contexts=("detected", "visible", "shuffled"),
+        contexts=("detected", "visible"),
         label="cell_type",
         replicate_halves=True,
         bootstraps=50,
