@@ -16,6 +16,8 @@ from sckit.data.views import CutView
 from sckit.errors import DataError
 from sckit.evaluation.embed import embed
 from sckit.evaluation.evaluate import evaluate
+from sckit.evaluation.floor import STRATA
+from sckit.evaluation.rows import BASELINES
 from sckit.metrics.values import Scores
 from sckit.model.closed_forms import PREDICTORS, fit_closed_forms
 from sckit.report.evaluation import print_evaluation, save_evaluation, verdicts
@@ -23,7 +25,7 @@ from sckit.training.pretrain import pretrain
 
 ROW = {
     "predictor", "context", "rate", "target", "pooled_r", "centred_r", "r2_gene_mean", "r2_depth", "per_gene_r",
-    "per_cell_r", "ci", "known_depth", "minus_ridge", "minus_best",
+    "per_cell_r", "ci", "known_depth", "minus_ridge", "minus_best", "floor", "explainable_share",
 }  # fmt: skip
 
 
@@ -38,7 +40,7 @@ def run(simulated, tmp_path_factory):
 @pytest.fixture(scope="module")
 def evaluation(run):
     config = EvalConfig(
-        masks=(0.15, 1.0), contexts=("detected", "visible", "shuffled"), label="cell_type", replicate_halves=True,
+        masks=(0.15, 1.0), contexts=("detected", "visible"), label="cell_type", replicate_halves=True,
         bootstraps=200, engine="reference",
     )  # fmt: skip
     return evaluate(run, config)
@@ -64,7 +66,12 @@ def test_the_document_has_the_fixed_shape(evaluation, run):
         assert low <= row["r2_gene_mean"] <= high
         assert (row["context"] is None) == (row["predictor"] != "model")
     names = {row["predictor"] for row in document["rows"]}
-    assert names == {*PREDICTORS, "label + depth", "replicate", "model"}
+    assert names == {*BASELINES, "replicate", "model"}
+    assert document["best_baseline"] in BASELINES
+    assert [row["mean_count"][0] for row in document["left"]] == list(STRATA[:-1])
+    assert [row["mean_count"] for row in document["left_in_sum"]] == [[1, 2], [1, None]]
+    assert len(document["calibration"]) == 10
+    assert set(document["total_from_detection"]) == {"r2", "median_relative_error"}
 
 
 def test_rows_that_see_no_value_do_not_change_with_the_rate(evaluation):
@@ -78,17 +85,20 @@ def test_rows_that_see_no_value_do_not_change_with_the_rate(evaluation):
 def test_visible_context_falls_to_the_gene_mean_and_detected_does_not(evaluation):
     assert abs(pick(evaluation, "model", context="visible")["r2_gene_mean"]) < 0.02
     assert pick(evaluation, "model", context="detected")["r2_gene_mean"] > 0.2
-    assert pick(evaluation, "model", context="shuffled")["r2_gene_mean"] < 0.1
     assert any("information in the detection set" in line for line in verdicts(evaluation))
 
 
-def test_best_is_the_best_closed_form_of_its_rate(evaluation):
+def test_the_best_baseline_knows_no_label_and_what_the_row_knows(evaluation):
     for rate in (0.15, 1.0):
-        rows = [r for r in evaluation.rows if r["rate"] == rate and r["target"] == "full" and r["context"] is None]
-        best = max(rows, key=lambda r: r["r2_gene_mean"])
-        assert pick(evaluation, "model", rate, context="detected")["minus_best"]["predictor"] in {
-            r["predictor"] for r in rows if r["r2_gene_mean"] == best["r2_gene_mean"]
-        }
+        detected, visible = (
+            pick(evaluation, "model", rate, context=context)["minus_best"] for context in ("detected", "visible")
+        )
+        assert detected["predictor"] in set(BASELINES) - {"label + depth"}
+        assert visible["predictor"] in ("gene mean", "visible offset ridge")
+        for name, best in (("detected", detected), ("visible", visible)):
+            row, other = pick(evaluation, "model", rate, context=name), pick(evaluation, best["predictor"], rate)
+            assert best["r2_gene_mean"] == pytest.approx(row["r2_gene_mean"] - other["r2_gene_mean"])
+    assert evaluation.best_baseline == pick(evaluation, "model", 0.15, context="detected")["minus_best"]["predictor"]
 
 
 def test_known_depth_reaches_every_predictor_at_full_hiding(run):
@@ -124,7 +134,7 @@ def test_tables_fit_120_columns_and_say_what_the_intervals_rest_on(evaluation):
     text = printed(evaluation)
     assert "\u2026" not in text
     assert text.count("of the values hidden, target at") == 4
-    assert "model (shuffled)" in text
+    assert "model (visible)" in text
     assert "intervals: 95 % bootstrap over cells within one group: they speak of its cells only" in text
     assert "15% hidden, full depth: the model is " in text
     assert "worse genes" in printed(evaluation, 200).splitlines()[1]
@@ -291,7 +301,7 @@ def test_a_replaced_store_is_refused(simulated, tmp_path):
 
 
 def test_a_share_too_small_to_score_anything_is_one_sentence(run):
-    with pytest.raises(DataError, match="no entry is scored"):
+    with pytest.raises(DataError, match="no validation value is hidden at 1e-09"):
         evaluate(run, EvalConfig(masks=(1e-9,), engine="reference"))
 
 
