@@ -40,8 +40,9 @@ def _value_moments(rate, phi, scale):
     """Return the mean and variance of log1p(scale * count), given that the count is not zero."""
     if rate > _LARGE and (phi == 0.0 or 1.0 / phi > _LARGE):
         slope = scale / (1.0 + scale * rate)
-        variance = slope * slope * (rate + phi * rate * rate)
-        return math.log1p(scale * rate) - 0.5 * variance, variance
+        spread, skew = slope * slope * (rate + phi * rate * rate), slope * (1.0 + 2.0 * phi * rate)
+        mean = math.log1p(scale * rate) - spread * (0.5 - skew / 3.0 + 0.75 * spread)
+        return mean, spread * (1.0 - skew + 2.5 * spread)
     probability, seen, total, squares = _first(rate, phi), 0.0, 0.0, 0.0
     least, count = math.log1p(scale), 1
     while True:
