@@ -22,6 +22,7 @@ COUNT_PENALTIES = (10.0, 30.0, 100.0)
 """What inner validation chooses from."""
 
 _NOISE_PENALTY = 10.0  # cells of the mean gene by which the variance of a gene is shrunk
+_LEAST_NOISE = 1e-6  # variance; where no value varies, rounding would be taken for factors
 _NEWTON_STEPS = 8
 _LONGEST_STEP = 1.0  # of a coefficient of a log rate
 _SHORTER = 0.4  # of a step that made the likelihood worse
@@ -58,6 +59,7 @@ def fit_factors(training: TrainingCells, forms: OffsetForms, count: int) -> Offs
         counted += np.bincount(block.indices, minlength=n_genes)
         squares += np.bincount(block.indices, block.data**2, minlength=n_genes)
     noise = (squares + _NOISE_PENALTY * squares.sum() / max(counted.sum(), 1)) / (counted + _NOISE_PENALTY)
+    noise = np.maximum(noise, _LEAST_NOISE)
     scale = np.sqrt(noise)
 
     def scaled() -> Iterator[sp.csr_array]:
