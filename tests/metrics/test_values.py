@@ -117,3 +117,30 @@ def test_truncated_poisson_deviance_is_twice_the_log_likelihood_ratio(mean):
         found = truncated_poisson_deviance(np.array([count]), np.array([rate_of(mean)]))[0]
         assert found == pytest.approx(expected, rel=1e-6, abs=1e-8)
     assert truncated_poisson_deviance(np.array([1.0]), np.array([1e-9]))[0] == pytest.approx(0, abs=1e-7)
+
+
+def test_medians_over_genes_are_of_the_same_genes_in_every_row(simulated, rng):
+    """A row that is constant in half of the genes has no correlation there, and takes them out of every row."""
+    batch = Packer(simulated, np.arange(simulated.n_genes, dtype=np.int32), Hiding(1.0))(np.arange(120))
+    gene = batch.genes[batch.targets]
+    mean, noise = np.full(len(gene), 4.0), rng.normal(size=(2, len(gene)))
+    half = gene < 75
+    good = batch.truth + np.where(half, 0.1, 3.0) * noise[0]
+    some = np.where(half, mean, batch.truth + 0.5 * noise[1])
+    alone, both = Scores(simulated.n_genes), Scores(simulated.n_genes)
+    rows = {"gene mean": mean, "gene mean + depth": mean + 0.1 * noise[1], "good": good}
+    alone.add(batch, rows)
+    both.add(batch, rows | {"some": some})
+
+    def median(scores, name):
+        return scores.row(name, rate=1.0, context=None, known_depth=False)["per_gene_r"]
+
+    def by_hand(p, genes):
+        found = [np.corrcoef(batch.truth[gene == g], p[gene == g])[0, 1] for g in genes if (gene == g).sum() >= 20]
+        return np.median(found)
+
+    assert median(alone, "good") == pytest.approx(by_hand(good, range(150)))
+    assert median(both, "good") == pytest.approx(by_hand(good, range(75, 150)))
+    assert median(both, "some") == pytest.approx(by_hand(some, range(75, 150)))
+    assert median(both, "good") < median(alone, "good") - 0.1
+    assert median(both, "gene mean") is None
