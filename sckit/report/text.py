@@ -21,14 +21,15 @@ def number(value: Any, *, digits: int = 3, signed: bool = False) -> str:
     """Write a number with some decimals, or a dash where there is no finite number."""
     if not is_number(value):
         return "-"
-    digits -= 2 * (abs(value) >= _LARGE)
-    return f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
+    digits = max(0, digits - 2 * (abs(value) >= _LARGE))
+    text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
+    return text if float(text) else text.lstrip("+-")  # a zero has no sign
 
 
 def with_interval(value: Any, low: Any = None, high: Any = None, *, digits: int = 3, signed: bool = False) -> str:
     """Write a number with its interval [low, high] where that is known."""
     value, low, high = (number(x, digits=digits, signed=signed) for x in (value, low, high))
-    return value if "-" in (low, high) else f"{value} [{low}, {high}]"
+    return value if "-" in (value, low, high) else f"{value} [{low}, {high}]"
 
 
 def share_name(share: float) -> str:
