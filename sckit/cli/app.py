@@ -186,12 +186,16 @@ def evaluate(
 
         sckit eval --mask 1.0
 
+        sckit eval --decompose --label cell_type
+
         sckit eval --sweep --context detected --context visible --replicate-halves
     """
     if sweep and "masks" in given:
         raise ConfigError(f"--sweep names its own shares; leave out --mask {' '.join(given['masks'])}.")
     if sweep:
         given["masks"] = SWEEP
+    elif given.get("decompose") and config is None:
+        given = {"masks": SWEEP[:1]} | given
     settings = read_toml(EvalConfig, config, **given)
     from sckit.evaluation import evaluate as evaluation
     from sckit.report.evaluation import print_evaluation, save_evaluation

@@ -37,6 +37,8 @@ class EvalConfig:
     """Law of the noise floor: "poisson", or "nb" (negative binomial) with a dispersion for strata of genes."""
     label: str | None = None
     """Column of obs, such as a cell type, for the row "label + depth"."""
+    decompose: bool = False
+    """Say what R² and deviance are made of, step by step; 15 % are hidden then, unless --mask says otherwise."""
     replicate_halves: Annotated[bool, was(replicate_split="--replicate-split")] = False
     """Halve the molecules of each held-out cell, and predict one half, also by the other half (the replicate)."""
     halving: Annotated[str, one_of("binomial", "nb"), was(split="--split")] = "binomial"

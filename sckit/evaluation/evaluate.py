@@ -4,7 +4,7 @@ The scored entries are the same at every rate, so the points of a sweep compare 
 paired. What is chosen or calibrated is so on validation cells.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from sckit.data.batch import SCORED_SHARE
 from sckit.data.halves import Halves, replicate_values
 from sckit.data.split import VALIDATION
 from sckit.errors import DataError
+from sckit.evaluation.decomposition import STEP, Decomposed, Decomposition
 from sckit.evaluation.left import Left, left_row
 from sckit.evaluation.predictors import Fitted, Rows, Setting
 from sckit.evaluation.rows import BASELINES, Floors, best_baselines
@@ -44,6 +45,7 @@ class Evaluation:
     left: pd.DataFrame  # what the best baseline leaves there, by strata of genes; the columns of `Left.table`
     total_from_detection: dict[str, float]
     calibration: list[dict[str, float]]  # of the best baseline: expected and observed mean counts by tenths
+    decomposition: Decomposed | None  # at the lowest rate, of full-depth values
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -56,6 +58,8 @@ class Evaluation:
         left = [left_row(row) for row in to_json(self.left.to_dict("records"))]
         more = {"total_from_detection": self.total_from_detection, "calibration": self.calibration}
         facts |= {"best_baseline": self.best_baseline, "left": left[:-2], "left_in_sum": left[-2:]}
+        if self.decomposition is not None:
+            more["decomposition"] = self.decomposition.document()
         return {"command": "eval"} | facts | more
 
 
@@ -80,17 +84,22 @@ class _Evaluator(Setting):
 
     def evaluate(self) -> Evaluation:
         rows, entries, self.cut = [], 0, 0
+        decomposition = None
         targets = self.targets()
         offsets = targets["full"].offsets
         left, best_baseline, calibration = Left(self.config.seed, self.config.bootstraps), "", []
         for target, fitted in targets.items():
             for rate in sorted(self.config.masks):
-                predictor = self.predictor(fitted, rate)
+                predictor, first, watched = self.predictor(fitted, rate), not best_baseline, []
+                if first and self.config.decompose:
+                    decomposition = Decomposition(self, fitted, rate)
+                    predictor = decomposition.beside(predictor)
                 floors = self._calibrated(fitted, rate, predictor)
-                best, watched = best_baselines(floors.errors), None
-                if not best_baseline:
+                best = best_baselines(floors.errors)
+                if first:
                     best_baseline = best["detected"]
-                    calibration, watched = floors.deciles[best_baseline], left.watch(best_baseline)
+                    calibration, watched = floors.deciles[best_baseline], [left.watch(best_baseline, offsets)]
+                    watched += [] if decomposition is None else [decomposition.calibrated(floors)]
                 scores = self._score(fitted, rate, target, predictor, floors, watched)
                 entries = max(entries, scores.entries)
                 rows += self._rows(scores, best, rate, target)
@@ -101,8 +110,9 @@ class _Evaluator(Setting):
         found = left.table(self.groups)
         notes = self._notes(offsets, total)
         return Evaluation(
-            self.run.path, len(self.cells), entries, table, notes, best_baseline, found, total, calibration
-        )
+            self.run.path, len(self.cells), entries, table, notes, best_baseline, found, total, calibration,
+            None if decomposition is None else decomposition.result(),
+        )  # fmt: skip
 
     def _calibrated(self, fitted: Fitted, rate: float, predictor: Rows) -> Floors:
         """Calibrate every row on validation cells."""
@@ -119,8 +129,9 @@ class _Evaluator(Setting):
         return floors
 
     def _score(
-        self, fitted: Fitted, rate: float, target: str, predictor: Rows, floors: Floors, left: Left | None
-    ) -> Scores:
+        self, fitted: Fitted, rate: float, target: str, predictor: Rows, floors: Floors,
+        watched: Sequence[Left | Decomposition],
+    ) -> Scores:  # fmt: skip
         packer = self.packer(fitted.view, rate, scored=True)
         scores = Scores(len(self.run.genes), seed=self.config.seed, bootstraps=self.config.bootstraps)
         for batch in self.batches(packer, self.cells, f"target {target} rate {rate}"):
@@ -128,17 +139,20 @@ class _Evaluator(Setting):
             laws = floors.laws(batch, predicted, totals)
             if isinstance(fitted.view, Halves):
                 predicted["replicate"] = replicate_values(fitted.view, batch, self.vocabulary)
-            scores.add(batch, predicted, laws)
-            if left is not None:
-                left.add(batch, laws, fitted.offsets)
+            for each in watched:
+                each.add(batch, predicted, laws)
+            scores.add(batch, {name: row for name, row in predicted.items() if not name.startswith(STEP)}, laws)
             self.cut += batch.cut if rate == min(self.config.masks) and target == "full" else 0
         if not scores.entries:
             raise DataError(f"no entry is scored with {rate:g} of the values hidden; hide more, or give more cells.")
         return scores
 
+    def _groups(self, scores: Scores) -> np.ndarray | None:
+        return None if self.groups is None else self.groups[scores.cells]
+
     def _rows(self, scores: Scores, best: dict[str, str], rate: float, target: str) -> Iterator[dict[str, Any]]:
         """Yield the table rows of one rate and target: baselines, the replicate, and the model in each context."""
-        groups = None if self.groups is None else self.groups[scores.cells]
+        groups = self._groups(scores)
         order = [name for name in (*BASELINES, "replicate") if name in scores.predictors]
         for name in order + [name for name in scores.predictors if name.startswith("model/")]:
             predictor, _, context = name.partition("/")

@@ -6,6 +6,7 @@ its expectation is fitted on half of the cells and scored on the other half; cou
 same.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -34,18 +35,19 @@ class Left:
         self._parts: list[tuple[np.ndarray, ...]] = []
         self._entries = 0
         self._name = ""
+        self._mean_count = np.zeros(0)
 
-    def watch(self, name: str) -> "Left":
-        """Name the row to look at."""
-        self._name = name
+    def watch(self, name: str, offsets: OffsetForms) -> "Left":
+        """Name the row to look at, and the baselines that know the mean counts of genes."""
+        self._name, self._mean_count = name, offsets.mean_count
         return self
 
-    def add(self, batch: Batch, laws: Laws, offsets: OffsetForms) -> None:
+    def add(self, batch: Batch, predicted: Mapping[str, np.ndarray], laws: Laws) -> None:
         """Add a batch of held-out cells, up to three million entries."""
         if self._entries < _MOST_ENTRIES:
             cells, genes = batch.cells[batch.target_cells], batch.genes[batch.targets]
             counts = counts_of(batch.truth.astype(np.float64), laws.totals)
-            strata = stratum_of(offsets.mean_count[genes])
+            strata = stratum_of(self._mean_count[genes])
             self._parts.append((cells, strata, counts.astype(np.int64), laws.rates[self._name], laws.totals))
             self._entries += len(cells)
 

@@ -185,12 +185,7 @@ def fit_label_depth(
 
     labels: one string for every cell of the store; "" and labels that no training cell has count as none.
     """
-    names = np.setdiff1d(labels[cells], [""])
-    if len(names) > _MOST_LABELS:
-        raise ConfigError(
-            f"the column of --label has {len(names)} values; at most {_MOST_LABELS} can be cell types; name another."
-        )
-    codes = pd.Index(names).get_indexer(labels)
+    codes, names = label_codes(labels, cells)
 
     def features(cells: np.ndarray, n_detected: np.ndarray) -> np.ndarray:
         one_hot = codes[cells, None] == np.arange(len(names))
@@ -205,6 +200,16 @@ def fit_label_depth(
         return entry_dot(coefficients, batch.genes[batch.targets], x, batch.target_cells)
 
     return predict
+
+
+def label_codes(labels: np.ndarray, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the number of every cell's label, -1 for none, and the names of the labels that the cells have."""
+    names = np.setdiff1d(labels[cells], [""])
+    if len(names) > _MOST_LABELS:
+        raise ConfigError(
+            f"the column of --label has {len(names)} values; at most {_MOST_LABELS} can be cell types; name another."
+        )
+    return pd.Index(names).get_indexer(labels), names
 
 
 def moments(blocks: Iterable[ValueBlock], n_genes: int) -> tuple[np.ndarray, np.ndarray]:
