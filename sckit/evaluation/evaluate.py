@@ -45,6 +45,8 @@ class Evaluation:
     left: pd.DataFrame  # what the best baseline leaves there, by strata of genes; the columns of `Left.table`
     total_from_detection: dict[str, float]
     calibration: list[dict[str, float]]  # of the best baseline: expected and observed mean counts by tenths
+    detection_adds: list[dict[str, Any]]  # value offset ridge less visible offset ridge: rate, target, r2_gene_mean, ci
+    replicate_zero: float | None  # share of the scored entries that are zero in the other half
     decomposition: Decomposed | None  # at the lowest rate, of full-depth values
 
     @property
@@ -58,6 +60,7 @@ class Evaluation:
         left = [left_row(row) for row in to_json(self.left.to_dict("records"))]
         more = {"total_from_detection": self.total_from_detection, "calibration": self.calibration}
         facts |= {"best_baseline": self.best_baseline, "left": left[:-2], "left_in_sum": left[-2:]}
+        more |= {"detection_adds": to_json(self.detection_adds), "replicate_zero": self.replicate_zero}
         if self.decomposition is not None:
             more["decomposition"] = self.decomposition.document()
         return {"command": "eval"} | facts | more
@@ -83,8 +86,8 @@ class _Evaluator(Setting):
     """Scores every row at every rate."""
 
     def evaluate(self) -> Evaluation:
-        rows, entries, self.cut = [], 0, 0
-        decomposition = None
+        rows, adds, entries, self.cut = [], [], 0, 0
+        self.replicate_zero, decomposition = None, None
         targets = self.targets()
         offsets = targets["full"].offsets
         left, best_baseline, calibration = Left(self.config.seed, self.config.bootstraps), "", []
@@ -103,6 +106,9 @@ class _Evaluator(Setting):
                 scores = self._score(fitted, rate, target, predictor, floors, watched)
                 entries = max(entries, scores.entries)
                 rows += self._rows(scores, best, rate, target)
+                if rate < 1:
+                    more = scores.difference("value offset ridge", "visible offset ridge", self._groups(scores))
+                    adds.append({"rate": rate, "target": target} | more)
         order = {rate: i for i, rate in enumerate(self.config.masks)}
         rows.sort(key=lambda row: (row["target"] != "full", order[row["rate"]]))
         ends = {name: float for name in rows[0] if name.endswith(("_low", "_high"))}  # None where there is no interval
@@ -110,8 +116,8 @@ class _Evaluator(Setting):
         found = left.table(self.groups)
         notes = self._notes(offsets, total)
         return Evaluation(
-            self.run.path, len(self.cells), entries, table, notes, best_baseline, found, total, calibration,
-            None if decomposition is None else decomposition.result(),
+            self.run.path, len(self.cells), entries, table, notes, best_baseline, found, total, calibration, adds,
+            self.replicate_zero, None if decomposition is None else decomposition.result(),
         )  # fmt: skip
 
     def _calibrated(self, fitted: Fitted, rate: float, predictor: Rows) -> Floors:
@@ -134,17 +140,21 @@ class _Evaluator(Setting):
     ) -> Scores:  # fmt: skip
         packer = self.packer(fitted.view, rate, scored=True)
         scores = Scores(len(self.run.genes), seed=self.config.seed, bootstraps=self.config.bootstraps)
+        zeros = 0
         for batch in self.batches(packer, self.cells, f"target {target} rate {rate}"):
             predicted, totals = predictor(packer, batch), fitted.view.totals(batch.cells)
             laws = floors.laws(batch, predicted, totals)
             if isinstance(fitted.view, Halves):
                 predicted["replicate"] = replicate_values(fitted.view, batch, self.vocabulary)
+                zeros += int((predicted["replicate"] == 0).sum())
             for each in watched:
                 each.add(batch, predicted, laws)
             scores.add(batch, {name: row for name, row in predicted.items() if not name.startswith(STEP)}, laws)
             self.cut += batch.cut if rate == min(self.config.masks) and target == "full" else 0
         if not scores.entries:
             raise DataError(f"no entry is scored with {rate:g} of the values hidden; hide more, or give more cells.")
+        if target == "half":
+            self.replicate_zero = zeros / scores.entries
         return scores
 
     def _groups(self, scores: Scores) -> np.ndarray | None:
