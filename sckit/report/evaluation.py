@@ -3,24 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from rich.console import Console
 
 from sckit.evaluation.evaluate import Evaluation
-from sckit.report.files import OUTSIDE, clean, save_report
+from sckit.report.evaluation_figure import evaluation_figure, left_figure, row_name
+from sckit.report.files import save_figure, save_report
 from sckit.report.text import at, is_number, number, titled_table, with_interval
 
-_COLOURS = {
-    "gene mean": "#b0b0b0",
-    "gene mean + depth": "#8c8c8c",
-    "label + depth": "#c49c94",
-    "detection ridge": "#1f77b4",
-    "detection + total ridge": "#17becf",
-    "value ridge": "#2ca02c",
-    "model": "#d62728",
-    "replicate": "#9467bd",
-}
-_STYLES = {"detected": "-", "visible": "--", "shuffled": ":"}
 _WIDE = 160
 _CORE = ("predictor", "pooled r", "centred r", "R² [95 %]", "gene r", "cell r", "minus best [95 %]")
 _MORE = ("minus ridge [95 %]", "R² depth", "gene r - depth", "deviance", "worse genes")
@@ -49,18 +38,12 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
             core += [number(row.per_gene_r), number(row.per_cell_r), _difference(row, "minus_best")]
             more = [row.r2_depth, row.per_gene_r_beyond_depth, row.deviance_explained, row.genes_worse_than_mean]
             details = [_difference(row, "minus_ridge"), *map(number, more)] if wide else []
-            table.add_row(_name(row), *core, *details)
+            table.add_row(row_name(row), *core, *details)
         console.print(table)
         console.print()
     console.print(_LEGEND + (_MORE_LEGEND if wide else " More columns are in eval.csv."), style="dim", highlight=False)
     for note in [*evaluation.notes, *verdicts(evaluation)]:
         console.print(note, highlight=False, soft_wrap=True)
-
-
-def _name(row: Any) -> str:
-    """The predictor, and the context where that is not the default one."""
-    plain = not isinstance(row.context, str) or row.context == "detected"
-    return row.predictor if plain else f"{row.predictor} ({row.context})"
 
 
 def _numbers(row: Any, value: str, ends: str, **form: Any) -> str:
@@ -102,58 +85,6 @@ def verdicts(evaluation: Evaluation) -> list[str]:
 
 
 def save_evaluation(evaluation: Evaluation, folder: Path) -> list[Path]:
-    """Write eval.json, eval.csv, and the figure as eval.png and eval.svg; returns the paths."""
-    return save_report(folder, "eval", evaluation.document(), evaluation.table, _sweep(evaluation.table))
-
-
-def _sweep(table: pd.DataFrame) -> Any:
-    """Draw the model, every linear baseline and the replicate, pooled r and R² over the share hidden."""
-    from matplotlib.figure import Figure
-
-    targets = table["target"].unique()
-    figure = Figure(figsize=(11, 4.2 * len(targets)), layout="constrained")
-    axes = figure.subplots(len(targets), 2, squeeze=False)
-    for line, target in zip(axes, targets, strict=True):
-        for axis, column, title in (
-            (line[0], "pooled_r", "pooled Pearson r"),
-            (line[1], "r2_gene_mean", "R² against the gene mean"),
-        ):
-            _draw_panel(axis, at(table, target=target), column)
-            depth = "full-depth target" if target == "full" else "half-depth target"
-            axis.set(xlabel="share of the values hidden", ylabel=title, title=f"{title}, {depth}")
-        handles, labels = line[0].get_legend_handles_labels()  # this panel has the replicate's lines too
-        line[1].legend(handles, labels, **OUTSIDE)
-    return figure
-
-
-def _draw_panel(axis: Any, table: pd.DataFrame, column: str) -> None:
-    for name, rows in table.groupby([_name(row) for row in table.itertuples()], sort=False):
-        rows = rows.sort_values("rate")
-        first = rows.iloc[0]
-        if first["predictor"] == "replicate":
-            _draw_replicate(axis, first[column], column)
-            continue
-        is_model = first["predictor"] == "model"
-        colour, width, marker = (
-            _COLOURS.get(first["predictor"], "#555555"),
-            2.0 if is_model else 1.3,
-            "o" if is_model else ".",
-        )
-        style = {"linestyle": _STYLES.get(first["context"], "-"), "linewidth": width, "marker": marker, "markersize": 5}
-        axis.plot(rows["rate"], rows[column], label=name, color=colour, zorder=3 if is_model else 2, **style)
-        low, high = (rows[f"{column}_{end}"].astype(float) for end in ("low", "high"))
-        axis.fill_between(rows["rate"], low, high, color=colour, alpha=0.12, linewidth=0)
-    axis.set_xlim(0, 1.03)
-    clean(axis)
-
-
-def _draw_replicate(axis: Any, value: float | None, column: str) -> None:
-    """The replicate does not depend on what is hidden: a line across the panel, or a remark when it lies far below."""
-    if value is None or not is_number(value):
-        return
-    if column == "r2_gene_mean" and value < -0.25:
-        axis.annotate(f"replicate: R² {value:.2f}, far below", (0.02, 0.03), xycoords="axes fraction", fontsize=8)
-        return
-    axis.axhline(value, color=_COLOURS["replicate"], linestyle="-.", linewidth=1.3, label="replicate")
-    if column == "pooled_r" and value > 0:
-        axis.axhline(value**0.5, color=_COLOURS["replicate"], linestyle=":", label="square root of the replicate")
+    """Write eval.json, eval.csv, and the figures as eval.png, eval.svg, left.png and left.svg; returns the paths."""
+    paths = save_report(folder, "eval", evaluation.document(), evaluation.table, evaluation_figure(evaluation.table))
+    return paths + save_figure(folder, "left", left_figure(evaluation.left, evaluation.best_baseline))

@@ -14,11 +14,17 @@ OUTSIDE = {"loc": "center left", "bbox_to_anchor": (1.02, 0.5), "frameon": False
 def save_report(folder: Path, name: str, document: Any, table: pd.DataFrame, figure: Any) -> list[Path]:
     """Write `name`.json, .csv, .png and .svg into a folder, which is made if needed; returns the paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{name}.{kind}" for kind in ("json", "csv", "png", "svg")]
+    paths = [folder / f"{name}.{kind}" for kind in ("json", "csv")]
     write_json(paths[0], document)
     with replacing(paths[1]) as unfinished:
         table.to_csv(unfinished, index=False)
-    for path in paths[2:]:
+    return paths + save_figure(folder, name, figure)
+
+
+def save_figure(folder: Path, name: str, figure: Any) -> list[Path]:
+    """Write `name`.png and .svg into a folder; returns the paths."""
+    paths = [folder / f"{name}.{kind}" for kind in ("png", "svg")]
+    for path in paths:
         with replacing(path) as unfinished:
             figure.savefig(unfinished, dpi=150, format=path.suffix[1:])
     return paths
