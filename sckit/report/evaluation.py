@@ -1,49 +1,77 @@
-"""Evaluation results as a table, sentences, files and a figure. Nothing is computed here."""
+"""Evaluation results as tables, sentences, files and figures. Nothing is computed here."""
 
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from rich.console import Console
+from rich.table import Table
 
 from sckit.evaluation.evaluate import Evaluation
+from sckit.files import replacing
+from sckit.metrics.intervals import verdict
+from sckit.report.decomposition import decomposition_lines, decomposition_tables, save_decomposition
 from sckit.report.evaluation_figure import evaluation_figure, left_figure, row_name
 from sckit.report.files import save_figure, save_report
 from sckit.report.text import at, is_number, number, titled_table, with_interval
 
-_WIDE = 160
-_CORE = ("predictor", "pooled r", "centred r", "R² [95 %]", "gene r", "cell r", "minus best [95 %]")
-_MORE = ("minus ridge [95 %]", "R² depth", "gene r - depth", "deviance", "worse genes")
+MARGIN = 0.001
+"""Two rows whose R2 differs by less are called the same."""
+
+_WIDE = 195
+_CORE = ("predictor", "pooled r", "R² [95 %]", "attainable", "share", "gene r", "minus best [95 %]")
+_MORE = ("predictor", "pooled r", "centred r", "R² [95 %]", "attainable [95 %]", "share", "gene r", "cell r")
+_MORE += ("minus best [95 %]", "minus ridge", "R² depth", "deviance", "worse genes")
 _LEGEND = (
-    "pooled r: correlation over all scored values; centred r: the same less each gene's mean; R²: share of the squared "
-    "error of the gene mean that is removed; gene r: median over genes of the correlation across cells; cell r: mean "
-    "over cells of the correlation across genes; minus best: R² less that of the best linear baseline."
+    "pooled r: correlation over all scored values; R²: share of the squared error of the gene mean that is removed; "
+    "attainable: R² that the row would have if its predictions were the truth and counts varied about them by chance "
+    "alone; share: R² as a share of what is attainable; gene r: median over genes of the correlation across cells; "
+    "minus best: R² less that of the best linear baseline."
 )
 _MORE_LEGEND = (
-    " minus ridge: R² less that of the detection ridge; R² depth: against gene mean + depth; deviance: count deviance "
-    "explained; worse genes: share predicted worse than by their own mean."
+    " centred r: pooled r less each gene's mean; cell r: mean over cells of the correlation across genes; minus ridge: "
+    "R² less that of the detection ridge; R² depth: against gene mean + depth; deviance: count deviance explained; "
+    "worse genes: share predicted worse than by their own mean."
 )
 
 
 def print_evaluation(evaluation: Evaluation, console: Console) -> None:
     """Print one table per target and rate, and what they say in words; a narrow console gets the core columns."""
     wide = console.width >= _WIDE
+    tables = []
     for target, rate in dict.fromkeys(evaluation.table[["target", "rate"]].itertuples(index=False, name=None)):
         rows = at(evaluation.table, target=target, rate=rate)
         depth = "full depth" if target == "full" else "half of the molecules"
         known = ", exact total known" if rows["known_depth"].any() else ""
         title = f"{rate:.0%} of the values hidden, target at {depth}{known}"
-        table = titled_table(title, *_CORE, *(_MORE if wide else ()))
+        tables.append(titled_table(title, *(_MORE if wide else _CORE)))
         for row in rows.itertuples():
-            core = [number(row.pooled_r), number(row.centred_r), _numbers(row, "r2_gene_mean", "r2_gene_mean")]
-            core += [number(row.per_gene_r), number(row.per_cell_r), _difference(row, "minus_best")]
-            more = [row.r2_depth, row.per_gene_r_beyond_depth, row.deviance_explained, row.genes_worse_than_mean]
-            details = [_difference(row, "minus_ridge"), *map(number, more)] if wide else []
-            table.add_row(row_name(row), *core, *details)
+            tables[-1].add_row(*(_wide_cells(row) if wide else _core_cells(row)))
+    if wide:
+        tables += [_left_table(evaluation), _calibration_table(evaluation)]
+    if evaluation.decomposition is not None:
+        tables += decomposition_tables(evaluation.decomposition)
+    for table in tables:
         console.print(table)
         console.print()
     console.print(_LEGEND + (_MORE_LEGEND if wide else " More columns are in eval.csv."), style="dim", highlight=False)
-    for note in [*evaluation.notes, *verdicts(evaluation)]:
-        console.print(note, highlight=False, soft_wrap=True)
+    lines = [*evaluation.notes, *verdicts(evaluation), *left_lines(evaluation)]
+    for line in lines if evaluation.decomposition is None else lines + decomposition_lines(evaluation.decomposition):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _core_cells(row: Any) -> list[str]:
+    r2, best = _numbers(row, "r2_gene_mean", "r2_gene_mean"), _difference(row, "minus_best")
+    floor = [number(row.floor_r2_gene_mean), number(row.explainable_share, digits=2)]
+    return [row_name(row), number(row.pooled_r), r2, *floor, number(row.per_gene_r), best]
+
+
+def _wide_cells(row: Any) -> list[str]:
+    scores = [number(row.pooled_r), number(row.centred_r), _numbers(row, "r2_gene_mean", "r2_gene_mean")]
+    scores += [_numbers(row, "floor_r2_gene_mean", "floor"), number(row.explainable_share, digits=2)]
+    scores += [number(row.per_gene_r), number(row.per_cell_r), _difference(row, "minus_best")]
+    scores.append(number(row.minus_ridge_r2_gene_mean, digits=4, signed=True))
+    return [row_name(row), *scores, *map(number, (row.r2_depth, row.deviance_explained, row.genes_worse_than_mean))]
 
 
 def _numbers(row: Any, value: str, ends: str, **form: Any) -> str:
@@ -54,37 +82,115 @@ def _difference(row: Any, column: str) -> str:
     return _numbers(row, f"{column}_r2_gene_mean", column, digits=4, signed=True)
 
 
+def _left_table(evaluation: Evaluation) -> Table:
+    """What the best baseline leaves, by strata of genes."""
+    title = f"What the best linear baseline ({evaluation.best_baseline}) leaves, by the gene's mean count"
+    columns = ("mean count", "entries", "variance / Poisson", "other half tells [95 %]", "simulated")
+    table = titled_table(title, *columns, left=("mean count",))
+    for row in at(evaluation.left).itertuples():
+        high = row.mean_count_high
+        span = f"{row.mean_count_low:g} to {high:g}" if is_number(high) else f"{row.mean_count_low:g} or more"
+        numbers = [number(row.entries), number(row.variance_over_poisson)]
+        gain = _numbers(row, "own_half_gain", "own_half_gain")
+        table.add_row(span, *numbers, gain, number(row.own_half_gain_simulated))
+    return table
+
+
+def _calibration_table(evaluation: Evaluation) -> Table:
+    """Mean counts that the best baseline expects, and those observed, on validation cells."""
+    title = f"Mean counts of validation cells in tenths of the entries, by what the {evaluation.best_baseline} expects"
+    table = titled_table(title, "counts", *map(str, range(1, 11)), left=("counts",))
+    for name in ("expected", "observed"):
+        table.add_row(name, *(number(tenth[name]) for tenth in evaluation.calibration))
+    return table
+
+
 def verdicts(evaluation: Evaluation) -> list[str]:
-    """Say in sentences what the rows show: model and linear baselines, contexts, replicate."""
+    """Say in sentences what the rows show: model and linear baselines, the detection set, replicate, labels."""
     models = at(evaluation.table, predictor="model")
+    lines = [_model_line(row) for row in at(models, context="detected").itertuples()]
+    for row in at(models, context="visible", rate=1.0).itertuples():
+        lines.append(
+            f"{_where(row)}: the context visible has R² {number(row.r2_gene_mean)}; with every value hidden only the "
+            "gene is left, so that this has to be 0: it checks the code and is no result"
+        )
+    for row in evaluation.detection_adds:
+        gain = with_interval(row["r2_gene_mean"], *row["ci"], digits=4, signed=True)
+        lines.append(
+            f"{row['rate']:.0%} hidden, {row['target']} depth: knowing which hidden genes are detected adds R² {gain} "
+            "(value offset ridge less visible offset ridge)"
+        )
+    return lines + _replicate_lines(evaluation) + _label_lines(evaluation)
+
+
+def _where(row: Any) -> str:
+    return f"{row.rate:.0%} hidden, {row.target} depth"
+
+
+def _model_line(row: Any) -> str:
+    """Compare the model with the best linear baseline."""
+    best = f"the best linear baseline ({row.minus_best_predictor})"
+    found = verdict([row.minus_best_low, row.minus_best_high], MARGIN)
+    if found == "no difference":
+        return (
+            f"{_where(row)}: the model and {best} are the same, within {MARGIN:g} R² ({_difference(row, 'minus_best')})"
+        )
+    word = {"helps": "above", "hurts": "below"}.get(found, "not distinguishable from")
+    return f"{_where(row)}: the model is {word} {best}; R² differs by {_difference(row, 'minus_best')}"
+
+
+def _replicate_lines(evaluation: Evaluation) -> list[str]:
+    """Compare the model with the other half of the molecules, and say why that is no ceiling."""
     lines = []
-    for row in at(models, context="detected").itertuples():
-        low, high = row.minus_best_low, row.minus_best_high
-        word = "above" if low > 0 else "below" if high < 0 else "not distinguishable from"
-        best = f"the best linear baseline ({row.minus_best_predictor})"
-        where = f"{row.rate:.0%} hidden, {row.target} depth"
-        lines.append(f"{where}: the model is {word} {best}; R² differs by {_difference(row, 'minus_best')}")
-    # Below a rate of 1 the context "visible" also lacks the linear baselines, so the gap would say more than that.
-    for target, rows in at(models, rate=1.0).groupby("target", sort=False):
-        r2 = rows.set_index("context")["r2_gene_mean"]
-        if {"visible", "detected"} <= set(r2.index):
-            gain = f"R² {r2['detected'] - r2['visible']:+.3f}"
-            where = f"100% hidden, {target} depth"
-            lines.append(f"{where}: information in the detection set (detected - visible): {gain}")
     replicates = at(evaluation.table, predictor="replicate").set_index("rate")["pooled_r"]
-    for row in at(models, context="detected", target="half").itertuples():
-        if is_number(ceiling := replicates[row.rate]) and is_number(row.pooled_r):
-            low, high = row.pooled_r_low, row.pooled_r_high
-            place = "above" if low > ceiling else "below" if high < ceiling else "at"
-            root = f", its square root {ceiling**0.5:.3f}" if ceiling > 0 else ""
-            lines.append(
-                f"{row.rate:.0%} hidden: half-depth replicate r {ceiling:.3f}{root}; "
-                f"the model's {_numbers(row, 'pooled_r', 'pooled_r')} lies {place} the replicate"
-            )
+    for row in at(evaluation.table, predictor="model", context="detected", target="half").itertuples():
+        if is_number(r := replicates[row.rate]) and is_number(row.pooled_r):
+            model = _numbers(row, "pooled_r", "pooled_r")
+            lines.append(f"{_where(row)}: pooled r of the replicate {number(r)}, of the model {model}")
+    if is_number(evaluation.replicate_zero):
+        lines.append(
+            f"replicate: the other half of the molecules is zero in {evaluation.replicate_zero:.0%} of the scored "
+            "entries. It is a comparison and no ceiling: in data simulated from a known Poisson law the gene mean can "
+            "beat it too, so that it bounds nothing"
+        )
+    return lines
+
+
+def _label_lines(evaluation: Evaluation) -> list[str]:
+    if not (evaluation.table["predictor"] == "label + depth").any():
+        return []
+    return ["label + depth: where labels were assigned from expression, this row is not free of values"]
+
+
+def left_lines(evaluation: Evaluation) -> list[str]:
+    """Say how much of what the best baseline leaves repeats, in genes with few counts and in all."""
+    lines = []
+    for row in at(evaluation.left).tail(2).itertuples():
+        if not is_number(row.own_half_gain):
+            continue
+        few = (
+            f"genes with a mean count below {row.mean_count_high:g}" if is_number(row.mean_count_high) else "all genes"
+        )
+        low, high = (f"{100 * x:.1f}" if is_number(x) else "-" for x in (row.own_half_gain_low, row.own_half_gain_high))
+        simulated = row.own_half_gain_simulated
+        noise = f", {number(100 * simulated, digits=1)} % would in pure sampling noise" if is_number(simulated) else ""
+        lines.append(
+            f"{few}, {row.entries:.0%} of the entries: {100 * row.own_half_gain:.1f} % [{low}, {high}] of what the "
+            f"{evaluation.best_baseline} leaves repeats between halves{noise}; its variance is "
+            f"{number(row.variance_over_poisson, digits=2)} times that of a Poisson law"
+        )
     return lines
 
 
 def save_evaluation(evaluation: Evaluation, folder: Path) -> list[Path]:
-    """Write eval.json, eval.csv, and the figures as eval.png, eval.svg, left.png and left.svg; returns the paths."""
+    """Write eval.json, .csv, .png, .svg; left.csv, .png, .svg; calibration.csv; and the decomposition if there is one.
+
+    Returns the paths.
+    """
     paths = save_report(folder, "eval", evaluation.document(), evaluation.table, evaluation_figure(evaluation.table))
-    return paths + save_figure(folder, "left", left_figure(evaluation.left, evaluation.best_baseline))
+    for name, table in (("left", evaluation.left), ("calibration", pd.DataFrame(evaluation.calibration))):
+        paths.append(folder / f"{name}.csv")
+        with replacing(paths[-1]) as unfinished:
+            table.to_csv(unfinished, index=False)
+    paths += save_figure(folder, "left", left_figure(evaluation.left, evaluation.best_baseline))
+    return paths + ([] if evaluation.decomposition is None else save_decomposition(evaluation.decomposition, folder))
