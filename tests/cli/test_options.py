@@ -80,9 +80,11 @@ def test_nothing_lacks_its_sentence():
         (["eval", "--cells", "9", "--max-cells", "8"], EvalConfig(max_cells=8), ["--cells is called --max-cells now."]),
         (["eval", "--mask", "0.15", "--mask", "1", "--context", "visible", "--context", "visible"],
          EvalConfig(masks=(0.15, 1.0), contexts=("visible",)), []),
+        (["eval", "--decompose"], EvalConfig(masks=(0.15,), decompose=True), []),
+        (["eval", "--decompose", "--mask", "1"], EvalConfig(masks=(1.0,), decompose=True), []),
         (["prepare", "--out", "a.sckit", "--genes", "400", "--raw"], PrepareConfig(genes=400, raw=True), []),
     ],
-    ids=["former names", "today's name wins", "repeated options", "prepare"],
+    ids=["former names", "today's name wins", "repeated options", "decompose", "decompose at a share", "prepare"],
 )  # fmt: skip
 def test_what_is_typed_reaches_the_config(heard, arguments, expected, sentences):
     result = run(*arguments)
