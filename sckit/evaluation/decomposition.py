@@ -21,12 +21,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from sckit.data.batch import Batch
+from sckit.data.batch import Batch, Packer
 from sckit.data.labels import group_values
 from sckit.data.views import cell_of_entry
 from sckit.evaluation.floor import STRATA, stratum_of
 from sckit.evaluation.gains import GeneGains
-from sckit.evaluation.predictors import Fitted, Rows, Setting
+from sckit.evaluation.predictors import Fitted, Pass, Rows, Setting
 from sckit.evaluation.rows import Floors
 from sckit.files import to_json
 from sckit.kernels.count_law import draw_counts, value_moments
@@ -155,9 +155,14 @@ class Decomposition:
         self._generator = np.random.default_rng(setting.config.seed)
         self._gains = GeneGains(setting.run.genes["symbol"].to_numpy(), fitted.offsets, self._steps.detected)
 
-    def beside(self, rows: Rows) -> Rows:
+    def beside(self, predictor: Pass) -> Pass:
         """Return what predicts the steps too."""
-        return lambda packer, batch: rows(packer, batch) | self._steps.predict(batch)
+
+        def over(packer: Packer, cells: np.ndarray) -> Rows:
+            rows = predictor(packer, cells)
+            return lambda batch: rows(batch) | self._steps.predict(batch)
+
+        return over
 
     def calibrated(self, floors: Floors) -> "Decomposition":
         """Take the noise floor of the row with the least squared error on validation cells."""

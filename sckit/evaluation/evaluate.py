@@ -19,8 +19,8 @@ from sckit.data.split import VALIDATION
 from sckit.errors import DataError
 from sckit.evaluation.decomposition import STEP, Decomposed, Decomposition
 from sckit.evaluation.left import Left, left_row
-from sckit.evaluation.predictors import Fitted, Rows, Setting
-from sckit.evaluation.rows import BASELINES, Floors, best_baselines
+from sckit.evaluation.predictors import Fitted, Pass, Setting
+from sckit.evaluation.rows import BASELINES, Floors, best_baselines, best_of
 from sckit.files import to_json
 from sckit.metrics.values import Scores, json_row, resampling
 from sckit.model.offset_forms import OffsetForms
@@ -86,7 +86,7 @@ class _Evaluator(Setting):
     """Scores every row at every rate."""
 
     def evaluate(self) -> Evaluation:
-        rows, adds, entries, self.cut = [], [], 0, 0
+        rows, adds, others, entries, self.cut = [], [], [], 0, 0
         self.replicate_zero, decomposition = None, None
         targets = self.targets()
         offsets = targets["full"].offsets
@@ -98,35 +98,38 @@ class _Evaluator(Setting):
                     decomposition = Decomposition(self, fitted, rate)
                     predictor = decomposition.beside(predictor)
                 floors = self._calibrated(fitted, rate, predictor)
-                best = best_baselines(floors.errors)
+                errors = floors.errors
                 if first:
-                    best_baseline = best["detected"]
+                    best_baseline = best_baselines(errors)["detected"]
                     calibration, watched = floors.deciles[best_baseline], [left.watch(best_baseline, offsets)]
                     watched += [] if decomposition is None else [decomposition.calibrated(floors)]
                 scores = self._score(fitted, rate, target, predictor, floors, watched)
-                entries = max(entries, scores.entries)
-                rows += self._rows(scores, best, rate, target)
+                entries, groups = max(entries, scores.entries), self._groups(scores)
+                rows += self._rows(scores, errors, rate, target)
                 if rate < 1:
-                    more = scores.difference("value offset ridge", "visible offset ridge", self._groups(scores))
+                    more = scores.difference("value offset ridge", "visible offset ridge", groups)
                     adds.append({"rate": rate, "target": target} | more)
+                said = self.association.sentences(scores, groups) if self.association else []
+                others += [f"{rate:.0%} hidden, {target} depth: {sentence}" for sentence in said]
         order = {rate: i for i, rate in enumerate(self.config.masks)}
         rows.sort(key=lambda row: (row["target"] != "full", order[row["rate"]]))
         ends = {name: float for name in rows[0] if name.endswith(("_low", "_high"))}  # None where there is no interval
         table, total = pd.DataFrame(rows).astype(ends), self._total_from_detection(offsets)
         found = left.table(self.groups)
-        notes = self._notes(offsets, total)
+        notes = self._notes(offsets, total, others)
         return Evaluation(
             self.run.path, len(self.cells), entries, table, notes, best_baseline, found, total, calibration, adds,
             self.replicate_zero, None if decomposition is None else decomposition.result(),
         )  # fmt: skip
 
-    def _calibrated(self, fitted: Fitted, rate: float, predictor: Rows) -> Floors:
+    def _calibrated(self, fitted: Fitted, rate: float, predictor: Pass) -> Floors:
         """Calibrate every row on validation cells."""
         floors, cells = Floors(fitted.offsets), self.run.cells(VALIDATION)
         for epoch in range(_CALIBRATION_DRAWS):
             packer = self.packer(fitted.view, rate, scored=False, epoch=epoch + 1)
+            predict = predictor(packer, cells)
             for batch in self.batches(packer, cells, f"validation cells, rate {rate}"):
-                floors.add(batch, predictor(packer, batch), fitted.view.totals(batch.cells))
+                floors.add(batch, predict(batch), fitted.view.totals(batch.cells))
             if floors.entries >= _CALIBRATION_ENTRIES or rate == 1.0:
                 break
         if not floors.entries:
@@ -135,14 +138,14 @@ class _Evaluator(Setting):
         return floors
 
     def _score(
-        self, fitted: Fitted, rate: float, target: str, predictor: Rows, floors: Floors,
+        self, fitted: Fitted, rate: float, target: str, predictor: Pass, floors: Floors,
         watched: Sequence[Left | Decomposition],
     ) -> Scores:  # fmt: skip
         packer = self.packer(fitted.view, rate, scored=True)
         scores = Scores(len(self.run.genes), seed=self.config.seed, bootstraps=self.config.bootstraps)
-        zeros = 0
+        predict, zeros = predictor(packer, self.cells), 0
         for batch in self.batches(packer, self.cells, f"target {target} rate {rate}"):
-            predicted, totals = predictor(packer, batch), fitted.view.totals(batch.cells)
+            predicted, totals = predict(batch), fitted.view.totals(batch.cells)
             laws = floors.laws(batch, predicted, totals)
             if isinstance(fitted.view, Halves):
                 predicted["replicate"] = replicate_values(fitted.view, batch, self.vocabulary)
@@ -160,14 +163,14 @@ class _Evaluator(Setting):
     def _groups(self, scores: Scores) -> np.ndarray | None:
         return None if self.groups is None else self.groups[scores.cells]
 
-    def _rows(self, scores: Scores, best: dict[str, str], rate: float, target: str) -> Iterator[dict[str, Any]]:
+    def _rows(self, scores: Scores, errors: dict[str, float], rate: float, target: str) -> Iterator[dict[str, Any]]:
         """Yield the table rows of one rate and target: baselines, the replicate, and the model in each context."""
         groups = self._groups(scores)
         order = [name for name in (*BASELINES, "replicate") if name in scores.predictors]
-        for name in order + [name for name in scores.predictors if name.startswith("model/")]:
+        for name in order + [name for name in scores.predictors if name.startswith("model")]:
             predictor, _, context = name.partition("/")
             where = {"rate": rate, "context": context or None, "known_depth": self.known_depth, "target": target}
-            yield scores.full_row(name, best[context or "detected"], groups, **where) | {"predictor": predictor}
+            yield scores.full_row(name, best_of(name, errors), groups, **where) | {"predictor": predictor}
 
     def _total_from_detection(self, offsets: OffsetForms) -> dict[str, float]:
         """Say how well the detection set tells the total counts of the held-out cells."""
@@ -176,7 +179,7 @@ class _Evaluator(Setting):
         r2, error = offsets.explained_total(np.log(self.store.totals(self.cells)), np.concatenate(parts))
         return {"r2": r2, "median_relative_error": error}
 
-    def _notes(self, offsets: OffsetForms, total: dict[str, float]) -> list[str]:
+    def _notes(self, offsets: OffsetForms, total: dict[str, float], others: list[str]) -> list[str]:
         """Return what a reader of the numbers has to know; the last sentence is about the intervals."""
         groups = None if self.groups is None else self.groups[self.cells]
         components, factors, penalty, count_penalty = offsets.chosen
@@ -192,6 +195,7 @@ class _Evaluator(Setting):
                 "half-depth target: the linear baselines, and the one that the model starts from, are refitted on "
                 "halves of the training cells"
             )
+        notes += others
         less = " (or below the share hidden, where that is less)" if min(self.config.masks) < SCORED_SHARE else ""
         notes.append(
             f"{len(self.cells):,} held-out cells; scored: detected entries with a hash below {SCORED_SHARE}{less}"

@@ -14,9 +14,11 @@ from sckit.data.batch import Batch, Hiding, Packer
 from sckit.data.halves import Halves, nb_sizes
 from sckit.data.labels import group_values
 from sckit.data.loader import batches_by_tokens, detected_in
-from sckit.data.split import HELD_OUT, TRAIN
+from sckit.data.split import HELD_OUT, TRAIN, VALIDATION
 from sckit.data.views import CountsView, CutView
 from sckit.device import choose_compute
+from sckit.evaluation.association import Association, group_codes, may_be_neighbours
+from sckit.evaluation.other_cells import shown
 from sckit.model.closed_forms import ClosedForms, fit_label_depth
 from sckit.model.offset_fit import fit_visible
 from sckit.model.offset_forms import OffsetForms
@@ -26,9 +28,12 @@ from sckit.training.baselines import offset_forms, refit_offset_forms, training_
 from sckit.training.run import Run, fit_baselines
 
 Predictor = Callable[[Batch], np.ndarray]
-Rows = Callable[[Packer, Batch], dict[str, np.ndarray]]
+Rows = Callable[[Batch], dict[str, np.ndarray]]
+Pass = Callable[[Packer, np.ndarray], Rows]
+"""Says how the batches of some cells, hidden by a packer, are predicted; rows with other cells look at them first."""
 
 _CLUSTERS = 20
+_NOTHING_HIDDEN = 1e-12  # mask rate at which no hash is below
 
 
 @dataclass(frozen=True)
@@ -58,14 +63,17 @@ class Setting:
         self.known_depth = config.known_depth or run.config.known_depth
         column = config.group or run.config.group
         self.groups = group_values(self.store.obs, column) if column else None
+        column = config.offset_group or (run.config.group if config.neighbours else None)
+        self.codes = group_codes(group_values(self.store.obs, column), config.offset_group) if column else None
+        self.association: Association | None = None  # of the target and mask rate that are being scored
 
-    def _log(self, text: str) -> None:
+    def log(self, text: str) -> None:
         self.on_event("note", {"text": text})
 
     def targets(self) -> dict[str, Fitted]:
         """Return what is fitted for each target, "full" and, where it is asked for, "half"."""
         given = {"components": self.config.components, "penalty": self.config.penalty}
-        offsets = offset_forms(self.run, log=self._log, **given)
+        offsets = offset_forms(self.run, log=self.log, **given)
         targets = {"full": Fitted(self.store, self.run.forms, offsets, self._labels(self.store, self.run.forms))}
         if self.config.replicate_halves:
             targets["half"] = self._halves(offsets)
@@ -73,12 +81,12 @@ class Setting:
 
     def _halves(self, offsets: OffsetForms) -> Fitted:
         """Return the A halves of all cells, and the linear baselines fitted on the A halves of the training cells."""
-        self._log(f"halving the molecules ({self.config.halving}); refitting the linear baselines on halves")
+        self.log(f"halving the molecules ({self.config.halving}); refitting the linear baselines on halves")
         train = self.run.cells(TRAIN)
         sizes = nb_sizes(self.store, train, self._clusters(train)) if self.config.halving == "nb" else None
         view = Halves(self.store, self.config.seed, sizes)
         forms = fit_baselines(view, self.vocabulary, train, self.run.config)
-        refitted = refit_offset_forms(self.run, view, offsets, self._log)
+        refitted = refit_offset_forms(self.run, view, offsets, self.log)
         return Fitted(view, forms, refitted, self._labels(view, forms))
 
     def _clusters(self, cells: np.ndarray) -> np.ndarray:
@@ -103,25 +111,46 @@ class Setting:
         most = self.run.config.max_genes
         return Packer(view, self.vocabulary, hiding, known_depth=known, scored=scored, max_genes=most)
 
-    def predictor(self, fitted: Fitted, rate: float) -> Rows:
-        """Return what predicts the targets of a batch by every row but the replicate."""
+    def predictor(self, fitted: Fitted, rate: float) -> Pass:
+        """Return what predicts the targets of a pass over cells by every row but the replicate."""
         visible = None
         if rate < 1:
             cells = training_cells(self.run, fitted.view)
             visible = fit_visible(cells, fitted.offsets, rate, self.run.config.max_genes)
+        association = self.association = self._association(fitted, rate)
 
-        def predicted(packer: Packer, batch: Batch) -> dict[str, np.ndarray]:
-            rows = fitted.forms.predict(batch) | fitted.offsets.predict(batch)
-            if visible is not None:
-                rows["visible offset ridge"] = visible.predict(batch)
-            if fitted.labels is not None:
-                rows["label + depth"] = fitted.labels(batch)
-            for context in self.config.contexts:
-                shown = batch if context == "detected" else replace(packer, context=context)(batch.cells)
-                rows[f"model/{context}"] = self._predict(shown, fitted)
-            return rows
+        def over(packer: Packer, cells: np.ndarray) -> Rows:
+            others = association and association.over(lambda: self.batches(packer, cells, "other cells"))
 
-        return predicted
+            def predicted(batch: Batch) -> dict[str, np.ndarray]:
+                rows = fitted.forms.predict(batch) | fitted.offsets.predict(batch)
+                if visible is not None:
+                    rows["visible offset ridge"] = visible.predict(batch)
+                if fitted.labels is not None:
+                    rows["label + depth"] = fitted.labels(batch)
+                for context in self.config.contexts:
+                    shown = batch if context == "detected" else replace(packer, context=context)(batch.cells)
+                    rows[f"model/{context}"] = self._predict(shown, fitted)
+                return rows | (others(batch, rows) if others else {})
+
+            return predicted
+
+        return over
+
+    def _association(self, fitted: Fitted, rate: float) -> Association | None:
+        """Return what adds the rows that know other cells, if there are any."""
+        config, training = self.config, None
+        if config.offset_group is None and not config.neighbours:
+            return None
+        if config.neighbours:
+            packer = replace(self.packer(fitted.view, _NOTHING_HIDDEN, scored=False), known_depth=True)
+            cells = may_be_neighbours(self.run.cells(TRAIN), config.seed)
+            training = shown(fitted.offsets, self.batches(packer, cells, "training cells that may be neighbours"))
+        kinds = {"with_offsets": config.offset_group is not None, "neighbours": config.neighbours}
+        association = Association(fitted.offsets, codes=self.codes, training=training, seed=config.seed, **kinds)
+        packer = self.packer(fitted.view, rate, scored=False, epoch=1)
+        association.fit(lambda: self.batches(packer, self.run.cells(VALIDATION), "weights of neighbours"))
+        return association
 
     def batches(self, packer: Packer, cells: np.ndarray, what: str) -> Iterator[Batch]:
         """Yield the cells in batches, and report progress under a name."""

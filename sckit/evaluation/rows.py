@@ -1,31 +1,61 @@
-"""The rows of an evaluation: which of them know the same, which baseline is best, and the law that each stands for."""
+"""The rows of an evaluation: what each of them knows, which baseline is best, and the law that each stands for."""
 
 from collections.abc import Mapping
 
 import numpy as np
 
 from sckit.data.batch import Batch
+from sckit.evaluation.association import ASSOCIATION_ROWS, GROUP_OFFSETS, NEIGHBOURS
 from sckit.evaluation.floor import POISSON, Calibration, by_decile, calibrate, fit_dispersion, log_rates
 from sckit.kernels.counts_reference import TARGET_SUM
 from sckit.metrics.values import Laws, counts_of
 from sckit.model.closed_forms import PREDICTORS
 from sckit.model.offset_forms import OFFSET_PREDICTORS, OffsetForms
 
-BASELINES = (*PREDICTORS[:2], "label + depth", *PREDICTORS[2:], "visible offset ridge", *OFFSET_PREDICTORS)
+BASELINES = (
+    *PREDICTORS[:2], "label + depth", *PREDICTORS[2:], "visible offset ridge", *OFFSET_PREDICTORS, *ASSOCIATION_ROWS,
+)  # fmt: skip
 """Every linear row, from the least to the most that it knows."""
 
 _OF_VISIBLE = ("gene mean", "visible offset ridge")
 _WITH_LABELS = ("label + depth",)
 
 
+def information(row: str) -> frozenset[str]:
+    """Return what a row knows beyond the visible values of the cell.
+
+    A row without a context, such as the replicate, is judged as one in the context "detected".
+    """
+    name, _, context = row.partition("/")
+    known = {
+        "detected": name not in _OF_VISIBLE if name in BASELINES else context != "visible",
+        "labels": name in _WITH_LABELS,
+        "groups": GROUP_OFFSETS in name,
+        "neighbours": NEIGHBOURS in name,
+    }
+    return frozenset(what for what, is_known in known.items() if is_known)
+
+
+def best_baseline(errors: Mapping[str, float], known: frozenset[str]) -> str:
+    """Return the baseline of the least squared error among those that know no more."""
+    rows = {name: error for name, error in errors.items() if name in BASELINES and information(name) <= known}
+    return min(rows, key=rows.__getitem__)
+
+
 def best_baselines(errors: Mapping[str, float]) -> dict[str, str]:
     """Return the baseline of the least squared error that knows as much as a row in each context.
 
-    A baseline that knows labels is never the best of a row without them.
+    A baseline that knows labels or other cells is never the best of a row without them.
     """
-    rows = {name: error for name, error in errors.items() if name in BASELINES and name not in _WITH_LABELS}
-    visible = {name: error for name, error in rows.items() if name in _OF_VISIBLE}
-    return {"detected": min(rows, key=rows.__getitem__), "visible": min(visible, key=visible.__getitem__)}
+    return {context: best_baseline(errors, information(f"/{context}")) for context in ("detected", "visible")}
+
+
+def best_of(row: str, errors: Mapping[str, float]) -> str:
+    """Return the baseline that a row is compared with: the best of those that know no more than it does.
+
+    Linear rows that know less than the detection set are compared as if they knew it.
+    """
+    return best_baseline(errors, information(row) | ({"detected"} if "/" not in row else set()))
 
 
 class Floors:

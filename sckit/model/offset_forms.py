@@ -15,6 +15,7 @@ prediction lies below it. With x, t and f as in `closed_forms`:
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.sparse as sp
 
 from sckit.data.batch import Batch
 from sckit.data.views import as_matrix
@@ -100,6 +101,19 @@ class OffsetForms(CellFeatures):
         nothing = np.zeros((0, means.shape[1]))
         factor_means(indptr, batch.genes[seen], above, self.loadings, self.noise, means, nothing)
         return means
+
+    def left_of_visible(self, batch: Batch, cells: OfCells) -> sp.csr_array:
+        """Return what the value offset ridge leaves of each visible value, predicted without that value, [C, G]."""
+        seen = np.flatnonzero(~batch.hidden)
+        genes, cell = batch.genes[seen], batch.cell_of_token[seen]
+        indptr = np.searchsorted(cell, np.arange(len(batch.cells) + 1))
+        expected = self.linear(cells, genes, cell)
+        values = batch.values[seen] - cells.one[cell]
+        means = np.zeros((len(batch.cells), self.loadings.shape[1]))
+        factors = np.zeros((len(seen), means.shape[1]))
+        factor_means(indptr, genes, values - expected, self.loadings, self.noise, means, factors)
+        expected += (self.loadings[genes] * factors).sum(1)
+        return as_matrix((indptr, genes, values - np.maximum(expected, 0)), len(self.axes))
 
     def predict(self, batch: Batch) -> dict[str, np.ndarray]:
         """Predict the values of the batch's targets with every row but the last of the table, float64 [M] each."""

@@ -63,8 +63,11 @@ def titled_table(title: str, *columns: str, left: Collection[str] = ("predictor"
     width = min(_NARROW, max(map(len, title.splitlines())))
     style = {"box": SIMPLE_HEAD, "show_edge": False, "padding": (0, 1), "collapse_padding": True}
     table = Table(title=title, title_justify="left", min_width=width, **style)
-    for name in columns:
+    for name in columns:  # where columns are too wide together, words go on in the next line and numbers are cut
         table.add_column(
-            name, justify="left" if name in left else "right", no_wrap=not fold, overflow="fold" if fold else "ellipsis"
+            name,
+            justify="left" if name in left else "right",
+            no_wrap=not fold and name not in left,
+            overflow="fold" if fold or name in left else "ellipsis",
         )
     return table
