@@ -136,9 +136,10 @@ class Association:
                 gains[name.removeprefix(BASE)] = found["r2_gene_mean"], *found["ci"]
         if self._last is not None:
             groups_seen = np.unique(self._last.codes[scores.cells])
-            kappa = ", ".join(f"{kappa:.0f}" for kappa in self._last.kappa)
+            kappa = ", ".join(f"{k:.0f}" if np.isfinite(k) else "-" for k in self._last.kappa)
             text = f"group offsets of {(groups_seen >= 0).sum()} groups: kappa {kappa} for genes of rising mean counts"
-            said.append(text + (" (inf: no offset)" if "inf" in kappa else ""))
+            none = "nothing that is visible tells groups apart, so that group offsets are zero"
+            said.append(f"{text} (-: no offset)" if np.isfinite(self._last.kappa).any() else none)
         if gains:
             found = (f"{_signed(gain)} with {_WORDS[name]}" for name, gain in gains.items())
             said.append(f"the R² of the {BASE} differs by {', '.join(found)}")

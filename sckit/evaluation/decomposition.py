@@ -9,7 +9,8 @@ that one pass over the training cells serves them all:
     label             and the cell's label
     detection         and the detection components
     visible values    and the value factors
-    network           the model's own prediction
+    group offsets     and what the cell's group adds to each gene, with `--offset-group`
+    network           the model's own prediction, with group offsets where there are any
 
 The rest is what no step explains: the part that is explainable, given the noise floor of the best row, and sampling
 noise. All parts add up to 1. A part depends on the order, because what two steps both know goes to the first.
@@ -24,6 +25,7 @@ import pandas as pd
 from sckit.data.batch import Batch, Packer
 from sckit.data.labels import group_values
 from sckit.data.views import cell_of_entry
+from sckit.evaluation.association import GROUP_OFFSETS
 from sckit.evaluation.floor import STRATA, stratum_of
 from sckit.evaluation.gains import GeneGains
 from sckit.evaluation.predictors import Fitted, Pass, Rows, Setting
@@ -42,8 +44,11 @@ from sckit.training.baselines import training_cells
 STEP = "step/"
 """Names of the rows that only the decomposition looks at begin with this."""
 
-ROW_STEPS = (("network", "model/detected"),)
-"""Steps behind the visible values, in their order, each with the row that predicts it; left out without that row."""
+ROW_STEPS = (
+    ("group offsets", (f"value offset ridge{GROUP_OFFSETS}",)),
+    ("network", (f"model{GROUP_OFFSETS}", "model/detected")),
+)
+"""Steps behind the visible values, in their order, each with the rows that may predict it, the first one there is."""
 
 REST = ("explainable but unexplained", "sampling noise")
 
@@ -172,7 +177,8 @@ class Decomposition:
     def add(self, batch: Batch, predicted: Mapping[str, np.ndarray], laws: Laws) -> None:
         """Add a batch of held-out cells."""
         steps = {name.removeprefix(STEP): name for name in predicted if name.startswith(STEP)}
-        steps |= {name: row for name, row in ROW_STEPS if row in predicted}
+        there = {name: [row for row in rows if row in predicted] for name, rows in ROW_STEPS}
+        steps |= {name: rows[0] for name, rows in there.items() if rows}
         self._names, y = list(steps), batch.truth.astype(np.float64)
         rates, phi = laws.noise[self._best]
         drawn = truncated_poisson_deviance(draw_counts(rates, self._generator, phi), laws.rates[self._best])

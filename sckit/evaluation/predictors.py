@@ -68,6 +68,7 @@ class Setting:
         self.association: Association | None = None  # of the target and mask rate that are being scored
 
     def log(self, text: str) -> None:
+        """Tell a note."""
         self.on_event("note", {"text": text})
 
     def targets(self) -> dict[str, Fitted]:

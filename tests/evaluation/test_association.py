@@ -242,3 +242,4 @@ def test_an_evaluation_has_the_rows_and_says_what_carries_the_gain(simulated, tm
     text = "\n".join(found.notes)
     assert "15% hidden, full depth: group offsets of 1 groups: kappa" in text
     assert "with group offsets, " in text
+    assert "100% hidden, full depth: nothing that is visible tells groups apart" in text
