@@ -236,7 +236,7 @@ def left_figure(left: Any, best: str) -> Any:
         below.plot(x, drawn, "o", mfc="white", color=GREY, ms=6, label="pure sampling noise, simulated")
         below.axhline(0, color="black", lw=0.7, zorder=0)
         below.set_ylabel("% of what is left that\nthe gene's other half tells")
-        below.legend(frameon=False, fontsize=9, loc="upper left")
+        below.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(-0.02, 0.98), ncols=2)
         names = [_stratum(row) + f"\n{100 * row.entries:.0f} %" for row in rows.itertuples()]
         below.set_xticks(x, names)
         below.set_xlabel("mean count of the gene where it is detected, and share of the entries")
