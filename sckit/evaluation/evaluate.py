@@ -20,16 +20,14 @@ from sckit.errors import DataError
 from sckit.evaluation.decomposition import STEP, Decomposed, Decomposition
 from sckit.evaluation.left import Left, left_row
 from sckit.evaluation.predictors import Fitted, Pass, Setting
-from sckit.evaluation.rows import BASELINES, Floors, best_baselines, best_of
+from sckit.evaluation.rows import BASELINES, Errors, Floors, best_baselines, best_of
 from sckit.files import to_json
 from sckit.metrics.values import Scores, json_row, resampling
 from sckit.model.offset_forms import OffsetForms
 from sckit.training.run import find_run, open_run
 
-_CALIBRATION_ENTRIES = (
-    30_000  # validation entries to calibrate a row on, where several draws of what is hidden give them
-)
 _CALIBRATION_DRAWS = 5
+"""Draws of what is hidden in validation cells; where everything is hidden one is all."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +128,7 @@ class _Evaluator(Setting):
             predict = predictor(packer, cells)
             for batch in self.batches(packer, cells, f"validation cells, rate {rate}"):
                 floors.add(batch, predict(batch), fitted.view.totals(batch.cells))
-            if floors.entries >= _CALIBRATION_ENTRIES or rate == 1.0:
+            if rate == 1.0:
                 break
         if not floors.entries:
             raise DataError(f"no validation value is hidden at {rate:g}; hide more, or give more cells.")
@@ -163,7 +161,7 @@ class _Evaluator(Setting):
     def _groups(self, scores: Scores) -> np.ndarray | None:
         return None if self.groups is None else self.groups[scores.cells]
 
-    def _rows(self, scores: Scores, errors: dict[str, float], rate: float, target: str) -> Iterator[dict[str, Any]]:
+    def _rows(self, scores: Scores, errors: Errors, rate: float, target: str) -> Iterator[dict[str, Any]]:
         """Yield the table rows of one rate and target: baselines, the replicate, and the model in each context."""
         groups = self._groups(scores)
         order = [name for name in (*BASELINES, "replicate") if name in scores.predictors]

@@ -17,6 +17,10 @@ BASELINES = (
 )  # fmt: skip
 """Every linear row, from the least to the most that it knows."""
 
+Errors = Mapping[str, np.ndarray]
+"""Squared error of each row in each validation cell, [cells]."""
+
+_COUNTS, _RIDGE = "count regression", "value offset ridge"
 _OF_VISIBLE = ("gene mean", "visible offset ridge")
 _WITH_LABELS = ("label + depth",)
 
@@ -36,13 +40,20 @@ def information(row: str) -> frozenset[str]:
     return frozenset(what for what, is_known in known.items() if is_known)
 
 
-def best_baseline(errors: Mapping[str, float], known: frozenset[str]) -> str:
-    """Return the baseline of the least squared error among those that know no more."""
+def best_baseline(errors: Errors, known: frozenset[str]) -> str:
+    """Return the baseline of the least squared error among those that know no more.
+
+    The count regression sees what the value offset ridge sees. The ridge is kept unless the count regression is better
+    by more than one standard error over validation cells (the rule of one standard error, Breiman et al. 1984).
+    """
     rows = {name: error for name, error in errors.items() if name in BASELINES and information(name) <= known}
-    return min(rows, key=rows.__getitem__)
+    best = min(rows, key=lambda name: np.sum(rows[name]))
+    ridge = best.replace(_COUNTS, _RIDGE)
+    gain = np.atleast_1d(rows.get(ridge, rows[best])) - rows[best]
+    return ridge if ridge in rows and gain.sum() <= np.sqrt(len(gain)) * gain.std() else best
 
 
-def best_baselines(errors: Mapping[str, float]) -> dict[str, str]:
+def best_baselines(errors: Errors) -> dict[str, str]:
     """Return the baseline of the least squared error that knows as much as a row in each context.
 
     A baseline that knows labels or other cells is never the best of a row without them.
@@ -50,7 +61,7 @@ def best_baselines(errors: Mapping[str, float]) -> dict[str, str]:
     return {context: best_baseline(errors, information(f"/{context}")) for context in ("detected", "visible")}
 
 
-def best_of(row: str, errors: Mapping[str, float]) -> str:
+def best_of(row: str, errors: Errors) -> str:
     """Return the baseline that a row is compared with: the best of those that know no more than it does.
 
     Linear rows that know less than the detection set are compared as if they knew it.
@@ -68,7 +79,9 @@ class Floors:
         self._genes: list[np.ndarray] = []
         self._calibrations: dict[str, Calibration] = {}
         self._noise = POISSON
-        self.errors: dict[str, float] = {}  # squared error of each row
+        self._cells: list[np.ndarray] = []
+        self._errors: dict[str, list[np.ndarray]] = {}
+        self.errors: dict[str, np.ndarray] = {}  # squared error of each row in each cell
         self.deciles: dict[str, list[dict[str, float]]] = {}  # of each row, see `by_decile`
         self.entries = 0
 
@@ -77,15 +90,19 @@ class Floors:
         truth = batch.truth.astype(np.float64)
         self._counts.append(counts_of(truth, totals[batch.target_cells]))
         self._genes.append(batch.genes[batch.targets])
+        self._cells.append(batch.cells)
         self.entries += len(truth)
         cells = self._offsets.of_cells(batch)
         for name, values in predicted.items():
-            self.errors[name] = self.errors.get(name, 0.0) + float(((values - truth) ** 2).sum())
+            of_cells = np.bincount(batch.target_cells, (values - truth) ** 2, minlength=len(batch.cells))
+            self._errors.setdefault(name, []).append(of_cells)
             self._log_rates.setdefault(name, []).append(log_rates(batch, cells, values))
 
     def fit(self, *, negative_binomial: bool) -> None:
         """Calibrate every row; the dispersion of negative-binomial noise is that of the row of the least error."""
         counts, genes = np.concatenate(self._counts), np.concatenate(self._genes)
+        cell = np.unique(np.concatenate(self._cells), return_inverse=True)[1]
+        self.errors = {name: np.bincount(cell, np.concatenate(parts)) for name, parts in self._errors.items()}
         for name, parts in self._log_rates.items():
             log_rate = np.concatenate(parts)
             self._calibrations[name] = calibrate(log_rate, counts)
