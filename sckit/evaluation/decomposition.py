@@ -171,7 +171,8 @@ class Decomposition:
 
     def calibrated(self, floors: Floors) -> "Decomposition":
         """Take the noise floor of the row with the least squared error on validation cells."""
-        self._best = min(floors.errors, key=lambda name: floors.errors[name].sum())
+        errors = floors.errors
+        self._best = min(errors, key=lambda name: errors[name].sum())
         return self
 
     def add(self, batch: Batch, predicted: Mapping[str, np.ndarray], laws: Laws) -> None:

@@ -20,7 +20,11 @@ BASELINES = (
 Errors = Mapping[str, np.ndarray]
 """Squared error of each row in each validation cell, [cells]."""
 
-_COUNTS, _RIDGE = "count regression", "value offset ridge"
+_RIDGE = "value offset ridge"
+_USUAL = (
+    *(_RIDGE + added for added in (GROUP_OFFSETS + NEIGHBOURS, GROUP_OFFSETS, NEIGHBOURS, "")), "visible offset ridge",
+)  # fmt: skip
+"""The best baseline unless another one is clearly better: the first of these that is there."""
 _OF_VISIBLE = ("gene mean", "visible offset ridge")
 _WITH_LABELS = ("label + depth",)
 
@@ -41,20 +45,23 @@ def information(row: str) -> frozenset[str]:
 
 
 def best_baseline(errors: Errors, known: frozenset[str]) -> str:
-    """Return the baseline of the least squared error among those that know no more.
+    """Return the best baseline among those that know no more.
 
-    The count regression sees what the value offset ridge sees. The ridge is kept unless the count regression is better
-    by more than one standard error over validation cells (the rule of one standard error, Breiman et al. 1984).
+    That is the offset ridge that knows most, unless another row has a squared error that is less by more than one
+    standard error over validation cells (the rule of one standard error, Breiman et al. 1984). Where several rows
+    predict the same, as with all values hidden, it is the one that knows least.
     """
-    rows = {name: error for name, error in errors.items() if name in BASELINES and information(name) <= known}
-    best = min(rows, key=lambda name: np.sum(rows[name]))
-    ridge = best.replace(_COUNTS, _RIDGE)
-    gain = np.atleast_1d(rows.get(ridge, rows[best])) - rows[best]
-    return ridge if ridge in rows and gain.sum() <= np.sqrt(len(gain)) * gain.std() else best
+    rows = {name: np.atleast_1d(errors[name]) for name in BASELINES if name in errors and information(name) <= known}
+    best = min(rows, key=lambda name: rows[name].sum())
+    usual = next((name for name in _USUAL if name in rows), best)
+    gain = rows[usual] - rows[best]
+    if gain.sum() <= np.sqrt(len(gain)) * gain.std():
+        best = usual
+    return next(name for name in rows if np.array_equal(rows[name], rows[best]))
 
 
 def best_baselines(errors: Errors) -> dict[str, str]:
-    """Return the baseline of the least squared error that knows as much as a row in each context.
+    """Return the best baseline among those that know as much as a row in each context.
 
     A baseline that knows labels or other cells is never the best of a row without them.
     """
@@ -81,9 +88,14 @@ class Floors:
         self._noise = POISSON
         self._cells: list[np.ndarray] = []
         self._errors: dict[str, list[np.ndarray]] = {}
-        self.errors: dict[str, np.ndarray] = {}  # squared error of each row in each cell
         self.deciles: dict[str, list[dict[str, float]]] = {}  # of each row, see `by_decile`
         self.entries = 0
+
+    @property
+    def errors(self) -> dict[str, np.ndarray]:
+        """Squared error of each row in each of the cells that were added."""
+        cell = np.unique(np.concatenate(self._cells), return_inverse=True)[1]
+        return {name: np.bincount(cell, np.concatenate(parts)) for name, parts in self._errors.items()}
 
     def add(self, batch: Batch, predicted: dict[str, np.ndarray], totals: np.ndarray) -> None:
         """Add a batch of validation cells with predictions [M] by row; totals: [C]."""
@@ -101,8 +113,6 @@ class Floors:
     def fit(self, *, negative_binomial: bool) -> None:
         """Calibrate every row; the dispersion of negative-binomial noise is that of the row of the least error."""
         counts, genes = np.concatenate(self._counts), np.concatenate(self._genes)
-        cell = np.unique(np.concatenate(self._cells), return_inverse=True)[1]
-        self.errors = {name: np.bincount(cell, np.concatenate(parts)) for name, parts in self._errors.items()}
         for name, parts in self._log_rates.items():
             log_rate = np.concatenate(parts)
             self._calibrations[name] = calibrate(log_rate, counts)

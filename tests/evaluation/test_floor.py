@@ -194,10 +194,10 @@ def test_strata_hold_their_lower_ends():
 def gains(known):
     batch = known.batch(HELD_OUT)
     rates, totals = known.rates(batch), known.totals(batch)[batch.target_cells]
-    left = Left(0, 200).watch("row")
+    left = Left(0, 200).watch("row", known.offsets)
     if known.dispersion:
         rates = rate_of_mean(count_moments(rates, known.dispersion)[0])
-    left.add(batch, Laws({"row": rates}, {}, totals), known.offsets)
+    left.add(batch, {}, Laws({"row": rates}, {}, totals))
     return left.table(None)
 
 
@@ -244,6 +244,21 @@ def test_the_best_baseline_is_that_of_the_validation_cells(poisson):
     row = scores.full_row("value ridge", best["detected"], None, rate=1.0, context=None, known_depth=True)
     assert row["minus_best_predictor"] == "detection ridge"
     assert row["minus_best_r2_gene_mean"] > 1
+
+
+def test_the_offset_ridge_stays_the_best_unless_another_row_is_clearly_better(rng):
+    ridge = rng.uniform(1, 2, 100)
+    noise = rng.normal(0, 0.2, 100)
+    errors = {
+        "gene mean": ridge + 9,
+        "value offset ridge": ridge,
+        "count regression": ridge - 0.005 + noise - noise.mean(),
+    }
+    assert best_baselines(errors)["detected"] == "value offset ridge"
+    clearly = errors | {"count regression": ridge - 0.05 + noise - noise.mean()}
+    assert best_baselines(clearly)["detected"] == "count regression"
+    same = errors | {"detection offset ridge": ridge, "detection + total offset ridge": ridge}
+    assert best_baselines(same)["detected"] == "detection offset ridge"
 
 
 def test_visible_rows_are_compared_with_what_knows_no_hidden_gene():
