@@ -20,6 +20,7 @@ BASELINES = (
 Errors = Mapping[str, np.ndarray]
 """Squared error of each row in each validation cell, [cells]."""
 
+_NORMAL = 1.96  # standard errors in half of a 95 % interval
 _RIDGE = "value offset ridge"
 _USUAL = (
     *(_RIDGE + added for added in (GROUP_OFFSETS + NEIGHBOURS, GROUP_OFFSETS, NEIGHBOURS, "")), "visible offset ridge",
@@ -47,15 +48,15 @@ def information(row: str) -> frozenset[str]:
 def best_baseline(errors: Errors, known: frozenset[str]) -> str:
     """Return the best baseline among those that know no more.
 
-    That is the offset ridge that knows most, unless another row has a squared error that is less by more than one
-    standard error over validation cells (the rule of one standard error, Breiman et al. 1984). Where several rows
-    predict the same, as with all values hidden, it is the one that knows least.
+    That is the offset ridge that knows most, unless another row has less squared error on validation cells, with the
+    whole 95 % interval of the difference on one side, as in every verdict of sckit. Where several rows predict the
+    same, as with all values hidden, it is the one that knows least.
     """
     rows = {name: np.atleast_1d(errors[name]) for name in BASELINES if name in errors and information(name) <= known}
     best = min(rows, key=lambda name: rows[name].sum())
     usual = next((name for name in _USUAL if name in rows), best)
     gain = rows[usual] - rows[best]
-    if gain.sum() <= np.sqrt(len(gain)) * gain.std():
+    if gain.sum() <= _NORMAL * np.sqrt(len(gain)) * gain.std():
         best = usual
     return next(name for name in rows if np.array_equal(rows[name], rows[best]))
 

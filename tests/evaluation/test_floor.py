@@ -255,7 +255,7 @@ def test_the_offset_ridge_stays_the_best_unless_another_row_is_clearly_better(rn
         "count regression": ridge - 0.005 + noise - noise.mean(),
     }
     assert best_baselines(errors)["detected"] == "value offset ridge"
-    clearly = errors | {"count regression": ridge - 0.05 + noise - noise.mean()}
+    clearly = errors | {"count regression": ridge - 0.06 + noise - noise.mean()}
     assert best_baselines(clearly)["detected"] == "count regression"
     same = errors | {"detection offset ridge": ridge, "detection + total offset ridge": ridge}
     assert best_baselines(same)["detected"] == "detection offset ridge"
