@@ -296,10 +296,12 @@ def test_an_untrained_model_goes_through_the_whole_evaluation(run):
 
 
 @pytest.mark.slow
-def test_noise_of_poisson_counts_is_the_same_by_either_law_through_a_run(run):
+def test_negative_binomial_noise_holds_what_the_best_row_does_not_know(run):
+    """These counts are Poisson, but the baselines do not know all that moves their rates."""
     one, two = (
         evaluate(run, EvalConfig(known_depth=True, bootstraps=10, engine="reference", noise=noise))
         for noise in ("poisson", "nb")
     )
     a, b = (x.table.set_index("predictor").loc[one.best_baseline, "floor_r2_gene_mean"] for x in (one, two))
-    assert a == pytest.approx(b, abs=0.05)
+    assert b < a
+    assert b > one.table.set_index("predictor").loc[one.best_baseline, "r2_gene_mean"] - 0.05
