@@ -85,7 +85,7 @@ def simulate(
     given: dict[str, Any],
     config: ConfigFile = None,
 ) -> dict[str, Any]:
-    """Simulate counts whose every expected value is known, and write that truth beside them.
+    """Simulate counts, and write the expected value of every count, the truth, to a second file.
 
     For example:
 

@@ -93,7 +93,7 @@ def open_or_prepare(
 
 
 def refuse_existing(out: Path, *, overwrite: bool) -> None:
-    """Raise `ConfigError` where a store cannot be written at `out`: something is there, or in the way beside it."""
+    """Raise `ConfigError` where a store cannot be written at `out`: something is there, or in the way next to it."""
     for place, own in ((f"{out.name}.partial", f"{WORK}/plan.json"), (f"{out.name}.replaced", MANIFEST)):
         place = out.with_name(place)
         if place.exists() and not (place / own).is_file() and not (place.is_dir() and not any(place.iterdir())):

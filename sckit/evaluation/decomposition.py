@@ -160,7 +160,7 @@ class Decomposition:
         self._generator = np.random.default_rng(setting.config.seed)
         self._gains = GeneGains(setting.run.genes["symbol"].to_numpy(), fitted.offsets, self._steps.detected)
 
-    def beside(self, predictor: Pass) -> Pass:
+    def with_steps(self, predictor: Pass) -> Pass:
         """Return what predicts the steps too."""
 
         def over(packer: Packer, cells: np.ndarray) -> Rows:

@@ -94,7 +94,7 @@ class _Evaluator(Setting):
                 predictor, first, watched = self.predictor(fitted, rate), not best_baseline, []
                 if first and self.config.decompose:
                     decomposition = Decomposition(self, fitted, rate)
-                    predictor = decomposition.beside(predictor)
+                    predictor = decomposition.with_steps(predictor)
                 floors = self._calibrated(fitted, rate, predictor)
                 errors = floors.errors
                 if first:
@@ -174,8 +174,10 @@ class _Evaluator(Setting):
         """Say how well the detection set tells the total counts of the held-out cells."""
         packer = self.packer(self.store, 1.0, scored=True)
         parts = [offsets.of_cells(batch).guess for batch in self.batches(packer, self.cells, "total from detection")]
-        r2, error = offsets.explained_total(np.log(self.store.totals(self.cells)), np.concatenate(parts))
-        return {"r2": r2, "median_relative_error": error}
+        log_total = np.log(self.store.totals(self.cells))
+        error, spread = np.concatenate(parts) - log_total, log_total - log_total.mean()
+        r2 = 1 - float(error @ error / max(spread @ spread, 1e-12))
+        return {"r2": r2, "median_relative_error": float(np.median(np.abs(np.expm1(error))))}
 
     def _notes(self, offsets: OffsetForms, total: dict[str, float], others: list[str]) -> list[str]:
         """Return what a reader of the numbers has to know; the last sentence is about the intervals."""

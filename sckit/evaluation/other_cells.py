@@ -35,7 +35,7 @@ class Shown:
         return self.left.data - offsets.of(cell, self.left.indices).astype(np.float32)
 
     def subset(self, most: int, seed: int) -> "Shown":
-        """Return at most so many of the cells, drawn by seed."""
+        """Return at most `most` of the cells, drawn by seed."""
         if len(self.cells) <= most:
             return self
         drawn = np.sort(np.random.default_rng(seed).permutation(len(self.cells))[:most])

@@ -91,7 +91,7 @@ def _all_rates(first, last, above, indptr, totals, log_rates):
 
 
 def log_rate_of_value(above: np.ndarray, indptr: np.ndarray, totals: np.ndarray) -> np.ndarray:
-    """Return the log of the Poisson rate whose mean value lies `above` [N] the value of a single count by so much.
+    """Return the log of the Poisson rate whose mean value exceeds that of a single count by `above` [N].
 
     The entries indptr[c] up to indptr[c + 1] belong to the cell with totals[c]. Interpolated, within 0.002.
     """

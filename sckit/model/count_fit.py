@@ -54,7 +54,7 @@ def fit_factors(training: TrainingCells, forms: OffsetForms, count: int) -> Offs
             expected = entry_dot(forms.total, block.values.indices, full, cell)
             yield with_data(block.values, block.values.data - value_of_one(np.log(block.totals))[cell] - expected)
 
-    counted, squares, values = np.zeros(n_genes), np.zeros(n_genes), np.zeros(n_genes)
+    counted, squares = np.zeros(n_genes), np.zeros(n_genes)
     for block in residuals():
         counted += np.bincount(block.indices, minlength=n_genes)
         squares += np.bincount(block.indices, block.data**2, minlength=n_genes)
@@ -68,13 +68,18 @@ def fit_factors(training: TrainingCells, forms: OffsetForms, count: int) -> Offs
             yield block
 
     axes, variance = principal_axes(scaled, np.zeros(n_genes), count, np.random.default_rng(training.seed))
-    sums, cells = np.zeros(n_genes), np.zeros(n_genes)
+    return replace(forms, loadings=scale[:, None] * axes * np.sqrt(variance), noise=noise)
+
+
+def gene_means(training: TrainingCells) -> dict[str, np.ndarray]:
+    """Return each gene's mean value and mean count over the training cells in which it is detected, [G] each."""
+    cells, values, counts = (np.zeros(training.n_genes) for _ in range(3))
     for block in training.blocks():
-        sums += np.bincount(block.values.indices, block.values.data, minlength=n_genes)
-        cells += np.bincount(block.values.indices, minlength=n_genes)
-        values += np.bincount(block.values.indices, _counts_of(block.values, block.totals), minlength=n_genes)
-    means = {"gene_mean": sums / np.maximum(cells, 1), "mean_count": values / np.maximum(cells, 1)}
-    return replace(forms, loadings=scale[:, None] * axes * np.sqrt(variance), noise=noise, **means)
+        cells += np.bincount(block.values.indices, minlength=training.n_genes)
+        values += np.bincount(block.values.indices, block.values.data, minlength=training.n_genes)
+        of_block = _counts_of(block.values, block.totals)
+        counts += np.bincount(block.values.indices, of_block, minlength=training.n_genes)
+    return {"gene_mean": values / np.maximum(cells, 1), "mean_count": counts / np.maximum(cells, 1)}
 
 
 def _counts_of(values: sp.csr_array, totals: np.ndarray) -> np.ndarray:

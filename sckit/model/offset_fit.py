@@ -10,7 +10,7 @@ from sckit.data.batch import Hiding, Packer
 from sckit.data.views import cell_of_entry, in_blocks
 from sckit.kernels.regression_numba import add_normal_equations, ridge_paths, unpack
 from sckit.model.closed_forms import CellFeatures, moments
-from sckit.model.count_fit import choose_count_penalty, choose_factors, fit_counts, fit_factors
+from sckit.model.count_fit import choose_count_penalty, choose_factors, fit_counts, fit_factors, gene_means
 from sckit.model.offset_forms import OffsetForms, VisibleForm, value_of_one
 from sckit.model.regression import BLOCK_CELLS, TrainingCells, by_gene, principal_axes, solve_ridge
 
@@ -51,6 +51,7 @@ def fit_offset_forms(
         size, best = _choose(packed, sums, np.array(sizes), penalties)
         sizes, penalties = [size], np.array([best])
     forms = _solve(features, between, _added(packed), _added(sums), sizes[0], float(penalties[0]))
+    forms = replace(forms, **gene_means(training))
     del packed, sums
     log("offset baselines: value factors")
     forms = fit_factors(training, forms, choose_factors(training, forms, largest) if factors is None else factors)

@@ -138,11 +138,6 @@ class OffsetForms(CellFeatures):
         one = cells.one[cell]
         return one + self.excess[genes] * np.maximum(means - one, 0)
 
-    def explained_total(self, log_total: np.ndarray, guess: np.ndarray) -> tuple[float, float]:
-        """Return the R2 of the guessed log totals, and the median relative error of the guessed totals."""
-        error, spread = guess - log_total, log_total - log_total.mean()
-        return 1 - float(error @ error / max(spread @ spread, 1e-12)), float(np.median(np.abs(np.expm1(error))))
-
 
 @dataclass(frozen=True)
 class VisibleForm:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import numpy as np
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from sckit.data.labels import group_values
@@ -17,6 +17,8 @@ from sckit.model.regression import TrainingCells
 from sckit.training.run import Run
 
 _FILE = "offset_forms.safetensors"
+_VERSION = {"version": "1"}
+"""Raised when the fit changes, so that a run gets its baselines again."""
 
 
 def training_cells(run: Run, view: CountsView) -> TrainingCells:
@@ -44,7 +46,7 @@ def offset_forms(
     forms = fit_offset_forms(training_cells(run, run.store), components=components, penalty=penalty, log=log)
     if chosen:
         with suppress(OSError), replacing(run.path / _FILE) as unfinished:  # a run may lie where nothing can be written
-            save_file({name: np.ascontiguousarray(array) for name, array in vars(forms).items()}, unfinished)
+            save_file({name: np.ascontiguousarray(array) for name, array in vars(forms).items()}, unfinished, _VERSION)
     return forms
 
 
@@ -58,6 +60,9 @@ def refit_offset_forms(run: Run, view: CountsView, like: OffsetForms, log: Calla
 def _kept(run: Run) -> OffsetForms | None:
     """Read the baselines in the run's folder; None where there are none that fit the run."""
     try:
+        with safe_open(run.path / _FILE, "np") as file:
+            if file.metadata() != _VERSION:
+                return None
         forms = OffsetForms(**load_file(run.path / _FILE))
         g, f, j = len(run.genes), 2 + forms.axes.shape[1], forms.loadings.shape[1]
     except (OSError, SafetensorError, TypeError, IndexError):

@@ -11,7 +11,7 @@ from rich.console import Console
 from sckit.config import EvalConfig, PretrainConfig
 from sckit.data.batch import Hiding, Packer
 from sckit.data.halves import Halves, nb_sizes, replicate_values
-from sckit.data.split import run_vocabulary
+from sckit.data.split import HELD_OUT, run_vocabulary
 from sckit.data.views import CutView
 from sckit.errors import DataError
 from sckit.evaluation.embed import embed
@@ -21,7 +21,9 @@ from sckit.evaluation.rows import BASELINES
 from sckit.metrics.values import Scores
 from sckit.model.closed_forms import PREDICTORS, fit_closed_forms
 from sckit.report.evaluation import print_evaluation, save_evaluation, verdicts
+from sckit.training.baselines import offset_forms
 from sckit.training.pretrain import pretrain
+from sckit.training.run import open_run
 
 ROW = {
     "predictor", "context", "rate", "target", "pooled_r", "centred_r", "r2_gene_mean", "r2_depth", "per_gene_r",
@@ -114,6 +116,16 @@ def test_known_depth_reaches_every_predictor_at_full_hiding(run):
     )
     assert total > ridge
     assert pick(known, "model", context="detected")["r2_gene_mean"] > ridge
+
+
+def test_the_line_on_the_total_compares_the_guess_with_the_true_totals(evaluation, run):
+    opened = open_run(run)
+    cells, store = opened.cells(HELD_OUT), opened.store
+    packer = Packer(store, opened.vocabulary, Hiding(1.0))
+    guess, true = offset_forms(opened).of_cells(packer(cells)).guess, np.log(store.totals(cells))
+    found = evaluation.total_from_detection
+    assert found["r2"] == pytest.approx(1 - ((guess - true) ** 2).mean() / true.var())
+    assert found["median_relative_error"] == pytest.approx(np.median(np.abs(np.exp(guess - true) - 1)))
 
 
 def test_table_csv_and_figure_are_written(evaluation, tmp_path):

@@ -144,9 +144,6 @@ def test_an_unknown_total_is_guessed_from_the_detected_genes(world, forms):
     assert not cells.known.any()
     np.testing.assert_array_equal(cells.log_total, cells.guess)
     assert np.corrcoef(cells.guess, totals)[0, 1] > 0.4
-    explained, error = forms.explained_total(totals, cells.guess)
-    assert explained == pytest.approx(1 - ((cells.guess - totals) ** 2).mean() / totals.var())
-    assert error == pytest.approx(np.median(np.abs(np.exp(cells.guess - totals) - 1)))
     one = np.log1p(1e4 * np.exp(-cells.guess))[batch.target_cells]
     assert (forms.predict(batch)[COUNT] >= one - 1e-9).all()
 

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 from sckit.config import EvalConfig
 from sckit.evaluation.evaluate import evaluate
 from sckit.training import baselines
-from sckit.training.baselines import offset_forms, refit_offset_forms, training_cells
+from sckit.training.baselines import _VERSION, offset_forms, refit_offset_forms, training_cells
 from sckit.training.run import open_run
 
 RUN = Path(__file__).resolve().parents[1] / "golden" / "run"  # made before these baselines existed
@@ -62,7 +62,7 @@ def changed(change):
     def damage(path):
         arrays = load_file(path)
         change(arrays)
-        save_file(arrays, path)
+        save_file(arrays, path, _VERSION)
 
     damage.__name__ = change.__name__
     return damage
@@ -96,7 +96,11 @@ def not_finite(arrays):
     arrays["ridge"][3, 0] = np.nan
 
 
-DAMAGES = [cut_short, empty] + [
+def of_another_version(path):
+    save_file(load_file(path), path, {"version": "0"})
+
+
+DAMAGES = [cut_short, empty, of_another_version] + [
     changed(c) for c in (without_one, one_too_many, fewer_genes, fewer_factors, flat_axes, flat_loadings, not_finite)
 ]
 

@@ -1,4 +1,4 @@
-"""Simulating a data set into a file or a store, with the truth beside it."""
+"""Simulating a data set into a file or a store, with the truth next to it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def simulate(
     overwrite: bool = False,
     on_event: Listener = lambda _kind, _facts: None,
 ) -> Path:
-    """Simulate counts into `out`, an .h5ad, a 10x .h5 or a store (.sckit), and the truth into NAME.truth.h5 beside it.
+    """Simulate counts into `out`, an .h5ad, a 10x .h5 or a store (.sckit), and the truth into NAME.truth.h5 next to it.
 
     Return `out`. The same config gives the same counts. on_event(kind, facts) hears "progress" events.
     Raises `ConfigError` for another suffix, or where a file exists and `overwrite` is false.
@@ -105,7 +105,7 @@ class _Drawn:
 
 
 def _write_store(out: Path, truth: Truth, blocks: Iterator[Csr], *, overwrite: bool, on_event: Listener) -> None:
-    """Write an h5ad into a folder beside `out`, and prepare it like any other input."""
+    """Write an h5ad into a folder next to `out`, and prepare it like any other input."""
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.stem}-") as folder:
         counts = Path(folder) / f"{out.stem}.h5ad"
         write_h5ad(counts, truth, blocks)

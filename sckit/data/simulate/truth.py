@@ -153,7 +153,7 @@ def draw_truth(config: SimulateConfig) -> Truth:
 
 
 def truth_path(path: Path | str) -> Path:
-    """Return where the truth of a simulated file lies: NAME.truth.h5 beside it."""
+    """Return where the truth of a simulated file lies: NAME.truth.h5 next to it."""
     path = Path(path)
     return path.with_name(f"{path.stem}.truth.h5")
 
