@@ -1,6 +1,7 @@
 """Score the linear baselines of a run with and without outlying counts: `python bench/lone_counts.py RUN...`.
 
-A lone gene is one in all of its cells but one, where its count is at least 10. An outlying count is at least 10 and at least ten times the mean count of its gene in the training cells that have it.
+A lone gene is one in all of its cells but one, where its count is at least 10. An outlying count is at least 10 and at
+least ten times the mean count of its gene in the training cells that have it.
 """
 
 import argparse
