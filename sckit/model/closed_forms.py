@@ -30,6 +30,7 @@ from sckit.model.regression import (
     normal_equations,
     posterior,
     principal_axes,
+    residual_factors,
     solve_ridge,
     value_blocks,
 )
@@ -131,33 +132,22 @@ def fit_closed_forms(
     penalty: ridge penalty in units of cells, on features of variance 1; the intercept is free.
     Memory: G x (components + 3)^2 doubles and one block of cells.
     """
-    n_genes = int(vocabulary.max()) + 1
-    pool = TrainingCells(view, vocabulary, cells, seed=seed).pool()
+    training = TrainingCells(view, vocabulary, cells, seed=seed)
+    n_genes, pool = training.n_genes, training.pool()
     log("linear baselines: detection components")
-    counted, scales = moments(value_blocks(view, vocabulary, cells), n_genes)
     largest = min(len(pool), n_genes) - 1
-
-    def pooled() -> Iterable[ValueBlock]:
-        return value_blocks(view, vocabulary, pool)
-
-    axes, variance = principal_axes(
-        lambda: (block.binary for block in pooled()),
-        counted / len(cells),
-        max(0, min(components, largest)),
-        np.random.default_rng(seed),
-    )
-    axes /= np.sqrt(variance)
+    features, counted = fit_components(training, max(0, min(components, largest)))
     log("linear baselines: regressions")
-    size = 2 + axes.shape[1]
+    size = 2 + features.axes.shape[1]
     unfitted = dict.fromkeys((field.name for field in fields(ClosedForms)), np.zeros(0))
-    forms = ClosedForms(**unfitted | {"axes": axes, "origin": counted / len(cells) @ axes, "scales": scales})
+    forms = ClosedForms(**unfitted | vars(features))
     between = np.zeros((size + 1, size + 1))  # outer products of the features of all cells
 
     def with_features() -> Iterable[tuple[sp.csr_array, np.ndarray]]:
-        for block in value_blocks(view, vocabulary, cells):
-            features = forms.block_features(block)
-            between[:] += features.T @ features
-            yield block.values, features
+        for block in training.blocks():
+            full = forms.block_features(block)
+            between[:] += full.T @ full
+            yield block.values, full
 
     gram, moment = normal_equations(with_features(), n_genes, size + 1)
     forms = replace(
@@ -169,7 +159,9 @@ def fit_closed_forms(
         total_of_x=solve_ridge(between[None, :size, :size], between[None, :size, size], penalty)[0],
     )
     log("linear baselines: value factors")
-    return _fit_factors(forms, pooled, min(factors, largest), penalty, np.random.default_rng(seed))
+    return _fit_factors(
+        forms, lambda: training.blocks(pool), min(factors, largest), penalty, np.random.default_rng(seed)
+    )
 
 
 def fit_label_depth(
@@ -212,7 +204,21 @@ def label_codes(labels: np.ndarray, cells: np.ndarray) -> tuple[np.ndarray, np.n
     return pd.Index(names).get_indexer(labels), names
 
 
-def moments(blocks: Iterable[ValueBlock], n_genes: int) -> tuple[np.ndarray, np.ndarray]:
+def fit_components(training: TrainingCells, components: int) -> tuple[CellFeatures, np.ndarray]:
+    """Return the features with their detection components, `total_of_x` not yet fitted, and each gene's cells [G]."""
+    counted, scales = _moments(training.blocks(), training.n_genes)
+    share, pool = counted / len(training.cells), training.pool()
+    axes, variance = principal_axes(
+        lambda: (block.binary for block in training.blocks(pool)),
+        share,
+        components,
+        np.random.default_rng(training.seed),
+    )
+    axes /= np.sqrt(variance)
+    return CellFeatures(axes=axes, origin=share @ axes, scales=scales, total_of_x=np.zeros(2 + components)), counted
+
+
+def _moments(blocks: Iterable[ValueBlock], n_genes: int) -> tuple[np.ndarray, np.ndarray]:
     """Return in how many cells each gene is detected [G], and mean and deviation of log detected and log total [4]."""
     counted, logs = np.zeros(n_genes), []
     for block in blocks:
@@ -238,18 +244,5 @@ def _fit_factors(
             fitted = entry_dot(forms.total, block.values.indices, features, cell)
             yield with_data(block.values, block.values.data - fitted)
 
-    counted, squares = np.zeros(n_genes), np.zeros(n_genes)
-    for block in residuals():
-        counted += np.bincount(block.indices, minlength=n_genes)
-        squares += np.bincount(block.indices, block.data**2, minlength=n_genes)
-    # The variance of a gene that few cells have is drawn towards that of all genes.
-    noise = (squares + penalty * squares.sum() / max(counted.sum(), 1)) / (counted + penalty)
-    scale = np.sqrt(noise)
-
-    def scaled() -> Iterable[sp.csr_array]:
-        for block in residuals():
-            block.data /= scale[block.indices]
-            yield block
-
-    axes, variance = principal_axes(scaled, np.zeros(n_genes), count, generator)
-    return replace(forms, loadings=scale[:, None] * axes * np.sqrt(variance), noise=noise)
+    loadings, noise = residual_factors(residuals, n_genes, count, penalty, generator)
+    return replace(forms, loadings=loadings, noise=noise)

@@ -15,14 +15,13 @@ from sckit.kernels.counts_numba import entry_dot
 from sckit.kernels.counts_reference import TARGET_SUM
 from sckit.kernels.regression_numba import add_newton_sums, factor_means, unpack
 from sckit.model.offset_forms import LOG_RATES, OffsetForms, value_of_one
-from sckit.model.regression import TrainingCells, by_gene, principal_axes
+from sckit.model.regression import TrainingCells, by_gene, residual_factors
 
 FACTORS = (8, 16, 24)
 COUNT_PENALTIES = (10.0, 30.0, 100.0)
 """What inner validation chooses from."""
 
 _NOISE_PENALTY = 10.0  # cells of the mean gene by which the variance of a gene is shrunk
-_LEAST_NOISE = 1e-6  # variance; where no value varies, rounding would be taken for factors
 _NEWTON_STEPS = 8
 _LONGEST_STEP = 1.0  # of a coefficient of a log rate
 _SHORTER = 0.4  # of a step that made the likelihood worse
@@ -54,21 +53,9 @@ def fit_factors(training: TrainingCells, forms: OffsetForms, count: int) -> Offs
             expected = entry_dot(forms.total, block.values.indices, full, cell)
             yield with_data(block.values, block.values.data - value_of_one(np.log(block.totals))[cell] - expected)
 
-    counted, squares = np.zeros(n_genes), np.zeros(n_genes)
-    for block in residuals():
-        counted += np.bincount(block.indices, minlength=n_genes)
-        squares += np.bincount(block.indices, block.data**2, minlength=n_genes)
-    noise = (squares + _NOISE_PENALTY * squares.sum() / max(counted.sum(), 1)) / (counted + _NOISE_PENALTY)
-    noise = np.maximum(noise, _LEAST_NOISE)
-    scale = np.sqrt(noise)
-
-    def scaled() -> Iterator[sp.csr_array]:
-        for block in residuals():
-            block.data /= scale[block.indices]
-            yield block
-
-    axes, variance = principal_axes(scaled, np.zeros(n_genes), count, np.random.default_rng(training.seed))
-    return replace(forms, loadings=scale[:, None] * axes * np.sqrt(variance), noise=noise)
+    generator = np.random.default_rng(training.seed)
+    loadings, noise = residual_factors(residuals, n_genes, count, _NOISE_PENALTY, generator)
+    return replace(forms, loadings=loadings, noise=noise)
 
 
 def gene_means(training: TrainingCells) -> dict[str, np.ndarray]:

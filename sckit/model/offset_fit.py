@@ -9,10 +9,10 @@ import numpy as np
 from sckit.data.batch import Hiding, Packer
 from sckit.data.views import cell_of_entry, in_blocks
 from sckit.kernels.regression_numba import add_normal_equations, ridge_paths, unpack
-from sckit.model.closed_forms import CellFeatures, moments
+from sckit.model.closed_forms import CellFeatures, fit_components
 from sckit.model.count_fit import choose_count_penalty, choose_factors, fit_counts, fit_factors, gene_means
 from sckit.model.offset_forms import OffsetForms, VisibleForm, value_of_one
-from sckit.model.regression import BLOCK_CELLS, TrainingCells, by_gene, principal_axes, solve_ridge
+from sckit.model.regression import BLOCK_CELLS, TrainingCells, by_gene, solve_ridge
 
 COMPONENTS = (5, 11, 20, 40)
 PENALTIES = (10.0, 30.0, 100.0, 300.0)
@@ -64,15 +64,8 @@ def fit_offset_forms(
 
 def _fit_features(training: TrainingCells, components: int) -> tuple[CellFeatures, np.ndarray]:
     """Return the components of the detection matrix, and the products [F + 1, F + 1] of the cells' features."""
-    counted, scales = moments(training.blocks(), training.n_genes)
-    share, pool = counted / len(training.cells), training.pool()
-    generator = np.random.default_rng(training.seed)
-    axes, variance = principal_axes(
-        lambda: (block.binary for block in training.blocks(pool)), share, components, generator
-    )
-    axes /= np.sqrt(variance)
-    features = CellFeatures(axes=axes, origin=share @ axes, scales=scales, total_of_x=np.zeros(2 + components))
-    parts = (features.block_features(block) for block in training.blocks(pool))
+    features, _ = fit_components(training, components)
+    parts = (features.block_features(block) for block in training.blocks(training.pool()))
     between = _added([part.T @ part for part in parts])
     return replace(features, total_of_x=_total_of_x(between, components)), between
 

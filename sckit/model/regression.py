@@ -12,6 +12,7 @@ from sckit.kernels.counts_numba import normalise
 BLOCK_CELLS = 1024
 _PCA_CELLS = 50_000  # the components converge long before; beyond this a seeded subset is used
 _FOLDS = 5
+_LEAST_NOISE = 1e-6  # variance; where no value varies, rounding would be taken for factors
 _SUBSPACE_PASSES = 6
 _OVERSAMPLE = 10
 
@@ -148,3 +149,32 @@ def posterior(residuals: sp.csr_array, loadings: np.ndarray, noise: np.ndarray) 
     outer = (weighted[:, :, None] * loadings[:, None, :]).reshape(len(loadings), -1)
     precision = (ones_like(residuals) @ outer).reshape(len(residuals.indptr) - 1, factors, factors) + np.eye(factors)
     return np.linalg.solve(precision, (residuals @ weighted)[..., None])[..., 0]
+
+
+def residual_factors(
+    residuals: Callable[[], Iterable[sp.csr_array]],
+    n_genes: int,
+    count: int,
+    penalty: float,
+    generator: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return loadings [G, count], principal axes of residuals scaled per gene, and the residuals' variances [G].
+
+    residuals: rows with what a regression leaves of the stored entries, streamed again at every call. A gene's variance
+    is drawn towards that of all genes by `penalty` cells.
+    """
+    counted, squares = np.zeros(n_genes), np.zeros(n_genes)
+    for block in residuals():
+        counted += np.bincount(block.indices, minlength=n_genes)
+        squares += np.bincount(block.indices, block.data**2, minlength=n_genes)
+    noise = (squares + penalty * squares.sum() / max(counted.sum(), 1)) / (counted + penalty)
+    noise = np.maximum(noise, _LEAST_NOISE)
+    scale = np.sqrt(noise)
+
+    def scaled() -> Iterator[sp.csr_array]:
+        for block in residuals():
+            block.data /= scale[block.indices]
+            yield block
+
+    axes, variance = principal_axes(scaled, np.zeros(n_genes), count, generator)
+    return scale[:, None] * axes * np.sqrt(variance), noise
