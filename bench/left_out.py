@@ -7,7 +7,6 @@ Prints the R² of each row by group, and the mean and range over groups; --out k
 
 import argparse
 import json
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from sckit.config import EvalConfig, PretrainConfig
 from sckit.data.labels import group_values
 from sckit.data.prepare import prepare
 from sckit.evaluation.evaluate import evaluate
-from sckit.provenance import environment
+from sckit.provenance import commit, environment
 from sckit.training.pretrain import pretrain
 
 SETTINGS = {"all hidden": {"masks": (1.0,)}, "15 % hidden, total known": {"masks": (0.15,), "known_depth": True}}
@@ -58,10 +57,8 @@ def main() -> None:
     wide = wide.assign(mean=wide.mean(axis=1), low=wide.min(axis=1), high=wide.max(axis=1))
     print(wide.round(4).to_string())
     if arguments.out:
-        git = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-        commit = subprocess.run(git, capture_output=True, text=True, check=True, cwd=Path(__file__).parent).stdout
         facts = {
-            "commit": commit.strip(),
+            "commit": commit(),
             "command": f"python bench/left_out.py {arguments.data.name} --group {arguments.group}",
         }
         document = facts | {"environment": environment(), "rows": records}
