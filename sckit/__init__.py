@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from sckit.evaluation.embed import embed
     from sckit.evaluation.evaluate import evaluate
     from sckit.perturbation.finetune import finetune
+    from sckit.training.folds import pretrain_folds
     from sckit.training.pretrain import load_model, pretrain
 
 _API = {
@@ -19,6 +20,7 @@ _API = {
     "simulate": "sckit.data.simulate",
     "open_store": "sckit.data.store",
     "pretrain": "sckit.training.pretrain",
+    "pretrain_folds": "sckit.training.folds",
     "load_model": "sckit.training.pretrain",
     "evaluate": "sckit.evaluation.evaluate",
     "finetune": "sckit.perturbation.finetune",
@@ -30,7 +32,8 @@ _API = {
 
 __all__ = [
     "EvalConfig", "FinetuneConfig", "PrepareConfig", "PretrainConfig", "ReadingConfig", "SimulateConfig",
-    "__version__", "embed", "evaluate", "finetune", "load_model", "open_store", "prepare", "pretrain", "simulate",
+    "__version__", "embed", "evaluate", "finetune", "load_model", "open_store", "prepare", "pretrain",
+    "pretrain_folds", "simulate",
 ]  # fmt: skip
 
 

@@ -151,6 +151,8 @@ def pretrain(
 
         sckit pretrain pbmc.sckit --mask uniform --group donor --minutes 20
 
+        sckit pretrain pbmc.sckit --name donors --group donor --folds 5 --seeds 3
+
         sckit pretrain --resume runs/latest
     """
     if resume and (given or data or config or name):
@@ -158,15 +160,19 @@ def pretrain(
     if given.keys() & {"epochs", "steps", "minutes"}:  # a budget given here replaces the file's
         given = {"epochs": None, "steps": None, "minutes": None} | given
     settings, reading = read_configs(config, given, PretrainConfig, ReadingConfig)
+    from sckit.training.folds import holds_folds, pretrain_folds
     from sckit.training.pretrain import pretrain as run_pretraining
 
+    several = holds_folds(resume, runs) if resume else settings.folds is not None
     with Bar() as bar:
-        done = run_pretraining(
+        start = pretrain_folds if several else run_pretraining
+        done = start(
             data or None, settings, name=name, runs=runs, resume=resume, reading=reading, on_event=bar.on_event
         )
-    say(f"run {done.run}: {done.tokens_per_s:,.0f} tokens/s, {done.cells_per_s:,.1f} cells/s, {done.wall_s:.1f} s")
+    for one in getattr(done, "networks", [done]):
+        say(f"run {one.run}: {one.tokens_per_s:,.0f} tokens/s, {one.cells_per_s:,.1f} cells/s, {one.wall_s:.1f} s")
     say(f"next: sckit eval {done.run} --mask 1.0")
-    return {"command": "pretrain", **vars(done), "run": str(done.run)}
+    return {"command": "pretrain", **done.document()}
 
 
 @app.command("eval")

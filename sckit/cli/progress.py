@@ -56,7 +56,7 @@ class Bar:
 
 def _validation_line(row: dict[str, Any]) -> str:
     """One line per epoch: the model and the linear baselines on the validation cells."""
-    names = ("gene mean + depth", "detection ridge", "value ridge")
+    names = ("gene mean + depth", "detection ridge", "value offset ridge")
     baselines = ", ".join(f"{name} {row[f'r2 {name}']:.4f}" for name in names)
     where = f"epoch {row['epoch']:.2f} step {row['step']}: {row['rate']:.0%} hidden"
     model = f"model R² {row['r2_gene_mean']:.4f} (pooled r {row['pooled_r'] or float('nan'):.3f})"

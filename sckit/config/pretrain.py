@@ -26,6 +26,9 @@ class ModelConfig:
     knots: int = 32
     """Knots of the piecewise-linear value embedding, evenly spaced in log1p of counts per 10,000."""
 
+    start: Annotated[str, one_of("ridge", "offset")] = "ridge"
+    """Linear baseline that the model starts from."""
+
     def __post_init__(self) -> None:
         if self.width < 1 or self.layers < 0 or self.heads < 1 or self.knots < 2:
             raise ConfigError(f"the model needs width, heads >= 1, layers >= 0 and knots >= 2, not {asdict(self)}.")
@@ -59,10 +62,20 @@ class PretrainConfig:
     hold_out: Annotated[tuple[str, ...], mark(labels=True)] = ()
     """Value of the group column to hold out; may be repeated. By default a random fifth of the groups, or of the cells.
     """
+    folds: Annotated[int | None, at_least(2)] = None
+    """Leave this many parts of the cells (with --group: of its groups) out in turn; the runs are NAME/fold-I-seed-J."""
+    seeds: Annotated[int, at_least(1)] = 1
+    """With --folds: train this many networks on each part; they differ in nothing but their seed."""
+    fold: Annotated[int | None, at_least(0), mark(file_only=True)] = None
+    """The part that this run leaves out, of those that `folds` makes."""
+    replica: Annotated[int, at_least(0), mark(file_only=True)] = 0
+    """Number of this network among those that `seeds` trains on one part."""
     preset: Annotated[str, one_of(*PRESETS), mark(panel="Model")] = "tiny"
     """Size of the network: tiny, small, medium, base or large."""
     warm_start: bool = True
     """Start from the linear baselines; otherwise only the mean of each gene is given."""
+    start: Annotated[str, one_of("offset", "ridge"), mark(file_only=True)] = "offset"
+    """Baseline to start from: the value offset ridge, or the value ridge as runs of before."""
     components: Annotated[int, at_least(0)] = 11
     """Principal components of the binary detection matrix that the linear baselines use."""
     factors: Annotated[int, at_least(0)] = 8
@@ -110,10 +123,22 @@ class PretrainConfig:
         if self.hold_out and not self.group:
             raise ConfigError(f"--hold-out {','.join(self.hold_out)} names values of a column; say which with --group.")
 
+        if self.folds and self.hold_out:
+            raise ConfigError(
+                f"--folds {self.folds} leaves every part out in turn, and --hold-out names one; give one."
+            )
+        if self.seeds > 1 and not self.folds:
+            raise ConfigError(f"--seeds {self.seeds} trains several networks on each part; say how many with --folds.")
+
+    @property
+    def training_seed(self) -> int:
+        """Seed of the network's start, its batches and what is hidden in them; `seed` alone decides about the split."""
+        return self.seed + 100_003 * self.replica
+
     @property
     def model(self) -> ModelConfig:
         """The shape that the preset names."""
-        return ModelConfig(**PRESETS[self.preset])
+        return ModelConfig(**PRESETS[self.preset], start=self.start if self.warm_start else "ridge")
 
 
 def check_mask(mask: float | str) -> None:

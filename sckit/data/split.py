@@ -20,9 +20,9 @@ _BLOCK_CELLS = 4096
 def split_cells(store: Store, config: PretrainConfig, on_event: Callable = lambda _kind, _facts: None) -> np.ndarray:
     """Split the cells: TRAIN, VALIDATION, HELD_OUT or LEFT_OUT for every one, int8 [cells].
 
-    Held out: the named values of the group column, a fifth of its values, or a random fifth of the cells; they have no
-    part in training. Left out: cells without a value in the group column, which may be of any group. Validation: a
-    random tenth of the rest, at most `validate_cells`.
+    Held out: the named values of the group column, a fifth of its values, a random fifth of the cells, or one of the
+    parts that `folds` makes; they have no part in training. Left out: cells without a value in the group column, which
+    may be of any group. Validation: a random tenth of the rest, at most `validate_cells`.
     Raises `DataError` when too few cells are left on a side, `ConfigError` for a group that cannot be held out.
     """
     generator = np.random.default_rng(config.seed)
@@ -40,6 +40,9 @@ def _held_out(
     store: Store, config: PretrainConfig, generator: np.random.Generator, on_event: Callable
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mark the cells that are held out and those of no known group, bool [cells] each."""
+    if config.group is None and config.folds:
+        part = generator.permutation(store.n_cells) % config.folds
+        return part == config.fold, np.zeros(store.n_cells, bool)
     if config.group is None:
         chosen = generator.permutation(store.n_cells)[: max(1, int(_HELD_OUT_SHARE * store.n_cells))]
         return np.isin(np.arange(store.n_cells), chosen), np.zeros(store.n_cells, bool)
@@ -58,8 +61,32 @@ def _held_out(
         raise ConfigError(
             f"--group {config.group} has the one value {str(present[0])!r}; name another column, or leave out --group."
         )
+    if config.folds:
+        chosen = _groups_of_fold(values, present, config)
+        return np.isin(values, chosen), unknown
     chosen = named or generator.permutation(present)[: max(1, int(_HELD_OUT_SHARE * len(present)))]
     return np.isin(values, chosen), unknown
+
+
+def _groups_of_fold(values: np.ndarray, present: list[str], config: PretrainConfig) -> list[str]:
+    """Return the groups that the fold of a config leaves out; the groups are dealt to the folds by size."""
+    assert config.folds is not None
+    if config.folds > len(present):
+        raise ConfigError(
+            f"--folds {config.folds} is more than the {len(present)} groups of {config.group}; give {len(present)} or "
+            "fewer."
+        )
+    fold = deal_by_size(np.array([(values == name).sum() for name in present]), config.folds)
+    return [name for name, number in zip(present, fold, strict=True) if number == config.fold]
+
+
+def deal_by_size(sizes: np.ndarray, folds: int) -> np.ndarray:
+    """Number the fold of groups of these sizes: the largest first, each to the fold with the fewest cells so far."""
+    fold, filled = np.zeros(len(sizes), np.int64), np.zeros(folds)
+    for group in np.argsort(-sizes, kind="stable"):
+        fold[group] = filled.argmin()
+        filled[fold[group]] += sizes[group]
+    return fold
 
 
 def run_vocabulary(store: Store, train: np.ndarray, min_cells: int) -> np.ndarray:

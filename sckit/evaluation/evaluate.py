@@ -5,7 +5,7 @@ paired. What is chosen or calibrated is so on validation cells.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from sckit.config import EvalConfig
 from sckit.data.batch import SCORED_SHARE
 from sckit.data.halves import Halves, replicate_values
 from sckit.data.split import VALIDATION
-from sckit.errors import DataError
+from sckit.errors import ConfigError, DataError
 from sckit.evaluation.decomposition import STEP, Decomposed, Decomposition
 from sckit.evaluation.left import Left, left_row
 from sckit.evaluation.predictors import Fitted, Pass, Setting
@@ -24,7 +24,7 @@ from sckit.evaluation.rows import BASELINES, Errors, Floors, best_baselines, bes
 from sckit.files import to_json
 from sckit.metrics.values import Scores, json_row, resampling
 from sckit.model.offset_forms import OffsetForms
-from sckit.training.run import find_run, open_run
+from sckit.training.run import find_runs, open_run
 
 _CALIBRATION_DRAWS = 5
 """Draws of what is hidden in validation cells; where everything is hidden one is all."""
@@ -73,120 +73,166 @@ def evaluate(
 ) -> Evaluation:
     """Score a run (path or name; the latest one by default) on its held-out cells.
 
-    on_event(kind, facts) hears "note" and "progress" events. Raises ConfigError and DataError.
+    A folder that `pretrain --folds` made is scored as a whole: the held-out cells of all folds in one table, and the
+    networks of several seeds as the mean of their scores. on_event(kind, facts) hears "note" and "progress" events.
+    Raises ConfigError and DataError.
     """
     config = config or EvalConfig()
-    opened = open_run(find_run(run, Path(runs)))
-    return _Evaluator(opened, config, on_event).evaluate()
+    found = find_runs(run, Path(runs))
+    if len(found) > 1 and config.decompose:
+        raise ConfigError(f"--decompose takes one run; name one of the folds, such as {found[0][0]}.")
+    folds = [Setting([open_run(path) for path in paths], config, on_event) for paths in found]
+    return _Evaluator(found[0][0] if len(found) == 1 else found[0][0].parent, folds, config).evaluate()
 
 
-class _Evaluator(Setting):
-    """Scores every row at every rate."""
+@dataclass
+class _Pooled:
+    """What all folds have at one target and mask rate."""
+
+    scores: Scores
+    errors: list[Errors] = field(default_factory=list)  # of validation cells
+    said: list[str] = field(default_factory=list)
+
+
+class _Evaluator:
+    """Scores every row at every rate, on the held-out cells of one run or of all folds."""
+
+    def __init__(self, path: Path, folds: Sequence[Setting], config: EvalConfig) -> None:
+        self.path, self.folds, self.config = path, folds, config
+        self.pooled: dict[tuple[str, float], _Pooled] = {}
+        self.left = Left(config.seed, config.bootstraps)
+        self.decomposition: Decomposition | None = None
+        self.calibration: list[list[dict[str, float]]] = []
+        self.guesses: list[np.ndarray] = []
+        self.chosen: list[np.ndarray] = []
+        self.entries = self.cut = self.zeros = self.halved = 0
 
     def evaluate(self) -> Evaluation:
-        rows, adds, others, entries, self.cut = [], [], [], 0, 0
-        self.replicate_zero, decomposition = None, None
-        targets = self.targets()
-        offsets = targets["full"].offsets
-        left, best_baseline, calibration = Left(self.config.seed, self.config.bootstraps), "", []
-        for target, fitted in targets.items():
-            for rate in sorted(self.config.masks):
-                predictor, first, watched = self.predictor(fitted, rate), not best_baseline, []
-                if first and self.config.decompose:
-                    decomposition = Decomposition(self, fitted, rate)
-                    predictor = decomposition.with_steps(predictor)
-                floors = self._calibrated(fitted, rate, predictor)
-                errors = floors.errors
-                if first:
-                    best_baseline = best_baselines(errors)["detected"]
-                    calibration, watched = floors.deciles[best_baseline], [left.watch(best_baseline, offsets)]
-                    watched += [] if decomposition is None else [decomposition.calibrated(floors)]
-                scores = self._score(fitted, rate, target, predictor, floors, watched)
-                entries, groups = max(entries, scores.entries), self._groups(scores)
-                rows += self._rows(scores, errors, rate, target)
-                if rate < 1:
-                    more = scores.difference("value offset ridge", "visible offset ridge", groups)
-                    adds.append({"rate": rate, "target": target} | more)
-                said = self.association.sentences(scores, groups) if self.association else []
-                others += [f"{rate:.0%} hidden, {target} depth: {sentence}" for sentence in said]
+        """Go through the folds, and return the tables of all."""
+        for number, fold in enumerate(self.folds):
+            self._evaluate(number, fold)
+        rows, adds, others = [], [], []
+        for (target, rate), pooled in self.pooled.items():
+            scores, errors = pooled.scores, _joined(pooled.errors)
+            rows += self._rows(scores, errors, rate, target)
+            if rate < 1:
+                more = scores.difference("value offset ridge", "visible offset ridge", self._groups(scores))
+                adds.append({"rate": rate, "target": target} | more)
+            others += [f"{rate:.0%} hidden, {target} depth: {sentence}" for sentence in pooled.said]
         order = {rate: i for i, rate in enumerate(self.config.masks)}
         rows.sort(key=lambda row: (row["target"] != "full", order[row["rate"]]))
         ends = {name: float for name in rows[0] if name.endswith(("_low", "_high"))}  # None where there is no interval
-        table, total = pd.DataFrame(rows).astype(ends), self._total_from_detection(offsets)
-        found = left.table(self.groups)
-        notes = self._notes(offsets, total, others)
+        table, total = pd.DataFrame(rows).astype(ends), self._total_from_detection()
+        first = self.pooled["full", min(self.config.masks)]
+        cells = sum(len(fold.cells) for fold in self.folds)
         return Evaluation(
-            self.run.path, len(self.cells), entries, table, notes, best_baseline, found, total, calibration, adds,
-            self.replicate_zero, None if decomposition is None else decomposition.result(),
-        )  # fmt: skip
+            run=self.path,
+            cells=cells,
+            entries=self.entries,
+            table=table,
+            notes=self._notes(total, others),
+            best_baseline=best_baselines(_joined(first.errors))["detected"],
+            left=self.left.table(self.folds[0].groups),
+            total_from_detection=total,
+            calibration=_mean_of_tenths(self.calibration),
+            detection_adds=adds,
+            replicate_zero=float(self.zeros / self.halved) if self.halved else None,
+            decomposition=None if self.decomposition is None else self.decomposition.result(),
+        )
 
-    def _calibrated(self, fitted: Fitted, rate: float, predictor: Pass) -> Floors:
-        """Calibrate every row on validation cells."""
-        floors, cells = Floors(fitted.offsets), self.run.cells(VALIDATION)
-        for epoch in range(_CALIBRATION_DRAWS):
-            packer = self.packer(fitted.view, rate, scored=False, epoch=epoch + 1)
-            predict = predictor(packer, cells)
-            for batch in self.batches(packer, cells, f"validation cells, rate {rate}"):
-                floors.add(batch, predict(batch), fitted.view.totals(batch.cells))
-            if rate == 1.0:
-                break
-        if not floors.entries:
-            raise DataError(f"no validation value is hidden at {rate:g}; hide more, or give more cells.")
-        floors.fit(negative_binomial=self.config.noise == "nb")
-        return floors
+    def _evaluate(self, number: int, fold: Setting) -> None:
+        """Score the held-out cells of one fold at every target and rate."""
+        targets = fold.targets()
+        offsets = targets["full"].offsets
+        self.chosen.append(offsets.chosen)
+        self._guess_totals(fold, offsets)
+        first = True
+        for target, fitted in targets.items():
+            for rate in sorted(self.config.masks):
+                predictor, watched = fold.predictor(fitted, rate), []
+                if first and self.config.decompose:
+                    self.decomposition = Decomposition(fold, fitted, rate)
+                    predictor = self.decomposition.with_steps(predictor)
+                floors = _calibrated(fold, fitted, rate, predictor)
+                if first:
+                    best = best_baselines(floors.errors)["detected"]
+                    self.calibration.append(floors.deciles[best])
+                    watched = [self.left.watch(best, offsets)]
+                    watched += [] if self.decomposition is None else [self.decomposition.calibrated(floors)]
+                    first = False
+                self._score(number, fitted, rate, target, predictor, floors, watched)
 
     def _score(
-        self, fitted: Fitted, rate: float, target: str, predictor: Pass, floors: Floors,
+        self, number: int, fitted: Fitted, rate: float, target: str, predictor: Pass, floors: Floors,
         watched: Sequence[Left | Decomposition],
-    ) -> Scores:  # fmt: skip
-        packer = self.packer(fitted.view, rate, scored=True)
-        scores = Scores(len(self.run.genes), seed=self.config.seed, bootstraps=self.config.bootstraps)
-        predict, zeros = predictor(packer, self.cells), 0
-        for batch in self.batches(packer, self.cells, f"target {target} rate {rate}"):
+    ) -> None:  # fmt: skip
+        fold, seed, draws = self.folds[number], self.config.seed, self.config.bootstraps
+        empty = _Pooled(Scores(fold.store.n_genes, seed=seed, bootstraps=draws))
+        pooled = self.pooled.setdefault((target, rate), empty)
+        pooled.errors.append(floors.errors)
+        scores, numbers = pooled.scores, np.flatnonzero(fold.vocabulary >= 0)
+        packer = fold.packer(fitted.view, rate, scored=True)
+        predict, before = predictor(packer, fold.cells), scores.entries
+        for batch in fold.batches(packer, fold.cells, f"target {target} rate {rate}"):
             predicted, totals = predict(batch), fitted.view.totals(batch.cells)
             laws = floors.laws(batch, predicted, totals)
-            if isinstance(fitted.view, Halves):
-                predicted["replicate"] = replicate_values(fitted.view, batch, self.vocabulary)
-                zeros += int((predicted["replicate"] == 0).sum())
+            if isinstance(fitted.view, Halves):  # the scored entries are the same at every rate
+                predicted["replicate"] = replicate_values(fitted.view, batch, fold.vocabulary)
+                self.zeros, self.halved = (
+                    self.zeros + (predicted["replicate"] == 0).sum(),
+                    self.halved + len(batch.truth),
+                )
             for each in watched:
                 each.add(batch, predicted, laws)
-            scores.add(batch, {name: row for name, row in predicted.items() if not name.startswith(STEP)}, laws)
+            rows = {name: row for name, row in predicted.items() if not name.startswith(STEP)}
+            scores.add(batch, rows, laws, numbers=numbers, fold=number)
             self.cut += batch.cut if rate == min(self.config.masks) and target == "full" else 0
-        if not scores.entries:
+        if scores.entries == before:
             raise DataError(f"no entry is scored with {rate:g} of the values hidden; hide more, or give more cells.")
-        if target == "half":
-            self.replicate_zero = zeros / scores.entries
-        return scores
+        self.entries = max(self.entries, scores.entries)
+        if fold.association:
+            groups = self._groups(scores)
+            pooled.said = fold.association.sentences(scores, groups) if number == len(self.folds) - 1 else []
 
     def _groups(self, scores: Scores) -> np.ndarray | None:
-        return None if self.groups is None else self.groups[scores.cells]
+        groups = self.folds[0].groups
+        return None if groups is None else groups[scores.cells]
 
     def _rows(self, scores: Scores, errors: Errors, rate: float, target: str) -> Iterator[dict[str, Any]]:
         """Yield the table rows of one rate and target: baselines, the replicate, and the model in each context."""
-        groups = self._groups(scores)
+        groups, fold = self._groups(scores), self.folds[0]
+        for context in self.config.contexts if len(fold.models) > 1 else ():
+            scores.average(f"model/{context}", fold.model_rows(context))
         order = [name for name in (*BASELINES, "replicate") if name in scores.predictors]
         for name in order + [name for name in scores.predictors if name.startswith("model")]:
             predictor, _, context = name.partition("/")
-            where = {"rate": rate, "context": context or None, "known_depth": self.known_depth, "target": target}
+            where = {"rate": rate, "context": context or None, "known_depth": fold.known_depth, "target": target}
             yield scores.full_row(name, best_of(name, errors), groups, **where) | {"predictor": predictor}
 
-    def _total_from_detection(self, offsets: OffsetForms) -> dict[str, float]:
+    def _guess_totals(self, fold: Setting, offsets: OffsetForms) -> None:
+        """Guess the log of the total counts of the held-out cells from their detection sets."""
+        packer = fold.packer(fold.store, 1.0, scored=True)
+        parts = [offsets.of_cells(batch).guess for batch in fold.batches(packer, fold.cells, "total from detection")]
+        self.guesses.append(np.concatenate(parts) - np.log(fold.store.totals(fold.cells)))
+
+    def _total_from_detection(self) -> dict[str, float]:
         """Say how well the detection set tells the total counts of the held-out cells."""
-        packer = self.packer(self.store, 1.0, scored=True)
-        parts = [offsets.of_cells(batch).guess for batch in self.batches(packer, self.cells, "total from detection")]
-        log_total = np.log(self.store.totals(self.cells))
-        error, spread = np.concatenate(parts) - log_total, log_total - log_total.mean()
+        log_total = np.concatenate([np.log(fold.store.totals(fold.cells)) for fold in self.folds])
+        error, spread = np.concatenate(self.guesses), log_total - log_total.mean()
         r2 = 1 - float(error @ error / max(spread @ spread, 1e-12))
         return {"r2": r2, "median_relative_error": float(np.median(np.abs(np.expm1(error))))}
 
-    def _notes(self, offsets: OffsetForms, total: dict[str, float], others: list[str]) -> list[str]:
+    def _notes(self, total: dict[str, float], others: list[str]) -> list[str]:
         """Return what a reader of the numbers has to know; the last sentence is about the intervals."""
-        groups = None if self.groups is None else self.groups[self.cells]
-        components, factors, penalty, count_penalty = offsets.chosen
+        cells = np.concatenate([fold.cells for fold in self.folds])
+        groups = None if self.folds[0].groups is None else self.folds[0].groups[cells]
+        components, factors, penalty, count_penalty = (
+            " / ".join(f"{size:g}" for size in dict.fromkeys(sizes)) for sizes in zip(*self.chosen, strict=True)
+        )
         given = self.config.components is not None and self.config.penalty is not None
         notes = [
-            f"offset baselines: {components:.0f} components, penalty {penalty:g}, {factors:.0f} value factors, penalty "
-            f"{count_penalty:g} of the count regression" + ("" if given else ", chosen by inner validation"),
+            f"offset baselines: {components} components, penalty {penalty}, {factors} value factors, penalty "
+            f"{count_penalty} of the count regression" + ("" if given else ", chosen by inner validation"),
             f"total from detection: the detection set tells the log of the total counts with R² {total['r2']:.3f} "
             f"(median error {total['median_relative_error']:.0%})",
         ]
@@ -198,13 +244,47 @@ class _Evaluator(Setting):
         notes += others
         less = " (or below the share hidden, where that is less)" if min(self.config.masks) < SCORED_SHARE else ""
         notes.append(
-            f"{len(self.cells):,} held-out cells; scored: detected entries with a hash below {SCORED_SHARE}{less}"
+            f"{len(cells):,} held-out cells{self._of_folds()}; scored: detected entries with a hash below "
+            f"{SCORED_SHARE}{less}"
         )
         if self.cut:
-            notes.append(f"{self.cut:,} entries of cells over {self.run.config.max_genes} genes were cut")
+            notes.append(f"{self.cut:,} entries of cells over {self.folds[0].run.config.max_genes} genes were cut")
         if groups is not None and (groups == "").any():
             notes.append(
                 f"{int((groups == '').sum()):,} held-out cells have no group: they count as a group of their own"
             )
-        rule = resampling(groups, len(self.cells))
+        rule = resampling(groups, len(cells))
         return [*notes, rule.sentence("cells", "cells" if groups is None else "groups")]
+
+    def _of_folds(self) -> str:
+        """Say how many folds and networks there are."""
+        seeds = len(self.folds[0].models)
+        if len(self.folds) == 1:
+            return ""
+        return f" of {len(self.folds)} folds" + (f", {seeds} networks for each" if seeds > 1 else "")
+
+
+def _calibrated(fold: Setting, fitted: Fitted, rate: float, predictor: Pass) -> Floors:
+    """Calibrate every row on validation cells."""
+    floors, cells = Floors(fitted.offsets), fold.run.cells(VALIDATION)
+    for epoch in range(_CALIBRATION_DRAWS):
+        packer = fold.packer(fitted.view, rate, scored=False, epoch=epoch + 1)
+        predict = predictor(packer, cells)
+        for batch in fold.batches(packer, cells, f"validation cells, rate {rate}"):
+            floors.add(batch, predict(batch), fitted.view.totals(batch.cells))
+        if rate == 1.0:
+            break
+    if not floors.entries:
+        raise DataError(f"no validation value is hidden at {rate:g}; hide more, or give more cells.")
+    floors.fit(negative_binomial=fold.config.noise == "nb")
+    return floors
+
+
+def _joined(errors: Sequence[Errors]) -> Errors:
+    """Put the squared errors of the validation cells of all folds together."""
+    return {name: np.concatenate([each[name] for each in errors]) for name in errors[0]}
+
+
+def _mean_of_tenths(tenths: Sequence[list[dict[str, float]]]) -> list[dict[str, float]]:
+    """Average expected and observed mean counts over folds, tenth by tenth."""
+    return pd.concat(map(pd.DataFrame, tenths)).groupby(level=0).mean().to_dict("records")

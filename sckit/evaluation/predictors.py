@@ -4,7 +4,7 @@ For the half-depth target each cell's molecules are drawn into halves A and B. E
 from B, all others from what A shows.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -47,14 +47,16 @@ class Fitted:
 
 
 class Setting:
-    """One run, the options of one evaluation, and the cells to score."""
+    """A run, or several that differ in their seeds alone, the options of one evaluation, and the cells to score."""
 
-    def __init__(self, run: Run, config: EvalConfig, on_event: Callable) -> None:
-        self.run, self.config, self.on_event = run, config, on_event
+    def __init__(self, runs: Sequence[Run], config: EvalConfig, on_event: Callable) -> None:
+        self.run, self.config, self.on_event = runs[0], config, on_event
+        run = self.run
         self.store = run.store
         self.compute = choose_compute(config.device, config.engine)
-        self.model = run.model(self.compute.device)
-        self.model.engine = self.compute.engine
+        self.models = [each.model(self.compute.device) for each in runs]
+        for model in self.models:
+            model.engine = self.compute.engine
         self.vocabulary = run.vocabulary
         self.cells = run.cells(HELD_OUT)
         if config.max_cells is not None and config.max_cells < len(self.cells):
@@ -75,7 +77,8 @@ class Setting:
         """Return what is fitted for each target, "full" and, where it is asked for, "half"."""
         given = {"components": self.config.components, "penalty": self.config.penalty}
         offsets = offset_forms(self.run, log=self.log, **given)
-        targets = {"full": Fitted(self.store, self.run.forms, offsets, self._labels(self.store, self.run.forms))}
+        self.full = Fitted(self.store, self.run.forms, offsets, self._labels(self.store, self.run.forms))
+        targets = {"full": self.full}
         if self.config.replicate_halves:
             targets["half"] = self._halves(offsets)
         return targets
@@ -131,7 +134,7 @@ class Setting:
                     rows["label + depth"] = fitted.labels(batch)
                 for context in self.config.contexts:
                     shown = batch if context == "detected" else replace(packer, context=context)(batch.cells)
-                    rows[f"model/{context}"] = self._predict(shown, fitted)
+                    rows |= dict(zip(self.model_rows(context), self._predict(shown, fitted), strict=True))
                 return rows | (others(batch, rows) if others else {})
 
             return predicted
@@ -162,15 +165,27 @@ class Setting:
             yield packer(part)
             self.on_event("progress", {"done": i + 1, "of": len(parts), "what": what})
 
-    def _predict(self, batch: Batch, fitted: Fitted) -> np.ndarray:
-        """Return the model's values; at half depth its linear part is refitted, and what it learned stays.
+    def model_rows(self, context: str) -> list[str]:
+        """Return the names of the rows of the models in a context."""
+        return [f"model/{context}" + (f"/{seed}" if len(self.models) > 1 else "") for seed in range(len(self.models))]
+
+    def _predict(self, batch: Batch, fitted: Fitted) -> list[np.ndarray]:
+        """Return the values of each model; at half depth its linear part is refitted, and what it learned stays.
 
         Every linear baseline in the table was fitted on halves. The one that the model started from is therefore
         exchanged for the one fitted on halves, which changes nothing for the full-depth target.
         """
-        values = predict(self.model, batch, self.compute)
-        forms = fitted.forms
-        if forms is self.run.forms:
+        values = [predict(model, batch, self.compute) for model in self.models]
+        if fitted is self.full:
             return values
-        start = "value ridge" if self.run.config.warm_start and batch.context != "visible" else "gene mean"
-        return values + forms.predict(batch)[start] - self.run.forms.predict(batch)[start]
+        difference = self._start(batch, fitted) - self._start(batch, self.full)
+        return [each + difference for each in values]
+
+    def _start(self, batch: Batch, fitted: Fitted) -> np.ndarray:
+        """Return the values of the linear baseline that the model started from, as fitted for a target."""
+        warm = self.run.config.warm_start
+        if batch.context == "visible":
+            return fitted.forms.gene_mean[batch.genes[batch.targets]]
+        if self.models[0].config.start == "ridge":
+            return fitted.forms.predict(batch)["value ridge" if warm else "gene mean"]
+        return fitted.offsets.predict(batch)["value offset ridge"]

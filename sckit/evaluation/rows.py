@@ -35,9 +35,9 @@ def information(row: str) -> frozenset[str]:
 
     A row without a context, such as the replicate, is judged as one in the context "detected".
     """
-    name, _, context = row.partition("/")
+    name, *context = row.split("/")
     known = {
-        "detected": name not in _OF_VISIBLE if name in BASELINES else context != "visible",
+        "detected": name not in _OF_VISIBLE if name in BASELINES else context[:1] != ["visible"],
         "labels": name in _WITH_LABELS,
         "groups": GROUP_OFFSETS in name,
         "neighbours": NEIGHBOURS in name,

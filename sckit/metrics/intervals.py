@@ -184,7 +184,7 @@ def interval(sample: Sample, generator: np.random.Generator, *, draws: int = 100
     column, seeds = _numbered(seed)
     if seeds > 1:
         weight = np.bincount(column, 1 / scores[number]) / count  # [S], of each seed in the mean
-        spread = np.sqrt(seed_variance(drawn_as) * (weight**2).sum()) * _heavier(seeds - 1)
+        spread = np.sqrt(seed_variance(drawn_as) * (weight**2).sum()) * heavier(seeds - 1)
         drawn = drawn + spread * generator.standard_normal(draws)
     low, high = np.quantile(drawn, [0.025, 0.975])
     return Estimate(mean, mean + float(low), mean + float(high), count)
@@ -220,7 +220,7 @@ def gap_closed(score: float | None, trivial: float | None, ceiling: float | None
 
 def widening(count: int, freedom: int) -> float:
     """Factor that makes bootstrap deviations of the mean of `count` >= 2 normal numbers those of Student's interval."""
-    return float(np.sqrt(count / (count - 1)) * _heavier(freedom))
+    return float(np.sqrt(count / (count - 1)) * heavier(freedom))
 
 
 def seed_variance(sample: Sample) -> float:
@@ -290,6 +290,6 @@ def _resampled(deviations: np.ndarray, generator: np.random.Generator, draws: in
     return np.concatenate([deviations[generator.integers(count, size=(n, count))].mean(1) for n in sizes])
 
 
-def _heavier(freedom: int) -> float:
+def heavier(freedom: int) -> float:
     """How much wider Student's 95 % interval is than the normal one."""
     return float(student.ppf(0.975, freedom)) / _NORMAL

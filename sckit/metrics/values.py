@@ -14,7 +14,7 @@ from sckit.data.batch import Batch
 from sckit.kernels.count_law import log_likelihood, rate_of_mean, value_moments
 from sckit.kernels.counts_reference import TARGET_SUM
 from sckit.metrics.correlation import correlation_of_sums
-from sckit.metrics.intervals import Resampling
+from sckit.metrics.intervals import Resampling, heavier
 
 _IN_JSON = (
     "predictor", "context", "rate", "target", "pooled_r", "centred_r", "r2_gene_mean", "r2_depth", "per_gene_r",
@@ -54,17 +54,31 @@ class Scores:
     def __init__(self, n_genes: int, *, seed: int = 0, bootstraps: int = 1000) -> None:
         self._n_genes, self._seed, self._bootstraps = n_genes, seed, bootstraps
         self._cells: list[np.ndarray] = []
+        self._folds: list[np.ndarray] = []
+        self._of_seeds: dict[str, np.ndarray] = {}  # squared error [S, cells] of rows of several seeds
         self._parts: dict[str, list[np.ndarray]] = {}
         self._of_genes: dict[str, np.ndarray] = {}
         self._drawn: tuple[np.ndarray | None, Resampling, dict[str, np.ndarray]] | None = None
         self._with_law: set[str] = set()
 
-    def add(self, batch: Batch, predicted: dict[str, np.ndarray], laws: "Laws | None" = None) -> None:
+    def add(
+        self,
+        batch: Batch,
+        predicted: dict[str, np.ndarray],
+        laws: "Laws | None" = None,
+        *,
+        numbers: np.ndarray | None = None,
+        fold: int = 0,
+    ) -> None:
         """Add a batch: predictions [M] by name, with "gene mean" and "gene mean + depth" among them.
 
-        laws: the law of the count that each prediction stands for; with them deviance and noise are kept too.
+        laws: the law of the count that each prediction stands for; with them deviance and noise are kept too. numbers:
+        the gene that each of the batch's gene numbers stands for, where models with other genes are pooled. fold: which
+        of the models predicted.
         """
         cell, gene = batch.target_cells, batch.genes[batch.targets]
+        gene = gene if numbers is None else numbers[gene]
+        self._folds.append(np.full(len(batch.cells), fold))
         y, mean, depth = batch.truth.astype(np.float64), predicted["gene mean"], predicted["gene mean + depth"]
         self._cells.append(batch.cells)
         one, c, r, nothing = np.ones(len(y)), y - mean, y - depth, np.zeros(len(y))
@@ -84,6 +98,35 @@ class Scores:
             self._parts.setdefault(name, []).append(_summed(cell, of_cells, len(batch.cells)))
             self._of_genes[name] = self._of_genes.get(name, 0) + _summed(gene, of_genes, self._n_genes)
 
+    def average(self, name: str, seeds: list[str]) -> None:
+        """Put one row in place of those of several seeds, each of another network: the mean of their sums.
+
+        The intervals of its R2 also cover how networks of other seeds would differ: to the resamples of cells are added
+        normal draws of the variance between seeds within each fold, widened for their number.
+        """
+        parts = [np.concatenate(self._parts.pop(seed)) for seed in seeds]
+        genes = [self._of_genes.pop(seed) for seed in seeds]
+        self._parts[name], self._of_genes[name] = [np.mean(parts, 0)], np.mean(genes, 0)
+        if self._with_law.issuperset(seeds):
+            self._with_law.add(name)
+        self._of_seeds[name] = np.stack([_CellSums(*part.T).error for part in parts])
+
+    def by_seed(self, name: str, other: str) -> np.ndarray:
+        """Return the R2 of each seed [S] of a row less that of another row; empty for rows of one seed."""
+        if name not in self._of_seeds:
+            return np.zeros(0)
+        errors = self._total(other).error - self._of_seeds[name].sum(1)
+        return errors / self._total(name).error_of_mean
+
+    def _spread(self, name: str) -> float:
+        """Return the standard error of R2 that training adds: of seeds within folds, widened as Student's interval."""
+        if name not in self._of_seeds:
+            return 0.0
+        errors, folds = self._of_seeds[name], np.unique(np.concatenate(self._folds), return_inverse=True)[1]
+        of_folds = np.stack([np.bincount(folds, each) for each in errors]) / self._total(name).error_of_mean
+        seeds, count = of_folds.shape
+        return float(np.sqrt((of_folds.var(0, ddof=1) / seeds).sum()) * heavier(count * (seeds - 1)))
+
     @property
     def predictors(self) -> list[str]:
         """Names seen so far."""
@@ -97,7 +140,7 @@ class Scores:
     @property
     def entries(self) -> int:
         """Number of entries scored."""
-        return int(self._total("gene mean").n[0])
+        return int(self._total("gene mean").n[0]) if self._parts else 0
 
     def r2(self, name: str) -> float:
         """Share of the squared error of the gene mean that the predictor removes."""
@@ -155,14 +198,20 @@ class Scores:
         total, (rule, drawn) = self._total(name), self._resample(name, groups)
         return {
             "pooled_r": rule.interval(total.pooled()[0], drawn.pooled()),
-            "r2_gene_mean": rule.interval(total.r2()[0], drawn.r2()),
+            "r2_gene_mean": rule.interval(total.r2()[0], drawn.r2() + self._training(name)),
         } | ({"floor": rule.interval(total.attainable()[0], drawn.attainable())} if name in self._with_law else {})
 
     def difference(self, name: str, other: str, groups: np.ndarray | None) -> dict[str, Any]:
         """R2 against the gene mean of one predictor less that of another, with the paired 95 % interval."""
         (rule, one), (_, two) = self._resample(name, groups), self._resample(other, groups)
         difference = self.r2(name) - self.r2(other)
-        return {"r2_gene_mean": difference, "ci": rule.interval(difference, one.r2() - two.r2())}
+        drawn = one.r2() - two.r2() + self._training(name)
+        return {"r2_gene_mean": difference, "ci": rule.interval(difference, drawn)}
+
+    def _training(self, name: str) -> np.ndarray:
+        """Draw what other seeds would add to the R2 of a row [bootstraps]; zero for a row of one seed."""
+        drawn = np.random.default_rng((self._seed, 1)).standard_normal(self._bootstraps)
+        return self._spread(name) * drawn
 
     def _resample(self, name: str, groups: np.ndarray | None) -> tuple[Resampling, _CellSums]:
         """Sums of a predictor over bootstrap draws, [bootstraps] each; all share the draws, so that they pair."""

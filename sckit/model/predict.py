@@ -1,6 +1,6 @@
 """Predictions of a model and of the linear baselines for batches of cells."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +10,7 @@ from sckit.data.batch import Batch, Packer
 from sckit.data.loader import batches_by_tokens, detected_in
 from sckit.device import Compute
 from sckit.model.closed_forms import ClosedForms
+from sckit.model.offset_forms import OffsetForms
 from sckit.model.tokens import Tokens
 from sckit.model.transformer import Model
 
@@ -17,7 +18,7 @@ _BATCH_TOKENS = 32768
 
 
 def predictions(
-    model: Model, packer: Packer, forms: ClosedForms, cells: np.ndarray, compute: Compute
+    model: Model, packer: Packer, baselines: Sequence[ClosedForms | OffsetForms], cells: np.ndarray, compute: Compute
 ) -> Iterator[tuple[Batch, dict[str, np.ndarray]]]:
     """Yield batches of the cells with what the linear baselines and the model predict for their targets."""
     detected = replace(packer, context="detected")
@@ -26,7 +27,8 @@ def predictions(
     for part in batches_by_tokens(cells, lengths, _BATCH_TOKENS):
         plain = detected(part)
         seen = plain if packer.context == "detected" else packer(part)
-        yield plain, forms.predict(plain) | {"model": predict(model, seen, compute)}
+        rows = {name: values for forms in baselines for name, values in forms.predict(plain).items()}
+        yield plain, rows | {"model": predict(model, seen, compute)}
 
 
 def predict(model: Model, batch: Batch, compute: Compute) -> np.ndarray:

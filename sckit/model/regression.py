@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 
+from sckit.data.split import deal_by_size
 from sckit.data.views import CountsView, as_matrix, in_blocks, with_data
 from sckit.kernels.counts_numba import normalise
 
@@ -70,11 +71,7 @@ class TrainingCells:
         if self.groups is None or len(np.unique(self.groups)) < 2:
             return generator.permutation(len(self.cells)) % min(_FOLDS, len(self.cells))
         _, number, sizes = np.unique(self.groups, return_inverse=True, return_counts=True)
-        fold, filled = np.zeros(len(sizes), np.int64), np.zeros(min(_FOLDS, len(sizes)))
-        for group in np.argsort(-sizes, kind="stable"):
-            fold[group] = filled.argmin()
-            filled[fold[group]] += sizes[group]
-        return fold[number]
+        return deal_by_size(sizes, min(_FOLDS, len(sizes)))[number]
 
 
 def by_gene(genes: np.ndarray, n_genes: int) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,8 @@ equals the best of them to rounding. What is known of a whole cell (depth, compo
 and added to each of its tokens: the same as a cell token that every token attends to, without one more token to pack.
 """
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from sckit.config import ModelConfig
 from sckit.kernels.counts_reference import TARGET_SUM
 from sckit.model.closed_forms import TOTAL_RANGE, ClosedForms
+from sckit.model.offset_forms import OffsetForms
 from sckit.model.tokens import Tokens
 from sckit.model.trunk import Block, Trunk, factor_means
 
@@ -22,10 +24,50 @@ STATE_RANGE = 3.0  # standard deviations over the training cells
 _CELL_EXTRAS = 5  # depth, total, whether the total is known, whether the context is visible only, log visible
 
 
-class Linear(nn.Module):
-    """The linear baselines as a trainable module; `ClosedForms` says what each array is."""
+@dataclass(frozen=True)
+class Start:
+    """The linear baseline that a model starts from; `ClosedForms` and `OffsetForms` say what each array is."""
 
-    def __init__(self, forms: ClosedForms) -> None:
+    axes: np.ndarray  # [G, K]
+    origin: np.ndarray  # [K]
+    scales: np.ndarray  # [4]
+    total_of_x: np.ndarray  # [K + 2]
+    ridge: np.ndarray  # [G, K + 2]
+    total: np.ndarray  # [G, K + 3]
+    loadings: np.ndarray  # [G, J]
+    noise: np.ndarray  # [G]
+    gene_mean: np.ndarray  # [G]
+
+    @classmethod
+    def of(cls, forms: ClosedForms | OffsetForms) -> "Start":
+        """Take what a model needs of fitted baselines."""
+        return cls(**{field.name: getattr(forms, field.name) for field in fields(cls)})
+
+    @classmethod
+    def of_weights(cls, weights: Mapping[str, Tensor], genes: int) -> "Start":
+        """Take the linear baseline of G genes out of a model's weights. Raises ValueError where they do not fit."""
+        arrays = {field.name: weights[f"linear.{field.name}"].double().numpy() for field in fields(cls)}
+        k, j = (arrays[name].shape[-1] for name in ("axes", "loadings"))
+        shapes = {
+            **{"axes": (genes, k), "origin": (k,), "scales": (4,), "total_of_x": (k + 2,), "ridge": (genes, k + 2)},
+            **{"total": (genes, k + 3), "loadings": (genes, j), "noise": (genes,), "gene_mean": (genes,)},
+        }
+        if {name: array.shape for name, array in arrays.items()} != shapes:
+            message = "the linear baseline of the model does not fit its genes"
+            raise ValueError(message)
+        return cls(**arrays)
+
+    def without(self) -> "Start":
+        """Return the same shapes with nothing but the gene means: `--no-warm-start`."""
+        ridge, total = np.zeros_like(self.ridge), np.zeros_like(self.total)
+        ridge[:, 0] = total[:, 0] = self.gene_mean
+        return replace(self, ridge=ridge, total=total, loadings=np.zeros_like(self.loadings))
+
+
+class Linear(nn.Module):
+    """The linear baseline as a trainable module."""
+
+    def __init__(self, forms: Start) -> None:
         super().__init__()
         self.axes = nn.Parameter(_float32(forms.axes))
         self.ridge = nn.Parameter(_float32(forms.ridge))
@@ -57,10 +99,10 @@ class Linear(nn.Module):
             return with_total
         return torch.where(known[cell], with_total, (F.embedding(genes, self.ridge) * F.embedding(cell, x)).sum(1))
 
-    def value_of_one_count(self, x: Tensor | None, t: Tensor) -> Tensor:
+    def value_of_one_count(self, log_total: Tensor, x: Tensor | None) -> Tensor:
         """Return the value of one count in each cell [C]: exact where the total is known, else as x predicts it."""
-        expected = torch.zeros_like(t) if x is None else x @ self.total_of_x
-        log_total = torch.where(torch.isfinite(t), t, expected) * self.scales[3] + self.scales[2]
+        expected = torch.zeros_like(log_total) if x is None else x @ self.total_of_x
+        log_total = torch.where(torch.isfinite(log_total), log_total, expected * self.scales[3] + self.scales[2])
         return torch.log1p(TARGET_SUM * torch.exp(-log_total))
 
     def factors(self, tokens: Tokens, residual: Tensor) -> Tensor:
@@ -73,8 +115,9 @@ class Linear(nn.Module):
 class Model(Trunk):
     """Predicts the value of a hidden detected gene from its cell, in log1p of counts per 10,000; G genes, width E."""
 
-    def __init__(self, config: ModelConfig, forms: ClosedForms, *, seed: int = 0) -> None:
+    def __init__(self, config: ModelConfig, start: ClosedForms | OffsetForms | Start, *, seed: int = 0) -> None:
         super().__init__()
+        forms = start if isinstance(start, Start) else Start.of(start)
         self.config = config
         self.engine = "auto"
         width, genes = config.width, len(forms.axes)
@@ -125,29 +168,27 @@ class Model(Trunk):
         """Return the linear prediction [T], the value of one count [C], and what is known of each cell [C, S]."""
         x, t = self.linear.cell_state(tokens)
         known = torch.isfinite(t).float()
+        log_total = tokens.log_total
+        if self.config.start == "ridge":  # runs of before took totals as far as their ridges do
+            log_total = t * self.linear.scales[3] + self.linear.scales[2]
         total = torch.where(known > 0, t, 0.0)
         if tokens.visible_only:
             # Nothing of the detection set may pass: the linear part is the gene mean, the cell is its visible values.
             mean = F.embedding(tokens.genes, self.linear.gene_mean[:, None])[:, 0]
             extras = torch.stack([torch.zeros_like(t), total, known, torch.ones_like(t), tokens.log_detected / 10], 1)
             rest = x.new_zeros(len(x), self.cell.in_features - extras.shape[1])
-            return mean, self.linear.value_of_one_count(None, t), torch.cat([extras, rest], 1)
-        base = self.linear(tokens, x, t)
+            return mean, self.linear.value_of_one_count(log_total, None), torch.cat([extras, rest], 1)
+        above, one = self.linear(tokens, x, t), self.linear.value_of_one_count(log_total, x)
+        offset = one[tokens.cell] if self.config.start == "offset" else 0.0
         with torch.no_grad():
-            factors = self.linear.factors(tokens, torch.where(tokens.hidden, 0.0, tokens.values - base))
-        base = base + (F.embedding(tokens.genes, self.linear.loadings) * F.embedding(tokens.cell, factors)).sum(1)
+            factors = self.linear.factors(tokens, torch.where(tokens.hidden, 0.0, tokens.values - above - offset))
+        above = above + (F.embedding(tokens.genes, self.linear.loadings) * F.embedding(tokens.cell, factors)).sum(1)
+        base = above + offset if self.config.start == "ridge" else above.clamp(min=0) + offset
         extras = torch.stack([x[:, 1], total, known, torch.zeros_like(t), torch.zeros_like(t)], 1)
-        return base, self.linear.value_of_one_count(x, t), torch.cat([extras, x[:, 2:], factors], 1)
+        return base, one, torch.cat([extras, x[:, 2:], factors], 1)
 
 
-def without_warm_start(forms: ClosedForms) -> ClosedForms:
-    """Return the same shapes with nothing but the gene means: the start of `--no-warm-start`."""
-    ridge, total = np.zeros_like(forms.ridge), np.zeros_like(forms.total)
-    ridge[:, 0] = total[:, 0] = forms.gene_mean
-    return replace(forms, ridge=ridge, total=total, loadings=np.zeros_like(forms.loadings))
-
-
-def _gene_vectors(forms: ClosedForms, width: int, generator: torch.Generator) -> Tensor:
+def _gene_vectors(forms: Start, width: int, generator: torch.Generator) -> Tensor:
     """Return the start of the gene embedding [G, E]: a random projection of each gene's linear coefficients."""
     known = np.column_stack([forms.ridge, forms.total[:, -1], forms.axes, forms.loadings])
     known = (known - known.mean(0)) / (known.std(0) + 1e-9)

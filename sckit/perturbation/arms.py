@@ -15,6 +15,7 @@ from sckit.errors import DataError
 from sckit.perturbation.responder import Responder, TokenTable
 from sckit.perturbation.screen import Screen
 from sckit.training import Run, open_run
+from sckit.training.baselines import untrained_model
 from sckit.training.pretrain import pretrain
 
 
@@ -33,7 +34,7 @@ class Arms:
         """
         run = open_run(self.shuffled if name == "shuffled" and self.shuffled else self.run)
         trained = name in ("pretrained", "frozen", "shuffled")
-        start = run.model() if trained else run.untrained_model(seed)
+        start = run.model() if trained else untrained_model(run, seed)
         start.engine = engine
         factors = config.task == "partial"
         return Responder(start, self.table, factors=factors, seed=seed, transferred=name != "scratch", noise=noise)

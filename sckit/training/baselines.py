@@ -14,9 +14,9 @@ from sckit.files import replacing
 from sckit.model.offset_fit import fit_offset_forms
 from sckit.model.offset_forms import OffsetForms
 from sckit.model.regression import TrainingCells
-from sckit.training.run import Run
+from sckit.model.transformer import Model, Start
+from sckit.training.run import OFFSET_FORMS, Run, training_view
 
-_FILE = "offset_forms.safetensors"
 _VERSION = {"version": "1"}
 """Raised when the fit changes, so that a run gets its baselines again."""
 
@@ -43,11 +43,23 @@ def offset_forms(
     chosen = components is None and penalty is None
     if chosen and (kept := _kept(run)) is not None:
         return kept
-    forms = fit_offset_forms(training_cells(run, run.store), components=components, penalty=penalty, log=log)
+    forms = fit_offset_forms(
+        training_cells(run, training_view(run.store, run.config)), components=components, penalty=penalty, log=log
+    )
     if chosen:
-        with suppress(OSError), replacing(run.path / _FILE) as unfinished:  # a run may lie where nothing can be written
+        with (
+            suppress(OSError),
+            replacing(run.path / OFFSET_FORMS) as unfinished,
+        ):  # a run may lie where nothing can be written
             save_file({name: np.ascontiguousarray(array) for name, array in vars(forms).items()}, unfinished, _VERSION)
     return forms
+
+
+def untrained_model(run: Run, seed: int) -> Model:
+    """Return the model of a run before its first step; `seed` draws the weights that its linear start does not set."""
+    shape = run.config.model
+    start = Start.of(run.forms if shape.start == "ridge" else offset_forms(run))
+    return Model(shape, start if run.config.warm_start else start.without(), seed=seed)
 
 
 def refit_offset_forms(run: Run, view: CountsView, like: OffsetForms, log: Callable[[str], None]) -> OffsetForms:
@@ -60,10 +72,10 @@ def refit_offset_forms(run: Run, view: CountsView, like: OffsetForms, log: Calla
 def _kept(run: Run) -> OffsetForms | None:
     """Read the baselines in the run's folder; None where there are none that fit the run."""
     try:
-        with safe_open(run.path / _FILE, "np") as file:
+        with safe_open(run.path / OFFSET_FORMS, "np") as file:
             if file.metadata() != _VERSION:
                 return None
-        forms = OffsetForms(**load_file(run.path / _FILE))
+        forms = OffsetForms(**load_file(run.path / OFFSET_FORMS))
         g, f, j = len(run.genes), 2 + forms.axes.shape[1], forms.loadings.shape[1]
     except (OSError, SafetensorError, TypeError, IndexError):
         return None

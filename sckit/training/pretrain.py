@@ -19,15 +19,14 @@ from sckit.data.loader import detected_in, epoch_batches
 from sckit.data.prepare import open_or_prepare
 from sckit.data.split import HELD_OUT, TRAIN, VALIDATION, run_vocabulary, split_cells
 from sckit.data.store import Store
-from sckit.data.views import CountsView, ShuffledView
 from sckit.device import Compute, choose_compute
-from sckit.errors import DataError
+from sckit.errors import ConfigError, DataError
 from sckit.files import to_json
 from sckit.metrics.values import Scores, json_row
-from sckit.model.closed_forms import PREDICTORS
 from sckit.model.predict import predictions
 from sckit.model.tokens import Tokens
 from sckit.model.transformer import Model
+from sckit.training.baselines import offset_forms, untrained_model
 from sckit.training.checkpoint import load_checkpoint, save_checkpoint
 from sckit.training.optimiser import make_optimiser, schedule, take_step
 from sckit.training.run import (
@@ -39,6 +38,7 @@ from sckit.training.run import (
     point_latest,
     save_model,
     save_setting,
+    training_view,
 )
 
 DEFAULT_EPOCHS = 5
@@ -55,6 +55,10 @@ class Pretrained:
     wall_s: float
     epochs: int
     best: dict[str, Any]
+
+    def document(self) -> dict[str, Any]:
+        """Return the result as JSON has it."""
+        return {**vars(self), "run": str(self.run)}
 
 
 @dataclass
@@ -93,17 +97,17 @@ def pretrain(
         path = find_run(resume, Path(runs))
     else:
         config = config or PretrainConfig()
+        if config.folds:
+            raise ConfigError(f"{config.folds} folds are several runs; call pretrain_folds for them.")
         choose_compute(config.device, config.engine)  # refuse before the work
         path = create_run(config, name, Path(runs))
         try:
-            _prepare_run(path, data, config, reading or ReadingConfig(), on_event)
+            store = open_data(path, data, reading or ReadingConfig(), on_event)
+            prepare_run(path, store, config, on_event)
         except BaseException:
             shutil.rmtree(path)  # nothing was trained, and a half-made run must not become the latest
             raise
-    run = open_run(path)
-    compute = choose_compute(run.config.device, run.config.engine)
-    on_event("note", {"text": str(compute)})
-    return _Trainer(run, compute, on_event).fit()
+    return train(path, on_event)
 
 
 def load_model(run: str | Path | None = None, *, runs: str | Path = "runs", device: str = "cpu") -> Model:
@@ -111,13 +115,25 @@ def load_model(run: str | Path | None = None, *, runs: str | Path = "runs", devi
     return open_run(find_run(run, Path(runs))).model(device)
 
 
-def _prepare_run(path: Path, data: Any, config: PretrainConfig, reading: ReadingConfig, on_event: Callable) -> None:
-    """Open or make the store, split the cells, choose the genes, fit the linear baselines, and write all that down."""
+def train(path: Path, on_event: Callable[[str, dict[str, Any]], None]) -> Pretrained:
+    """Train the run in a folder from where it stands."""
+    run = open_run(path)
+    compute = choose_compute(run.config.device, run.config.engine)
+    on_event("note", {"text": str(compute)})
+    return _Trainer(run, compute, on_event).fit()
+
+
+def open_data(path: Path, data: Any, reading: ReadingConfig, on_event: Callable) -> Store:
+    """Open a store as it is; from anything else that `prepare` reads, write one in the folder of the run."""
     inputs = [] if data is None else [data] if isinstance(data, str | Path) else list(data)
     if not inputs:
         text = "no data given: the PBMC sample that ships inside scanpy (700 cells, 765 genes; a demo, not a result)"
         on_event("note", {"text": text})
-    store = open_or_prepare(inputs, path / "data.sckit", reading, on_event, assay="10x")
+    return open_or_prepare(inputs, path / "data.sckit", reading, on_event, assay="10x")
+
+
+def prepare_run(path: Path, store: Store, config: PretrainConfig, on_event: Callable) -> None:
+    """Split the cells, choose the genes, fit the linear baselines, and write all that down."""
     split = split_cells(store, config, on_event)
     train = np.flatnonzero(split == TRAIN)
     vocabulary = run_vocabulary(store, train, config.min_cells)
@@ -125,13 +141,14 @@ def _prepare_run(path: Path, data: Any, config: PretrainConfig, reading: Reading
     text = f"{counts[TRAIN]:,} training, {counts[VALIDATION]:,} validation and {counts[HELD_OUT]:,} held-out cells"
     text += f"; {vocabulary.max() + 1:,} genes seen in at least {config.min_cells} training cells"
     on_event("note", {"text": text})
-    view = _training_view(store, config)
-    forms = fit_baselines(view, vocabulary, train, config, log=lambda text: on_event("note", {"text": text}))
-    save_setting(path, store, split, vocabulary, forms)
+    view = training_view(store, config)
 
+    def log(text: str) -> None:
+        on_event("note", {"text": text})
 
-def _training_view(store: Store, config: PretrainConfig) -> CountsView:
-    return ShuffledView(store, config.seed) if config.shuffle_values else store
+    forms = fit_baselines(view, vocabulary, train, config, log=log)
+    save_setting(path, config, store, split, vocabulary, forms)
+    offset_forms(open_run(path), log=log)
 
 
 class _Trainer:
@@ -140,13 +157,14 @@ class _Trainer:
     def __init__(self, run: Run, compute: Compute, on_event: Callable) -> None:
         self.run, self.config, self.compute, self.on_event = run, run.config, compute, on_event
         store = run.store
-        self.view = _training_view(store, self.config)
+        self.view = training_view(store, self.config)
         train = run.cells(TRAIN)
         lengths = np.zeros(store.n_cells, np.int64)
         lengths[train] = detected_in(store, run.vocabulary, train)
-        tokens, seed = self.config.batch_tokens, self.config.seed
+        tokens, seed = self.config.batch_tokens, self.config.training_seed
         self._batches = lru_cache(1)(lambda epoch: epoch_batches(train, lengths, tokens, (seed, epoch)))
-        self.model = run.untrained_model(self.config.seed).to(compute.device)
+        self.offsets = offset_forms(run)
+        self.model = untrained_model(run, self.config.training_seed).to(compute.device)
         self.model.engine = compute.engine
         self.optimiser = make_optimiser(self.model, self.config)
         self.at = _Progress()
@@ -176,7 +194,7 @@ class _Trainer:
         self.begun_s = time.monotonic() - self.at.elapsed_s
         if state is None:
             self._validate()
-        if not self.config.shuffle_values:  # a control is not what a user evaluates next
+        if not self.config.shuffle_values and not self.config.folds:  # neither is what a user evaluates next
             point_latest(self.run.path)
         while self.share() < 1 and self.at.worse < self.config.patience:
             self._train_one_step()
@@ -233,7 +251,7 @@ class _Trainer:
 
     def _packer(self, epoch: int, context: str) -> Packer:
         config = self.config
-        hiding, vocabulary = Hiding(config.mask, config.seed, epoch), self.run.vocabulary
+        hiding, vocabulary = Hiding(config.mask, config.training_seed, epoch), self.run.vocabulary
         return Packer(
             self.view, vocabulary, hiding, context, known_depth=config.known_depth, max_genes=config.max_genes
         )
@@ -262,13 +280,13 @@ class _Trainer:
         rate = 0.5 if config.mask == "uniform" else float(config.mask)
         packer = replace(self._packer(0, config.context), hiding=Hiding(rate, config.seed), scored=rate >= 0.15)
         scores = Scores(len(self.run.genes), seed=config.seed)
-        for batch, predicted in predictions(self.model, packer, self.run.forms, cells, self.compute):
+        for batch, predicted in predictions(self.model, packer, (self.run.forms, self.offsets), cells, self.compute):
             scores.add(batch, predicted)
         if not scores.entries:
             raise DataError(f"no validation value is hidden with --mask {config.mask}; hide more, or give more cells.")
         where = {"rate": rate, "context": config.context, "known_depth": config.known_depth}
         baselines = {f"r2 {name}": scores.r2(name) for name in scores.predictors if name != "model"}
-        best = max(PREDICTORS, key=scores.r2)
+        best = max((name for name in scores.predictors if name != "model"), key=scores.r2)
         return to_json(json_row(scores.full_row("model", best, None, **where)) | baselines)
 
     def _checkpoint(self) -> None:

@@ -2,9 +2,10 @@
 
 import json
 import os
+import shutil
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,18 @@ from sckit.data.genes import GeneIndex
 from sckit.data.manifest import MANIFEST
 from sckit.data.split import HELD_OUT, LEFT_OUT, TRAIN, VALIDATION
 from sckit.data.store import Store, open_store
-from sckit.data.views import CountsView, CutView
+from sckit.data.views import CountsView, CutView, ShuffledView
 from sckit.errors import ConfigError, DataError, said
 from sckit.files import checksum, flush, matches, replacing, write_json, write_text
 from sckit.model.closed_forms import ClosedForms, fit_closed_forms
-from sckit.model.transformer import Model, without_warm_start
+from sckit.model.transformer import Model, Start
 from sckit.provenance import environment
 from sckit.training.checkpoint import load_weights
 
+FOLDS = "folds.toml"
+"""The options of several runs, in the folder that holds them."""
+
+OFFSET_FORMS = "offset_forms.safetensors"
 _SETTING = ("forms.safetensors", "genes.parquet", "split.npy", "vocabulary.npy")
 
 
@@ -55,7 +60,7 @@ class Run:
             raise DataError(f"{self.path / 'data.json'} is damaged: it does not say where the store is; train again.")
         path = self.path / where["store"] if where["inside"] else Path(where["store"])
         try:
-            outside = where["inside"] and not path.resolve().is_relative_to(self.path.resolve())
+            outside = where["inside"] and not path.resolve().is_relative_to(_home(self.path, self.config))
         except (OSError, ValueError) as error:  # of a name that no file system has
             raise DataError(f"{self.path / 'data.json'} is damaged ({error}); train again.") from error
         if outside:
@@ -80,18 +85,13 @@ class Run:
             if {name: tuple(weights[name].shape) for name in sizes} != sizes or len(layers) != shape.layers:
                 msg = "model.json and model.safetensors are of different models"
                 raise ValueError(msg)
-            model = Model(shape, self.forms)
+            model = Model(shape, Start.of_weights(weights, len(self.genes)))
             load_weights(model, weights)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, ConfigError) as error:
             raise DataError(
                 f"the run {self.path} has no whole model ({said(error)}); go on with --resume {self.path}."
             ) from error
         return model.to(device).eval()
-
-    def untrained_model(self, seed: int) -> Model:
-        """Return the model before its first step; `seed` draws the weights that the linear baseline does not set."""
-        forms = self.forms if self.config.warm_start else without_warm_start(self.forms)
-        return Model(self.config.model, forms, seed=seed)
 
     def numbers_in(self, store: Store) -> np.ndarray:
         """Number in the model of each gene of another store, int32 [genes of the store], -1 for genes it does not know.
@@ -121,6 +121,14 @@ class Run:
 
 def create_run(config: PretrainConfig, name: str | None, root: Path) -> Path:
     """Make the folder of a new run. Raises ConfigError when the name is taken."""
+    path = new_folder(name, root)
+    write_text(path / "config.toml", to_toml(config))
+    write_json(path / "environment.json", environment())
+    return path
+
+
+def new_folder(name: str | None, root: Path) -> Path:
+    """Make a folder with a name, by default that of the date. Raises ConfigError when the name is taken."""
     if name is not None and (name == "latest" or Path(name).name != name):
         raise ConfigError(f"--name {name} must be a plain name, and not latest; say where with --runs.")
     if root.exists() and not root.is_dir():
@@ -128,8 +136,6 @@ def create_run(config: PretrainConfig, name: str | None, root: Path) -> Path:
     path = root / (name or f"pretrain-{datetime.now(UTC):%Y%m%d-%H%M%S}")
     try:
         path.mkdir(parents=True)
-        write_text(path / "config.toml", to_toml(config))
-        write_json(path / "environment.json", environment())
     except FileExistsError as error:
         raise ConfigError(f"the run {path} exists; choose another --name, or go on with --resume {path}.") from error
     except OSError as error:
@@ -142,6 +148,11 @@ def point_latest(path: Path) -> None:
     link = path.parent / f".latest-{os.getpid()}"
     link.symlink_to(path.name)
     link.replace(path.parent / "latest")
+
+
+def training_view(store: Store, config: PretrainConfig) -> CountsView:
+    """Return the counts that a run is trained on."""
+    return ShuffledView(store, config.seed) if config.shuffle_values else store
 
 
 def fit_baselines(
@@ -158,7 +169,19 @@ def fit_baselines(
     return fit_closed_forms(cut, vocabulary, cells, seed=config.seed, log=log, **sizes)
 
 
-def save_setting(path: Path, store: Store, split: np.ndarray, vocabulary: np.ndarray, forms: ClosedForms) -> None:
+def _home(path: Path, config: PretrainConfig) -> Path:
+    """Return the folder that a run may keep its store in: its own, or the one that all folds are in."""
+    return path.resolve().parent if config.folds else path.resolve()
+
+
+def save_setting(
+    path: Path,
+    config: PretrainConfig,
+    store: Store,
+    split: np.ndarray,
+    vocabulary: np.ndarray,
+    forms: ClosedForms,
+) -> None:
     """Write what is fixed before the first step; arrays as in `Run`. The last file, `data.json`, says it is whole."""
     genes = store.genes.iloc[np.flatnonzero(vocabulary >= 0)]
     genes[["id", "symbol"]].reset_index(drop=True).to_parquet(path / "genes.parquet")
@@ -167,10 +190,18 @@ def save_setting(path: Path, store: Store, split: np.ndarray, vocabulary: np.nda
     save_arrays({k: np.ascontiguousarray(v) for k, v in vars(forms).items()}, path / "forms.safetensors")
     for written in _SETTING:
         flush(path / written)
-    run, where = path.resolve(), store.path.resolve()
-    inside = where.is_relative_to(run)
-    facts = {"store": str(where.relative_to(run) if inside else where), "inside": inside}
+    where = store.path.resolve()
+    inside = where.is_relative_to(_home(path, config))
+    named = os.path.relpath(where, path.resolve()) if inside else where
+    facts = {"store": str(named), "inside": inside}
     write_json(path / "data.json", facts | {"manifest_sha256": checksum(store.path / MANIFEST)})
+
+
+def copy_setting(path: Path, other: Path) -> None:
+    """Take what is fixed before the first step from another run on the same part of the cells."""
+    for name in (*_SETTING, OFFSET_FORMS, "data.json"):
+        shutil.copyfile(other / name, path / name)
+        flush(path / name)
 
 
 def save_model(path: Path, model: Model, score: Mapping[str, Any]) -> None:
@@ -187,11 +218,45 @@ def find_run(path: Path | str | None, root: Path) -> Path:
         chosen = root / "latest"
         if not chosen.exists():
             raise ConfigError(f"there is no run in {root} yet; make one with `sckit pretrain`, or name its folder.")
-        return chosen.resolve()
+        path = chosen.resolve()
     for chosen in (Path(path), root / path):
         if (chosen / "config.toml").is_file():
             return chosen.resolve()
+    if any((each / FOLDS).is_file() for each in (Path(path), root / path)):
+        raise ConfigError(f"{path} holds a run for each fold; name one of them, such as {path}/fold-0-seed-0.")
     raise ConfigError(f"{path} is not a run: no config.toml in it; name a folder that `sckit pretrain` made.")
+
+
+def find_folds(path: Path | str | None, root: Path) -> Path:
+    """Find the folder that holds the runs of several folds, as `find_run` finds a run."""
+    places = [root / "latest"] if path is None else [Path(path), root / path]
+    folder = next((each.resolve() for each in places if (each / FOLDS).is_file()), None)
+    if folder is None:
+        raise ConfigError(f"{path} does not hold runs of several folds; name a folder that --folds made.")
+    return folder
+
+
+def find_runs(path: Path | str | None, root: Path) -> list[list[Path]]:
+    """Find a run, or all runs that `--folds` made, by path or name: for each fold those of its seeds.
+
+    Raises ConfigError where there is none, and DataError where a fold is not trained yet.
+    """
+    places = [root / "latest"] if path is None else [Path(path), root / path]
+    if not any((each / FOLDS).is_file() for each in places):
+        return [[find_run(path, root)]]
+    folder = find_folds(path, root)
+    config = read_toml(PretrainConfig, folder / FOLDS)
+    assert config.folds is not None
+    runs = [[fold_folder(folder, fold, seed) for seed in range(config.seeds)] for fold in range(config.folds)]
+    lacking = next((run for fold in runs for run in fold if not (run / "model.json").is_file()), None)
+    if lacking is not None:
+        raise DataError(f"{lacking} is not trained yet; go on with `sckit pretrain --resume {folder}`.")
+    return runs
+
+
+def fold_folder(folder: Path, fold: int, seed: int) -> Path:
+    """Return the folder of one of the runs that `--folds` makes."""
+    return folder / f"fold-{fold}-seed-{seed}"
 
 
 def open_run(path: Path) -> Run:
@@ -203,9 +268,12 @@ def open_run(path: Path) -> Run:
         forms = ClosedForms(**load_arrays(path / "forms.safetensors"))
         genes, split = pd.read_parquet(path / "genes.parquet"), _array(path / "split.npy")
         vocabulary, config = _array(path / "vocabulary.npy"), read_toml(PretrainConfig, path / "config.toml")
-        if "mask" not in tomllib.loads((path / "config.toml").read_text(encoding="utf-8")):
+        written = tomllib.loads((path / "config.toml").read_text(encoding="utf-8"))
+        if "mask" not in written:
             msg = "config.toml does not hold the options of the run"
             raise ValueError(msg)
+        if "start" not in written:  # a run of before the baselines in count space
+            config = replace(config, start="ridge")
         _check_setting(genes, forms, split, vocabulary)
         return Run(path, config, genes, forms, split, vocabulary)
     except Exception as error:  # of numpy, pandas, safetensors and tomllib, which have many kinds

@@ -9,8 +9,10 @@ from sckit.data.batch import Hiding, Packer
 from sckit.data.split import run_vocabulary
 from sckit.errors import ConfigError
 from sckit.model.closed_forms import fit_closed_forms
+from sckit.model.offset_fit import fit_offset_forms
+from sckit.model.regression import TrainingCells
 from sckit.model.tokens import Tokens
-from sckit.model.transformer import Model, without_warm_start
+from sckit.model.transformer import Model, Start
 
 CPU = torch.device("cpu")
 
@@ -36,22 +38,38 @@ def disturbed(model):
     return model
 
 
+@pytest.fixture(scope="module")
+def starts(world):
+    """What a model starts from: the value ridge of runs of before, and the value offset ridge."""
+    store, vocabulary, forms = world
+    choices = {"components": 3, "penalty": 5.0, "factors": 2, "count_penalty": 10.0}
+    offsets = fit_offset_forms(TrainingCells(store, vocabulary, np.arange(280)), **choices)
+    return {"ridge": (forms, "value ridge"), "offset": (offsets, "value offset ridge")}
+
+
 @pytest.mark.parametrize("rate", [0.15, 0.5, 0.95, 1.0], ids=lambda r: f"{r:.0%}-hidden")
 @pytest.mark.parametrize("known_depth", [False, True], ids=["depth-unknown", "depth-known"])
-def test_before_the_first_step_the_model_is_the_best_closed_form(world, rate, known_depth):
-    store, vocabulary, forms = world
+@pytest.mark.parametrize("start", ["ridge", "offset"])
+def test_before_the_first_step_the_model_is_its_linear_baseline(world, starts, start, rate, known_depth):
+    store, vocabulary, _ = world
+    forms, row = starts[start]
     batch = Packer(store, vocabulary, Hiding(rate), known_depth=known_depth)(np.arange(300, 340))
-    expected = forms.predict(batch)
-    got = predict(Model(ModelConfig(), forms), batch)
-    np.testing.assert_allclose(got, expected["value ridge"], atol=1e-5)
-    if rate == 1.0 and not known_depth:
-        np.testing.assert_allclose(got, expected["detection ridge"], atol=1e-5)
+    got = predict(Model(ModelConfig(start=start), forms), batch)
+    np.testing.assert_allclose(got, forms.predict(batch)[row], atol=1e-5)
+
+
+def test_the_value_offset_ridge_is_the_detection_ridge_where_nothing_is_seen(world, starts):
+    store, vocabulary, _ = world
+    batch = Packer(store, vocabulary, Hiding(1.0))(np.arange(300, 340))
+    for forms, row in starts.values():
+        rows = forms.predict(batch)
+        np.testing.assert_allclose(rows[row], rows[row.replace("value", "detection")], atol=1e-12)
 
 
 def test_without_warm_start_the_model_begins_at_the_gene_mean(world):
     store, vocabulary, forms = world
     batch = Packer(store, vocabulary, Hiding(0.5))(np.arange(300, 320))
-    got = predict(Model(ModelConfig(), without_warm_start(forms)), batch)
+    got = predict(Model(ModelConfig(), Start.of(forms).without()), batch)
     np.testing.assert_allclose(got, forms.predict(batch)["gene mean"], atol=1e-5)
 
 

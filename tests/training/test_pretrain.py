@@ -103,7 +103,7 @@ def test_the_run_folder_says_what_was_done(whole_run):
     assert json.loads((whole_run / "environment.json").read_text())["torch"]
     first = validations(whole_run)[0]
     assert first["step"] == 0
-    assert first["r2_gene_mean"] == pytest.approx(first["r2 value ridge"], abs=1e-5)
+    assert first["r2_gene_mean"] == pytest.approx(first["r2 value offset ridge"], abs=1e-5)
 
 
 def test_training_improves_on_the_closed_forms_where_there_is_something_to_learn(simulated, tmp_path):

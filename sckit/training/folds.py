@@ -1,0 +1,103 @@
+"""Several runs on one data set: each part of the cells left out in turn, with several seeds."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sckit.config import PretrainConfig, ReadingConfig, read_toml, to_toml
+from sckit.data.store import Store
+from sckit.device import choose_compute
+from sckit.errors import ConfigError, DataError
+from sckit.files import write_text
+from sckit.training.pretrain import Pretrained, open_data, prepare_run, train
+from sckit.training.run import (
+    FOLDS,
+    copy_setting,
+    create_run,
+    find_folds,
+    fold_folder,
+    new_folder,
+    open_run,
+    point_latest,
+)
+
+
+@dataclass(frozen=True)
+class PretrainedFolds:
+    """Result of `pretrain_folds`: the folder that holds the runs, and the result of each."""
+
+    run: Path
+    networks: list[Pretrained]
+
+    def document(self) -> dict[str, Any]:
+        """Return the result as JSON has it."""
+        seconds = sum(network.wall_s for network in self.networks)
+        return {"run": str(self.run), "wall_s": seconds, "networks": [each.document() for each in self.networks]}
+
+
+def holds_folds(path: str | Path, root: Path) -> bool:
+    """Say whether a path or name is a folder that `--folds` made."""
+    return any((each / FOLDS).is_file() for each in (Path(path), root / path))
+
+
+def pretrain_folds(
+    data: str | Path | Sequence[str | Path] | None = None,
+    config: PretrainConfig | None = None,
+    *,
+    name: str | None = None,
+    runs: str | Path = "runs",
+    resume: str | Path | None = None,
+    reading: ReadingConfig | None = None,
+    on_event: Callable[[str, dict[str, Any]], None] = lambda _kind, _facts: None,
+) -> PretrainedFolds:
+    """Train `seeds` networks on each of `folds` splits.
+
+    Parameters as in `pretrain`. resume: such a folder; finished runs stay as they are. The linear baselines of a fold
+    are fitted once, for all of its seeds. Raises DataError and ConfigError.
+    """
+    if resume is not None:
+        folder = find_folds(resume, Path(runs))
+        config = read_toml(PretrainConfig, folder / FOLDS)
+        if not (fold_folder(folder, 0, 0) / "data.json").is_file():
+            raise DataError(f"{folder} did not get as far as training; train again.")
+        store = open_run(fold_folder(folder, 0, 0)).store
+    else:
+        config = config or PretrainConfig(folds=5)
+        choose_compute(config.device, config.engine)  # refuse before the work
+        folder = new_folder(name, Path(runs))
+        try:
+            write_text(folder / FOLDS, to_toml(config))
+            store = open_data(folder, data, reading or ReadingConfig(), on_event)
+            _start(folder, store, config, on_event)
+        except BaseException:
+            shutil.rmtree(folder)  # nothing was trained
+            raise
+    if config.folds is None:
+        raise ConfigError(f"{folder / FOLDS} does not say how many folds there are.")
+    done = []
+    for number in range(config.folds * config.seeds):
+        own = replace(config, fold=number // config.seeds, replica=number % config.seeds)
+        on_event(
+            "note", {"text": f"fold {own.fold}, seed {own.replica}: run {number + 1} of {config.folds * config.seeds}"}
+        )
+        done.append(train(_start(folder, store, own, on_event), on_event))
+    point_latest(folder)
+    return PretrainedFolds(folder, done)
+
+
+def _start(folder: Path, store: Store, config: PretrainConfig, on_event: Callable) -> Path:
+    """Return the folder of one run, prepared if it is not yet; later seeds take over what the first one fitted."""
+    fold, replica = config.fold or 0, config.replica
+    path = fold_folder(folder, fold, replica)
+    if (path / "data.json").is_file():
+        return path
+    if path.exists():  # an earlier process ended while it prepared the run
+        shutil.rmtree(path)
+    create_run(replace(config, fold=fold), path.name, folder)
+    if replica:
+        copy_setting(path, fold_folder(folder, fold, 0))
+    else:
+        prepare_run(path, store, replace(config, fold=fold), on_event)
+    return path
