@@ -183,6 +183,9 @@ def evaluate(
     sweep: Annotated[bool, typer.Option("--sweep", help="Hide 15, 30, 50, 75, 90 and 100 % of the values.")] = False,
     given: dict[str, Any],
     out: Annotated[Path | None, typer.Option(help="Folder for table and figure; by default RUN/eval.")] = None,
+    keep_predictions: Annotated[
+        bool, typer.Option("--keep-predictions", help="Keep the prediction of every scored value, for sckit compare.")
+    ] = False,
     config: ConfigFile = None,
     runs: Runs = Path("runs"),
 ) -> dict[str, Any]:
@@ -204,14 +207,47 @@ def evaluate(
         given = {"masks": SWEEP[:1]} | given
     settings = read_toml(EvalConfig, config, **given)
     from sckit.evaluation import evaluate as evaluation
+    from sckit.evaluation.kept import PREDICTIONS
     from sckit.report.evaluation import print_evaluation, save_evaluation
+    from sckit.training.run import folder_of
 
     with Bar() as bar:
-        result = evaluation.evaluate(run, settings, runs=runs, on_event=bar.on_event)
+        folder = out or folder_of(run, runs) / "eval"
+        keep = folder / PREDICTIONS if keep_predictions else None
+        result = evaluation.evaluate(run, settings, runs=runs, keep=keep, on_event=bar.on_event)
     print_evaluation(result, result_console())
-    for path in save_evaluation(result, out or result.run / "eval"):
+    for path in save_evaluation(result, folder):
         say(f"wrote {path}")
     return result.document()
+
+
+@app.command()
+@command_of()
+def compare(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder or name, or the folder of an evaluation.")],
+    other: Annotated[str, typer.Argument(metavar="RUN", help="Another one on the same data.")],
+    *,
+    group: Annotated[
+        str | None, typer.Option(help="Column of obs for the intervals; by default the run's own.")
+    ] = None,
+    bootstraps: Annotated[int, typer.Option(min=1, help="Bootstrap draws for each interval.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
+    runs: Runs = Path("runs"),
+) -> dict[str, Any]:
+    """Compare two evaluated runs on the values that both predicted; each needs eval --keep-predictions.
+
+    For example:
+
+        sckit compare runs/squared runs/count
+    """
+    from sckit.evaluation.kept import compare as paired
+    from sckit.report.compare import print_comparison
+    from sckit.training.run import folder_of
+
+    folders = [path if (path := Path(name)).is_dir() else folder_of(name, runs) for name in (run, other)]
+    found = paired(folders[0], folders[1], group=group, bootstraps=bootstraps, seed=seed)
+    print_comparison(found, (folders[0], folders[1]), result_console())
+    return found.document()
 
 
 @app.command()

@@ -43,6 +43,8 @@ class EvalConfig:
     """Column of obs, such as a library or donor: add offsets of the cell's group, from visible values of its cells."""
     neighbours: Annotated[int, at_least(0)] = 0
     """Add linear rows that see the visible values of this many cells with the nearest detection sets; 0 for none."""
+    trees: bool = False
+    """Add the row "value offset ridge + trees": a gradient-boosted correction of that baseline."""
     replicate_halves: Annotated[bool, was(replicate_split="--replicate-split")] = False
     """Halve the molecules of each held-out cell, and predict one half, also by the other half (the replicate)."""
     halving: Annotated[str, one_of("binomial", "nb"), was(split="--split")] = "binomial"

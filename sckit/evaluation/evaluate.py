@@ -15,13 +15,16 @@ import pandas as pd
 from sckit.config import EvalConfig
 from sckit.data.batch import SCORED_SHARE
 from sckit.data.halves import Halves, replicate_values
+from sckit.data.manifest import MANIFEST
 from sckit.data.split import VALIDATION
 from sckit.errors import ConfigError, DataError
 from sckit.evaluation.decomposition import STEP, Decomposed, Decomposition
+from sckit.evaluation.kept import Keeper, keeping
 from sckit.evaluation.left import Left, left_row
 from sckit.evaluation.predictors import Fitted, Pass, Setting
 from sckit.evaluation.rows import BASELINES, Errors, Floors, best_baselines, best_of
-from sckit.files import to_json
+from sckit.evaluation.trees import TREES
+from sckit.files import checksum, to_json
 from sckit.metrics.values import Scores, json_row, resampling
 from sckit.model.offset_forms import OffsetForms
 from sckit.training.run import find_runs, open_run
@@ -69,12 +72,14 @@ def evaluate(
     config: EvalConfig | None = None,
     *,
     runs: str | Path = "runs",
+    keep: Path | None = None,
     on_event: Callable[[str, dict[str, Any]], None] = lambda _kind, _facts: None,
 ) -> Evaluation:
     """Score a run (path or name; the latest one by default) on its held-out cells.
 
     A folder that `pretrain --folds` made is scored as a whole: the held-out cells of all folds in one table, and the
-    networks of several seeds as the mean of their scores. on_event(kind, facts) hears "note" and "progress" events.
+    networks of several seeds as the mean of their scores. keep: a folder for the predictions of every scored entry, for
+    `compare`. on_event(kind, facts) hears "note" and "progress" events.
     Raises ConfigError and DataError.
     """
     config = config or EvalConfig()
@@ -82,7 +87,16 @@ def evaluate(
     if len(found) > 1 and config.decompose:
         raise ConfigError(f"--decompose takes one run; name one of the folds, such as {found[0][0]}.")
     folds = [Setting([open_run(path) for path in paths], config, on_event) for paths in found]
-    return _Evaluator(found[0][0] if len(found) == 1 else found[0][0].parent, folds, config).evaluate()
+    path = found[0][0] if len(found) == 1 else found[0][0].parent
+    with keeping(keep, _facts(path, folds[0])) as keeper:
+        return _Evaluator(path, folds, config, keeper).evaluate()
+
+
+def _facts(path: Path, fold: Setting) -> dict[str, Any]:
+    """Return what has to be the same in evaluations that are compared, and where they come from."""
+    facts = {"store": checksum(fold.store.path / MANIFEST), "seed": fold.config.seed, "known_depth": fold.known_depth}
+    column = fold.config.group or fold.run.config.group
+    return facts | {"run": str(path), "store_path": str(fold.store.path), "group": column}
 
 
 @dataclass
@@ -97,8 +111,8 @@ class _Pooled:
 class _Evaluator:
     """Scores every row at every rate, on the held-out cells of one run or of all folds."""
 
-    def __init__(self, path: Path, folds: Sequence[Setting], config: EvalConfig) -> None:
-        self.path, self.folds, self.config = path, folds, config
+    def __init__(self, path: Path, folds: Sequence[Setting], config: EvalConfig, keeper: Keeper | None) -> None:
+        self.path, self.folds, self.config, self.keeper = path, folds, config, keeper
         self.pooled: dict[tuple[str, float], _Pooled] = {}
         self.left = Left(config.seed, config.bootstraps)
         self.decomposition: Decomposition | None = None
@@ -186,6 +200,8 @@ class _Evaluator:
                 each.add(batch, predicted, laws)
             rows = {name: row for name, row in predicted.items() if not name.startswith(STEP)}
             scores.add(batch, rows, laws, numbers=numbers, fold=number)
+            if self.keeper is not None:
+                self.keeper.add(batch, rows, numbers, target=target, rate=rate, fold=number)
             self.cut += batch.cut if rate == min(self.config.masks) and target == "full" else 0
         if scores.entries == before:
             raise DataError(f"no entry is scored with {rate:g} of the values hidden; hide more, or give more cells.")
@@ -203,7 +219,7 @@ class _Evaluator:
         groups, fold = self._groups(scores), self.folds[0]
         for context in self.config.contexts if len(fold.models) > 1 else ():
             scores.average(f"model/{context}", fold.model_rows(context))
-        order = [name for name in (*BASELINES, "replicate") if name in scores.predictors]
+        order = [name for name in (*BASELINES, TREES, "replicate") if name in scores.predictors]
         for name in order + [name for name in scores.predictors if name.startswith("model")]:
             predictor, _, context = name.partition("/")
             where = {"rate": rate, "context": context or None, "known_depth": fold.known_depth, "target": target}

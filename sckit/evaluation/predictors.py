@@ -19,6 +19,7 @@ from sckit.data.views import CountsView, CutView
 from sckit.device import choose_compute
 from sckit.evaluation.association import Association, group_codes, may_be_neighbours
 from sckit.evaluation.other_cells import shown
+from sckit.evaluation.trees import TREES, Trees, fit_trees
 from sckit.model.closed_forms import ClosedForms, fit_label_depth
 from sckit.model.offset_fit import fit_visible
 from sckit.model.offset_forms import OffsetForms
@@ -33,6 +34,7 @@ Pass = Callable[[Packer, np.ndarray], Rows]
 """Says how the batches of some cells, hidden by a packer, are predicted; rows with other cells look at them first."""
 
 _CLUSTERS = 20
+_TREE_DRAWS = 3  # of what is hidden, where not everything is
 _NOTHING_HIDDEN = 1e-12  # mask rate at which no hash is below
 
 
@@ -121,6 +123,7 @@ class Setting:
         if rate < 1:
             cells = training_cells(self.run, fitted.view)
             visible = fit_visible(cells, fitted.offsets, rate, self.run.config.max_genes)
+        trees = self._trees(fitted, rate) if self.config.trees else None
         association = self.association = self._association(fitted, rate)
 
         def over(packer: Packer, cells: np.ndarray) -> Rows:
@@ -130,6 +133,8 @@ class Setting:
                 rows = fitted.forms.predict(batch) | fitted.offsets.predict(batch)
                 if visible is not None:
                     rows["visible offset ridge"] = visible.predict(batch)
+                if trees is not None:
+                    rows[TREES] = trees.predict(batch)
                 if fitted.labels is not None:
                     rows["label + depth"] = fitted.labels(batch)
                 for context in self.config.contexts:
@@ -140,6 +145,16 @@ class Setting:
             return predicted
 
         return over
+
+    def _trees(self, fitted: Fitted, rate: float) -> Trees:
+        """Fit the row with trees on the training cells, with as many draws of what is hidden as fill them."""
+        self.log(f"fitting trees at {rate:.0%} hidden")
+
+        def packers(draw: int) -> Packer:
+            return self.packer(fitted.view, rate, scored=rate == 1.0, epoch=draw + 1)
+
+        draws = 1 if rate == 1.0 else _TREE_DRAWS
+        return fit_trees(training_cells(self.run, fitted.view), fitted.offsets, packers, draws, self.config.seed)
 
     def _association(self, fitted: Fitted, rate: float) -> Association | None:
         """Return what adds the rows that know other cells, if there are any."""

@@ -76,11 +76,25 @@ class Scores:
         the gene that each of the batch's gene numbers stands for, where models with other genes are pooled. fold: which
         of the models predicted.
         """
-        cell, gene = batch.target_cells, batch.genes[batch.targets]
+        gene = batch.genes[batch.targets]
         gene = gene if numbers is None else numbers[gene]
-        self._folds.append(np.full(len(batch.cells), fold))
-        y, mean, depth = batch.truth.astype(np.float64), predicted["gene mean"], predicted["gene mean + depth"]
-        self._cells.append(batch.cells)
+        self.add_entries(batch.cells, batch.target_cells, gene, batch.truth, predicted, laws, fold=fold)
+
+    def add_entries(
+        self,
+        cells: np.ndarray,
+        cell: np.ndarray,
+        gene: np.ndarray,
+        truth: np.ndarray,
+        predicted: dict[str, np.ndarray],
+        laws: "Laws | None" = None,
+        *,
+        fold: int = 0,
+    ) -> None:
+        """Add M entries of C cells. cells: [C], rows of the store; cell: [M], position in it; the rest as in `add`."""
+        self._folds.append(np.full(len(cells), fold))
+        y, mean, depth = truth.astype(np.float64), predicted["gene mean"], predicted["gene mean + depth"]
+        self._cells.append(cells)
         one, c, r, nothing = np.ones(len(y)), y - mean, y - depth, np.zeros(len(y))
         deviance_of_mean = nothing if laws is None else laws.deviance(y, laws.rates["gene mean"])
         for name, p in predicted.items():
@@ -95,7 +109,7 @@ class Scores:
             law = deviance, deviance_of_mean, noise, spread
             of_cells = _CellSums(*plain, c, c * c, q, q * q, c * q, error, c * c, r * r, *law)
             of_genes = _GeneSums(*plain, r, r * r, s, s * s, r * s, error, c * c)
-            self._parts.setdefault(name, []).append(_summed(cell, of_cells, len(batch.cells)))
+            self._parts.setdefault(name, []).append(_summed(cell, of_cells, len(cells)))
             self._of_genes[name] = self._of_genes.get(name, 0) + _summed(gene, of_genes, self._n_genes)
 
     def average(self, name: str, seeds: list[str]) -> None:
@@ -205,13 +219,13 @@ class Scores:
         """R2 against the gene mean of one predictor less that of another, with the paired 95 % interval."""
         (rule, one), (_, two) = self._resample(name, groups), self._resample(other, groups)
         difference = self.r2(name) - self.r2(other)
-        drawn = one.r2() - two.r2() + self._training(name)
+        drawn = one.r2() - two.r2() + self._training(name) - self._training(other)
         return {"r2_gene_mean": difference, "ci": rule.interval(difference, drawn)}
 
     def _training(self, name: str) -> np.ndarray:
         """Draw what other seeds would add to the R2 of a row [bootstraps]; zero for a row of one seed."""
-        drawn = np.random.default_rng((self._seed, 1)).standard_normal(self._bootstraps)
-        return self._spread(name) * drawn
+        generator = np.random.default_rng((self._seed, 1, self.predictors.index(name)))
+        return self._spread(name) * generator.standard_normal(self._bootstraps)
 
     def _resample(self, name: str, groups: np.ndarray | None) -> tuple[Resampling, _CellSums]:
         """Sums of a predictor over bootstrap draws, [bootstraps] each; all share the draws, so that they pair."""

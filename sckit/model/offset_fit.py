@@ -62,6 +62,26 @@ def fit_offset_forms(
     return replace(forms, chosen=np.array([sizes[0], forms.loadings.shape[1], float(penalties[0]), count_penalty]))
 
 
+def cross_fitted(training: TrainingCells, like: OffsetForms) -> tuple[np.ndarray, list[OffsetForms]]:
+    """Fit the ridges and factors without each fold of the training cells, with the choices of other baselines.
+
+    Returns the fold of each cell [cells], and the fits; their count regressions are those of `like`.
+    """
+    components, factors, penalty, _ = like.chosen
+    fold = training.folds()
+    features, between = _fit_features(training, int(components))
+    packed, sums = _sums(training, features, fold)
+    fits = []
+    for left in range(len(packed)):
+        rest = [n for n in range(len(packed)) if n != left]
+        kept = replace(training, cells=training.cells[fold != left], groups=None)
+        parts = _added([packed[n] for n in rest]), _added([sums[n] for n in rest])
+        forms = _solve(features, between, *parts, int(components), float(penalty))
+        forms = fit_factors(kept, replace(forms, **gene_means(kept)), int(factors))
+        fits.append(replace(forms, log_rate=like.log_rate, counts=like.counts, excess=like.excess, chosen=like.chosen))
+    return fold, fits
+
+
 def _fit_features(training: TrainingCells, components: int) -> tuple[CellFeatures, np.ndarray]:
     """Return the components of the detection matrix, and the products [F + 1, F + 1] of the cells' features."""
     features, _ = fit_components(training, components)

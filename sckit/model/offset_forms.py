@@ -118,17 +118,28 @@ class OffsetForms(CellFeatures):
     def predict(self, batch: Batch) -> dict[str, np.ndarray]:
         """Predict the values of the batch's targets with every row but the last of the table, float64 [M] each."""
         cells = self.of_cells(batch)
+        factors = self._factors(batch, cells)
         genes, cell = batch.genes[batch.targets], batch.target_cells
-        seen = np.flatnonzero(~batch.hidden)
-        cell_seen = batch.cell_of_token[seen]
-        expected = self.linear(cells, batch.genes[seen], cell_seen) + cells.one[cell_seen]
-        factors = self.factors(batch, batch.values[seen] - expected)
-        above, one = self.linear(cells, genes, cell), cells.one[cell]
         guessed = value_of_one(cells.guess)[cell] + np.maximum(entry_dot(self.ridge, genes, cells.x, cell), 0)
-        with_factors = above + entry_dot(self.loadings, genes, factors, cell)
-        by_counts = self._by_counts(cells, factors, genes, cell)
-        predicted = (guessed, one + np.maximum(above, 0), one + np.maximum(with_factors, 0), by_counts)
+        with_total = cells.one[cell] + np.maximum(self.linear(cells, genes, cell), 0)
+        by_values = self._by_values(cells, factors, genes, cell)
+        predicted = (guessed, with_total, by_values, self._by_counts(cells, factors, genes, cell))
         return dict(zip(OFFSET_PREDICTORS, predicted, strict=True))
+
+    def value_ridge(self, batch: Batch, cells: OfCells) -> np.ndarray:
+        """Predict the values of the batch's targets with the value offset ridge alone, float64 [M]."""
+        return self._by_values(cells, self._factors(batch, cells), batch.genes[batch.targets], batch.target_cells)
+
+    def _factors(self, batch: Batch, cells: OfCells) -> np.ndarray:
+        """Return the posterior means [C, J] of the factors given the visible values."""
+        seen = np.flatnonzero(~batch.hidden)
+        cell = batch.cell_of_token[seen]
+        expected = self.linear(cells, batch.genes[seen], cell) + cells.one[cell]
+        return self.factors(batch, batch.values[seen] - expected)
+
+    def _by_values(self, cells: OfCells, factors: np.ndarray, genes: np.ndarray, cell: np.ndarray) -> np.ndarray:
+        above = self.linear(cells, genes, cell) + entry_dot(self.loadings, genes, factors, cell)
+        return cells.one[cell] + np.maximum(above, 0)
 
     def _by_counts(self, cells: OfCells, factors: np.ndarray, genes: np.ndarray, cell: np.ndarray) -> np.ndarray:
         """Return the mean values [N] under the law of the count regression."""

@@ -227,6 +227,12 @@ def find_run(path: Path | str | None, root: Path) -> Path:
     raise ConfigError(f"{path} is not a run: no config.toml in it; name a folder that `sckit pretrain` made.")
 
 
+def folder_of(path: Path | str | None, root: Path) -> Path:
+    """Find the folder of a run, or the one that holds the runs of several folds, by path or name."""
+    found = find_runs(path, root)
+    return found[0][0].parent if len(found) > 1 else found[0][0]
+
+
 def find_folds(path: Path | str | None, root: Path) -> Path:
     """Find the folder that holds the runs of several folds, as `find_run` finds a run."""
     places = [root / "latest"] if path is None else [Path(path), root / path]

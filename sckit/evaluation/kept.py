@@ -1,0 +1,170 @@
+"""Predictions of an evaluation, kept as a table for each target and mask rate, and the comparison of two of them."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sckit.data.batch import Batch
+from sckit.data.labels import group_values
+from sckit.data.store import open_store
+from sckit.errors import DataError
+from sckit.files import replacing_folder, to_json, write_json
+from sckit.metrics.values import Scores, resampling
+
+PREDICTIONS = "predictions"
+"""Name of the folder of tables in the folder of an evaluation."""
+
+_KEYS = {"fold": pa.int16(), "cell": pa.int32(), "gene": pa.int32(), "truth": pa.float32()}
+_FACTS = "facts.json"
+_CELLS = 4096  # compared at a time
+
+
+class Keeper:
+    """Writes the predictions of every scored entry into a folder, batch by batch: TARGET-RATE.parquet."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._writers: dict[str, pq.ParquetWriter] = {}
+
+    def add(
+        self,
+        batch: Batch,
+        predicted: dict[str, np.ndarray],
+        numbers: np.ndarray,
+        *,
+        target: str,
+        rate: float,
+        fold: int,
+    ) -> None:
+        """Add a batch: predictions [M] by row; numbers: [G], the gene of the store that each gene of the batch is."""
+        size, name = len(batch.truth), f"{target}-{rate:g}"
+        if name not in self._writers:
+            schema = pa.schema(list((_KEYS | dict.fromkeys(predicted, pa.float32())).items()))
+            self._writers[name] = pq.ParquetWriter(self._folder / f"{name}.parquet", schema)
+        cell, gene = batch.cells[batch.target_cells], numbers[batch.genes[batch.targets]]
+        columns = {"fold": np.full(size, fold), "cell": cell, "gene": gene, "truth": batch.truth} | predicted
+        self._writers[name].write_table(pa.table(columns).cast(self._writers[name].schema, safe=False))
+
+    def close(self) -> None:
+        """Finish the files."""
+        for writer in self._writers.values():
+            writer.close()
+
+
+@contextmanager
+def keeping(folder: Path | None, facts: dict[str, Any]) -> Iterator[Keeper | None]:
+    """Hand out what writes predictions into a folder, which appears whole or not at all; None without a folder.
+
+    facts: what has to be the same in evaluations that are compared, and where they come from.
+    """
+    if folder is None:
+        yield None
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    with replacing_folder(folder) as unfinished:
+        keeper = Keeper(unfinished)
+        try:
+            yield keeper
+        finally:
+            keeper.close()
+        write_json(unfinished / _FACTS, facts)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Result of `compare`."""
+
+    table: pd.DataFrame  # target, rate, row, entries, r2, r2_other, difference, low, high
+    notes: list[str]
+
+    def document(self) -> dict[str, Any]:
+        """Return the one JSON document that `sckit compare --json` prints."""
+        return {"command": "compare", "rows": to_json(self.table.to_dict("records")), "notes": self.notes}
+
+
+def compare(
+    run: Path, other: Path, *, group: str | None = None, bootstraps: int = 1000, seed: int = 0
+) -> Comparison:  # fmt: skip
+    """Compare the kept predictions of two evaluated runs on the entries that both of them scored.
+
+    R2 is about the gene means of the first run, and differences are first less second, with paired intervals.
+    group: column of obs over whose values they are bootstrapped, by default the first run's group column.
+    Raises DataError where predictions are missing or of other data, and ConfigError for a column that is not there.
+    """
+    facts, others = (_facts(each) for each in (run, other))
+    for name, what in (("store", "data"), ("seed", "--seed"), ("known_depth", "--known-depth")):
+        if facts[name] != others[name]:
+            raise DataError(f"{run} and {other} were evaluated with other {what}; evaluate both alike.")
+    tables = {path.stem: path for path in _folder(run).glob("*.parquet")}
+    common = sorted(name for name in tables if (_folder(other) / f"{name}.parquet").is_file())
+    if not common:
+        raise DataError(
+            f"{run} and {other} have no target and mask rate in common; evaluate both with the same --mask."
+        )
+    column = group or facts["group"]
+    groups = group_values(open_store(Path(facts["store_path"])).obs, column) if column else None
+    rows, rule = [], None
+    for name in common:
+        target, rate = name.split("-")
+        scores = _scores(
+            pd.read_parquet(tables[name]), pd.read_parquet(_folder(other) / f"{name}.parquet"), seed, bootstraps
+        )
+        of_cells = None if groups is None else groups[scores.cells]
+        rule = resampling(of_cells, len(scores.cells))
+        for row in dict.fromkeys(each.removeprefix("A ") for each in scores.predictors if each.startswith("A ")):
+            difference = scores.difference(f"A {row}", f"B {row}", of_cells)
+            low, high = difference["ci"]
+            rows.append(
+                {"target": target, "rate": float(rate), "row": row, "entries": scores.entries}
+                | {"r2": scores.r2(f"A {row}"), "r2_other": scores.r2(f"B {row}")}
+                | {"difference": difference["r2_gene_mean"], "low": low, "high": high}
+            )
+    assert rule is not None
+    return Comparison(pd.DataFrame(rows), [rule.sentence("cells", "cells" if groups is None else "groups")])
+
+
+def _folder(run: Path) -> Path:
+    """Return the folder of tables of an evaluated run, or of the folder of an evaluation."""
+    return next((each for each in (run / "eval" / PREDICTIONS, run / PREDICTIONS) if each.is_dir()), run / PREDICTIONS)
+
+
+def _facts(run: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads((_folder(run) / _FACTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{run} has no kept predictions; make them with `sckit eval {run} --keep-predictions`."
+        ) from error
+    return facts
+
+
+def _scores(one: pd.DataFrame, two: pd.DataFrame, seed: int, bootstraps: int) -> Scores:
+    """Score the rows that both tables have, on the entries that both have, as "A row" and "B row"."""
+    entries = one.merge(two, on=["cell", "gene"], suffixes=("", " of B"), validate="one_to_one")
+    scores = Scores(int(entries["gene"].max()) + 1, seed=seed, bootstraps=bootstraps)
+    rows = [name for name in one.columns if name in two.columns and name not in _KEYS]
+    bases = {"gene mean": entries["gene mean"], "gene mean + depth": entries["gene mean + depth"]}
+    for fold, part in entries.groupby("fold"):
+        cells, cell = np.unique(part["cell"], return_inverse=True)
+        predicted = {name: part[name].to_numpy(np.float64) for name in bases}
+        for row in rows:
+            predicted |= {
+                f"A {row}": part[row].to_numpy(np.float64),
+                f"B {row}": part[f"{row} of B"].to_numpy(np.float64),
+            }
+        scores.add_entries(cells, cell, part["gene"].to_numpy(), part["truth"].to_numpy(), predicted, fold=fold)
+    for name in [each for each in scores.predictors if each.count("/") == 2]:  # a network of several seeds
+        averaged = name.rpartition("/")[0]
+        if averaged not in scores.predictors:
+            scores.average(averaged, [each for each in scores.predictors if each.startswith(f"{averaged}/")])
+    return scores
