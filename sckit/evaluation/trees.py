@@ -26,38 +26,16 @@ _SETTINGS = {"max_iter": 300, "learning_rate": 0.1, "max_leaf_nodes": 31, "min_s
 
 
 @dataclass(frozen=True)
-class GeneFacts:
-    """What the trees see of a gene."""
-
-    mean: np.ndarray  # [G], of the value
-    frequency: np.ndarray  # [G], log of the number of training cells in which it is detected
-    dispersion: np.ndarray  # [G], standard deviation of the value
-
-    @classmethod
-    def of(cls, training: TrainingCells) -> "GeneFacts":
-        """Sum up the training cells."""
-        counted, values, squares = (np.zeros(training.n_genes) for _ in range(3))
-        for block in training.blocks():
-            genes = block.values.indices
-            for total, weights in ((counted, None), (values, block.values.data), (squares, block.values.data**2)):
-                total += np.bincount(genes, weights, minlength=training.n_genes)
-        cells = np.maximum(counted, 1)
-        mean = values / cells
-        return cls(mean, np.log1p(counted), np.sqrt(np.maximum(squares / cells - mean**2, 0)))
-
-
-@dataclass(frozen=True)
 class Trees:
     """The fitted correction at one mask rate."""
 
     forms: OffsetForms
-    facts: GeneFacts
     trees: HistGradientBoostingRegressor
 
     def predict(self, batch: Batch) -> np.ndarray:
         """Predict the values of the batch's targets, float64 [M], at least the value of a single count."""
         cells = self.forms.of_cells(batch)
-        seen = _seen(self.facts, self.forms.value_ridge(batch, cells), cells, batch)
+        seen = _seen(self.forms, self.forms.value_ridge(batch, cells), cells, batch)
         if not len(seen):
             return np.zeros(0)
         return np.maximum(seen[:, 0] + self.trees.predict(seen), cells.one[batch.target_cells])
@@ -67,23 +45,22 @@ def fit_trees(
     training: TrainingCells, forms: OffsetForms, packers: Callable[[int], Packer], draws: int, seed: int
 ) -> Trees:
     """Fit the correction on training cells, at most 1.5 million entries; packers: what hides in each of the draws."""
-    facts = GeneFacts.of(training)
     fold, fits = cross_fitted(training, forms)
     order = np.random.default_rng(seed).permutation(len(fold))
     entries, parts = 0, []
     for part in in_blocks(order, _BLOCK_CELLS):
-        for seen, left in _of_block(training.cells[part], fold[part], fits, forms, facts, packers, draws):
+        for seen, left in _of_block(training.cells[part], fold[part], fits, forms, packers, draws):
             parts.append((seen, left))
             entries += len(left)
         if entries >= _MOST_ENTRIES:
             break
     seen, left = (np.concatenate(each) for each in zip(*parts, strict=True))
     trees = HistGradientBoostingRegressor(**_SETTINGS, early_stopping=False, random_state=seed)
-    return Trees(forms, facts, trees.fit(seen, left))
+    return Trees(forms, trees.fit(seen, left))
 
 
 def _of_block(
-    cells: np.ndarray, fold: np.ndarray, fits: list[OffsetForms], forms: OffsetForms, facts: GeneFacts,
+    cells: np.ndarray, fold: np.ndarray, fits: list[OffsetForms], forms: OffsetForms,
     packers: Callable[[int], Packer], draws: int,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:  # fmt: skip
     """Yield what the trees see of the hidden entries of some cells, and what the ridge of other folds leaves."""
@@ -92,11 +69,11 @@ def _of_block(
             batch = packers(draw)(np.sort(cells[fold == number]))
             of_cells = forms.of_cells(batch)
             expected = fits[number].value_ridge(batch, fits[number].of_cells(batch))
-            yield _seen(facts, expected, of_cells, batch), batch.truth - expected
+            yield _seen(forms, expected, of_cells, batch), batch.truth - expected
 
 
-def _seen(facts: GeneFacts, expected: np.ndarray, cells: OfCells, batch: Batch) -> np.ndarray:
+def _seen(forms: OffsetForms, expected: np.ndarray, cells: OfCells, batch: Batch) -> np.ndarray:
     """Return what the trees see of the targets [M, 12]; expected: what the ridge predicts."""
     genes, cell = batch.genes[batch.targets], batch.target_cells
-    of_gene = facts.mean[genes], facts.frequency[genes], facts.dispersion[genes]
+    of_gene = forms.gene_mean[genes], np.log1p(forms.cells[genes]), forms.deviation[genes]
     return np.column_stack([expected, cells.one[cell], cells.x[cell, 1], *of_gene, cells.x[cell, 2 : 2 + _COMPONENTS]])

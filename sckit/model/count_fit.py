@@ -58,15 +58,16 @@ def fit_factors(training: TrainingCells, forms: OffsetForms, count: int) -> Offs
     return replace(forms, loadings=loadings, noise=noise)
 
 
-def gene_means(training: TrainingCells) -> dict[str, np.ndarray]:
-    """Return each gene's mean value and mean count over the training cells in which it is detected, [G] each."""
-    cells, values, counts = (np.zeros(training.n_genes) for _ in range(3))
+def gene_facts(training: TrainingCells) -> dict[str, np.ndarray]:
+    """Return how many cells show each gene, and over these the mean count, and mean and deviation of its value, [G]."""
+    cells, values, squares, counts = (np.zeros(training.n_genes) for _ in range(4))
     for block in training.blocks():
-        cells += np.bincount(block.values.indices, minlength=training.n_genes)
-        values += np.bincount(block.values.indices, block.values.data, minlength=training.n_genes)
-        of_block = _counts_of(block.values, block.totals)
-        counts += np.bincount(block.values.indices, of_block, minlength=training.n_genes)
-    return {"gene_mean": values / np.maximum(cells, 1), "mean_count": counts / np.maximum(cells, 1)}
+        entries = (None, block.values.data, block.values.data**2, _counts_of(block.values, block.totals))
+        for total, weights in zip((cells, values, squares, counts), entries, strict=True):
+            total += np.bincount(block.values.indices, weights, minlength=training.n_genes)
+    seen = np.maximum(cells, 1)
+    deviation = np.sqrt(np.maximum(squares / seen - (values / seen) ** 2, 0))
+    return {"cells": cells, "gene_mean": values / seen, "deviation": deviation, "mean_count": counts / seen}
 
 
 def _counts_of(values: sp.csr_array, totals: np.ndarray) -> np.ndarray:

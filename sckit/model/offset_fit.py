@@ -10,7 +10,7 @@ from sckit.data.batch import Hiding, Packer
 from sckit.data.views import cell_of_entry, in_blocks
 from sckit.kernels.regression_numba import add_normal_equations, ridge_paths, unpack
 from sckit.model.closed_forms import CellFeatures, fit_components
-from sckit.model.count_fit import choose_count_penalty, choose_factors, fit_counts, fit_factors, gene_means
+from sckit.model.count_fit import choose_count_penalty, choose_factors, fit_counts, fit_factors, gene_facts
 from sckit.model.offset_forms import OffsetForms, VisibleForm, value_of_one
 from sckit.model.regression import BLOCK_CELLS, TrainingCells, by_gene, solve_ridge
 
@@ -51,7 +51,7 @@ def fit_offset_forms(
         size, best = _choose(packed, sums, np.array(sizes), penalties)
         sizes, penalties = [size], np.array([best])
     forms = _solve(features, between, _added(packed), _added(sums), sizes[0], float(penalties[0]))
-    forms = replace(forms, **gene_means(training))
+    forms = replace(forms, **gene_facts(training))
     del packed, sums
     log("offset baselines: value factors")
     forms = fit_factors(training, forms, choose_factors(training, forms, largest) if factors is None else factors)
@@ -65,7 +65,8 @@ def fit_offset_forms(
 def cross_fitted(training: TrainingCells, like: OffsetForms) -> tuple[np.ndarray, list[OffsetForms]]:
     """Fit the ridges and factors without each fold of the training cells, with the choices of other baselines.
 
-    Returns the fold of each cell [cells], and the fits; their count regressions are those of `like`.
+    Returns the fold of each cell [cells], and the fits; their count regressions are those of `like`, and their factors
+    are turned towards those of `like`, which changes no prediction.
     """
     components, factors, penalty, _ = like.chosen
     fold = training.folds()
@@ -77,7 +78,10 @@ def cross_fitted(training: TrainingCells, like: OffsetForms) -> tuple[np.ndarray
         kept = replace(training, cells=training.cells[fold != left], groups=None)
         parts = _added([packed[n] for n in rest]), _added([sums[n] for n in rest])
         forms = _solve(features, between, *parts, int(components), float(penalty))
-        forms = fit_factors(kept, replace(forms, **gene_means(kept)), int(factors))
+        forms = fit_factors(kept, replace(forms, **gene_facts(kept)), int(factors))
+        weights = 1 / like.noise[:, None]
+        u, _, v = np.linalg.svd((forms.loadings * weights).T @ like.loadings)
+        forms = replace(forms, loadings=np.ascontiguousarray(forms.loadings @ (u @ v)))
         fits.append(replace(forms, log_rate=like.log_rate, counts=like.counts, excess=like.excess, chosen=like.chosen))
     return fold, fits
 
@@ -167,7 +171,18 @@ def _solve(
     by_x = solve_ridge(gram[:, kept[:, None], kept], sums[:, 1, :size][:, kept], penalty)
     cut = {"axes": features.axes[:, :components], "origin": features.origin[:components]}
     cut = {name: np.ascontiguousarray(array) for name, array in cut.items()}
-    names = ("gene_mean", "log_rate", "mean_count", "loadings", "noise", "counts", "excess", "chosen")
+    names = (
+        "cells",
+        "gene_mean",
+        "deviation",
+        "log_rate",
+        "mean_count",
+        "loadings",
+        "noise",
+        "counts",
+        "excess",
+        "chosen",
+    )
     return OffsetForms(
         **cut, total_of_x=_total_of_x(between, components), scales=features.scales,
         ridge=by_x, total=by_total[:, [0, 1, *range(3, size), 2]], **dict.fromkeys(names, _UNUSED),

@@ -63,9 +63,11 @@ class OfCells:
 class OffsetForms(CellFeatures):
     """Coefficients of the linear baselines in count space, float64; G genes, F features of a cell, J factors."""
 
-    gene_mean: np.ndarray  # [G], of the value, over the cells in which the gene is detected
+    cells: np.ndarray  # [G], training cells in which the gene is detected
+    gene_mean: np.ndarray  # [G], of the value, over these cells
+    deviation: np.ndarray  # [G], of the value, over these cells
     log_rate: np.ndarray  # [G], of a zero-truncated Poisson law, for each 10,000 counts of the cell
-    mean_count: np.ndarray  # [G], over the cells in which the gene is detected
+    mean_count: np.ndarray  # [G], over these cells
     ridge: np.ndarray  # [G, F], on x
     total: np.ndarray  # [G, F + 1], on (x, t)
     loadings: np.ndarray  # [G, J], of the value factors on the residuals of the row above

@@ -37,16 +37,20 @@ class Start:
     loadings: np.ndarray  # [G, J]
     noise: np.ndarray  # [G]
     gene_mean: np.ndarray  # [G]
+    facts: np.ndarray | None = None  # [G, 3], what the gene embedding starts from besides the coefficients
 
     @classmethod
     def of(cls, forms: ClosedForms | OffsetForms) -> "Start":
         """Take what a model needs of fitted baselines."""
-        return cls(**{field.name: getattr(forms, field.name) for field in fields(cls)})
+        facts = None
+        if isinstance(forms, OffsetForms):
+            facts = np.column_stack([forms.gene_mean, np.log1p(forms.cells), forms.deviation])
+        return cls(**{name: getattr(forms, name) for name in LINEAR}, facts=facts)
 
     @classmethod
     def of_weights(cls, weights: Mapping[str, Tensor], genes: int) -> "Start":
         """Take the linear baseline of G genes out of a model's weights. Raises ValueError where they do not fit."""
-        arrays = {field.name: weights[f"linear.{field.name}"].double().numpy() for field in fields(cls)}
+        arrays = {name: weights[f"linear.{name}"].double().numpy() for name in LINEAR}
         k, j = (arrays[name].shape[-1] for name in ("axes", "loadings"))
         shapes = {
             **{"axes": (genes, k), "origin": (k,), "scales": (4,), "total_of_x": (k + 2,), "ridge": (genes, k + 2)},
@@ -64,20 +68,38 @@ class Start:
         return replace(self, ridge=ridge, total=total, loadings=np.zeros_like(self.loadings))
 
 
-class Linear(nn.Module):
-    """The linear baseline as a trainable module."""
+LINEAR = tuple(field.name for field in fields(Start) if field.name != "facts")
+"""The arrays of a linear baseline inside a model."""
 
-    def __init__(self, forms: Start) -> None:
+CROSS_FITTED = ("ridge", "total", "loadings", "noise")
+"""Those that are fitted without a fold of the training cells."""
+
+
+class Linear(nn.Module):
+    """The linear baseline as a module: the value ridge is trained with the model, the value offset ridge is not."""
+
+    axes: Tensor
+    origin: Tensor
+    scales: Tensor
+    total_of_x: Tensor
+    ridge: Tensor
+    total: Tensor
+    loadings: Tensor
+    noise: Tensor
+    gene_mean: Tensor
+
+    def __init__(self, start: Start, *, trained: bool) -> None:
         super().__init__()
-        self.axes = nn.Parameter(_float32(forms.axes))
-        self.ridge = nn.Parameter(_float32(forms.ridge))
-        self.total = nn.Parameter(_float32(forms.total))
-        self.loadings = nn.Parameter(_float32(forms.loadings))
-        self.gene_mean = nn.Buffer(_float32(forms.gene_mean))
-        self.origin = nn.Buffer(_float32(forms.origin))
-        self.noise = nn.Buffer(_float32(forms.noise))
-        self.total_of_x = nn.Buffer(_float32(forms.total_of_x))
-        self.scales = nn.Buffer(_float32(forms.scales))
+        for name in ("axes", "ridge", "total", "loadings"):
+            tensor = _float32(getattr(start, name))
+            setattr(self, name, nn.Parameter(tensor) if trained else nn.Buffer(tensor))
+        for name in ("gene_mean", "origin", "noise", "total_of_x", "scales"):
+            setattr(self, name, nn.Buffer(_float32(getattr(start, name))))
+
+    def use(self, fitted: Mapping[str, Tensor]) -> None:
+        """Take over the arrays of `CROSS_FITTED` from another fit."""
+        for name in CROSS_FITTED:
+            getattr(self, name).copy_(fitted[name])
 
     def cell_state(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """Return x [C, F] and t [C] as in `ClosedForms.features`, by sums over the context tokens."""
@@ -124,7 +146,7 @@ class Model(Trunk):
         generator = torch.Generator().manual_seed(seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.linear = Linear(forms)
+            self.linear = Linear(forms, trained=config.start == "ridge")
             self.gene = nn.Embedding(genes, width)
             self.curve = nn.Parameter(torch.randn(config.knots, width, generator=generator) * 0.02)
             self.guess_curve = nn.Parameter(torch.randn(config.knots, width, generator=generator) * 0.02)
@@ -188,13 +210,17 @@ class Model(Trunk):
         return base, one, torch.cat([extras, x[:, 2:], factors], 1)
 
 
-def _gene_vectors(forms: Start, width: int, generator: torch.Generator) -> Tensor:
-    """Return the start of the gene embedding [G, E]: a random projection of each gene's linear coefficients."""
-    known = np.column_stack([forms.ridge, forms.total[:, -1], forms.axes, forms.loadings])
-    known = (known - known.mean(0)) / (known.std(0) + 1e-9)
-    projection = torch.randn(known.shape[1], width, generator=generator) / known.shape[1] ** 0.5
-    noise = torch.randn(len(known), width, generator=generator)
-    return 0.5 * (_float32(known).clamp(-4, 4) @ projection) + 0.25 * noise
+def _gene_vectors(start: Start, width: int, generator: torch.Generator) -> Tensor:
+    """Return the start of the gene embedding [G, E]: random projections of what the baseline knows of each gene."""
+
+    def projected(known: np.ndarray) -> Tensor:
+        known = (known - known.mean(0)) / (known.std(0) + 1e-9)
+        projection = torch.randn(known.shape[1], width, generator=generator) / known.shape[1] ** 0.5
+        return _float32(known).clamp(-4, 4) @ projection
+
+    coefficients = projected(np.column_stack([start.ridge, start.total[:, -1], start.axes, start.loadings]))
+    vectors = 0.5 * coefficients + 0.25 * torch.randn(coefficients.shape, generator=generator)
+    return vectors if start.facts is None else vectors + projected(start.facts)
 
 
 def _float32(array: np.ndarray) -> Tensor:

@@ -2,22 +2,25 @@
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 
 import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
+from torch import Tensor
 
 from sckit.data.labels import group_values
 from sckit.data.split import TRAIN
 from sckit.data.views import CountsView, CutView
 from sckit.files import replacing
-from sckit.model.offset_fit import fit_offset_forms
+from sckit.model.offset_fit import cross_fitted, fit_offset_forms
 from sckit.model.offset_forms import OffsetForms
 from sckit.model.regression import TrainingCells
-from sckit.model.transformer import Model, Start
-from sckit.training.run import OFFSET_FORMS, Run, training_view
+from sckit.model.transformer import CROSS_FITTED, Model, Start
+from sckit.training.run import CROSS_FITS, OFFSET_FORMS, Run, training_view
 
-_VERSION = {"version": "1"}
+_VERSION = {"version": "2"}
 """Raised when the fit changes, so that a run gets its baselines again."""
 
 
@@ -62,6 +65,39 @@ def untrained_model(run: Run, seed: int) -> Model:
     return Model(shape, start if run.config.warm_start else start.without(), seed=seed)
 
 
+@dataclass(frozen=True)
+class CrossFits:
+    """Linear baselines that were fitted without a fold of the training cells each.
+
+    On the cells that a baseline was fitted on, what it leaves is too small. A model that is trained on it learns to
+    trust the baseline more than it may on new cells.
+    """
+
+    fold: np.ndarray  # int64 [training cells], in the order of `Run.cells`
+    arrays: dict[str, np.ndarray]  # by name as in CROSS_FITTED, float32 [folds, ...]
+
+    def of(self, number: int, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+        """Return the arrays of the fit that left out a fold."""
+        return {name: torch.from_numpy(array[number]).to(device) for name, array in self.arrays.items()}
+
+
+def cross_fits(run: Run, log: Callable[[str], None] = lambda _: None) -> CrossFits:
+    """Return the baselines of a run's training cells by folds; they are kept in its folder for the next time."""
+    path = run.path / CROSS_FITS
+    with suppress(OSError, SafetensorError, KeyError):
+        kept = load_file(path)
+        fold = kept.pop("fold")
+        if len(fold) == len(run.cells(TRAIN)) and sorted(kept) == sorted(CROSS_FITTED):
+            return CrossFits(fold, kept)
+    log("offset baselines: fitted without each fold of the training cells")
+    training = training_cells(run, training_view(run.store, run.config))
+    fold, fits = cross_fitted(training, offset_forms(run))
+    arrays = {name: np.stack([getattr(fit, name) for fit in fits]).astype(np.float32) for name in CROSS_FITTED}
+    with replacing(path) as unfinished:
+        save_file(arrays | {"fold": fold}, unfinished)
+    return CrossFits(fold, arrays)
+
+
 def refit_offset_forms(run: Run, view: CountsView, like: OffsetForms, log: Callable[[str], None]) -> OffsetForms:
     """Fit the baselines on the run's training cells in another view of their counts, with the same choices."""
     components, factors, penalty, count_penalty = like.chosen
@@ -81,7 +117,7 @@ def _kept(run: Run) -> OffsetForms | None:
         return None
     shapes = {
         **{"axes": (g, f - 2), "origin": (f - 2,), "total_of_x": (f,), "scales": (4,), "chosen": (4,)},
-        **{name: (g,) for name in ("gene_mean", "log_rate", "mean_count", "noise", "excess")},
+        **{name: (g,) for name in ("cells", "gene_mean", "deviation", "log_rate", "mean_count", "noise", "excess")},
         **{"ridge": (g, f), "total": (g, f + 1), "loadings": (g, j), "counts": (g, f + 1 + j)},
     }
     arrays = vars(forms)

@@ -19,7 +19,9 @@ def make_optimiser(model: Model, config: PretrainConfig) -> torch.optim.AdamW:
     Adam moves a weight by about its learning rate however rarely it is used, so that rows of rare genes would wander on
     noise; there `eps` lies above the gradient of a single token, and a row moves in proportion to what it has seen.
     """
-    linear, genes = list(model.linear.parameters()), [model.gene.weight, model.head.weight, model.shared_head]
+    linear, genes = list(model.linear.parameters()), [model.gene.weight, model.head.weight]
+    if model.config.start == "ridge":  # runs of before go on as they began
+        genes.append(model.shared_head)
     known = {id(p) for p in (*linear, *genes)}
     rest = [p for p in model.parameters() if id(p) not in known]
     groups = [

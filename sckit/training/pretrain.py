@@ -25,8 +25,8 @@ from sckit.files import to_json
 from sckit.metrics.values import Scores, json_row
 from sckit.model.predict import predictions
 from sckit.model.tokens import Tokens
-from sckit.model.transformer import Model
-from sckit.training.baselines import offset_forms, untrained_model
+from sckit.model.transformer import CROSS_FITTED, Model
+from sckit.training.baselines import cross_fits, offset_forms, untrained_model
 from sckit.training.checkpoint import load_checkpoint, save_checkpoint
 from sckit.training.optimiser import make_optimiser, schedule, take_step
 from sckit.training.run import (
@@ -148,7 +148,10 @@ def prepare_run(path: Path, store: Store, config: PretrainConfig, on_event: Call
 
     forms = fit_baselines(view, vocabulary, train, config, log=log)
     save_setting(path, config, store, split, vocabulary, forms)
-    offset_forms(open_run(path), log=log)
+    run = open_run(path)
+    offset_forms(run, log=log)
+    if config.model.start == "offset":
+        cross_fits(run, log)
 
 
 class _Trainer:
@@ -158,14 +161,17 @@ class _Trainer:
         self.run, self.config, self.compute, self.on_event = run, run.config, compute, on_event
         store = run.store
         self.view = training_view(store, self.config)
-        train = run.cells(TRAIN)
-        lengths = np.zeros(store.n_cells, np.int64)
-        lengths[train] = detected_in(store, run.vocabulary, train)
-        tokens, seed = self.config.batch_tokens, self.config.training_seed
-        self._batches = lru_cache(1)(lambda epoch: epoch_batches(train, lengths, tokens, (seed, epoch)))
+        self.train = run.cells(TRAIN)
+        self.lengths = np.zeros(store.n_cells, np.int64)
+        self.lengths[self.train] = detected_in(store, run.vocabulary, self.train)
+        self._batches = lru_cache(1)(self._batches_of)
         self.offsets = offset_forms(run)
         self.model = untrained_model(run, self.config.training_seed).to(compute.device)
         self.model.engine = compute.engine
+        self.whole = {name: getattr(self.model.linear, name).detach().clone() for name in CROSS_FITTED}
+        self.fits = cross_fits(run) if self.model.config.start == "offset" else None
+        if self.fits is not None:
+            self.folds = [self.fits.of(number, compute.device) for number in range(len(self.fits.arrays["noise"]))]
         self.optimiser = make_optimiser(self.model, self.config)
         self.at = _Progress()
         self.begun_s = 0.0
@@ -222,7 +228,7 @@ class _Trainer:
         batches = self._batches(at.epoch)
         chosen = range(at.batch, min(at.batch + config.accumulate, len(batches)))
         scheduled = schedule(self.share(), config.warmup)
-        losses = (self._loss(i, batches[i]) / len(chosen) for i in chosen)
+        losses = (self._loss(i, *batches[i]) / len(chosen) for i in chosen)
         loss = take_step(
             self.model, self.optimiser, losses, step=at.step, lr=config.lr, scheduled=scheduled, clip=config.clip
         )
@@ -235,13 +241,26 @@ class _Trainer:
             "step", {"share": self.share(), "loss": loss, "tokens_per_s": at.tokens / at.elapsed_s, "step": at.step}
         )
 
-    def _loss(self, number: int, cells: np.ndarray) -> Tensor:
+    def _loss(self, number: int, fold: int | None, cells: np.ndarray) -> Tensor:
         """Return the loss of batch `number` of the epoch, which holds these cells, and count what is in it."""
         at = self.at
+        if fold is not None:
+            self.model.linear.use(self.folds[fold])
         batch = self._packer(at.epoch, self._context(number))(cells)
         at.tokens, at.cells, at.cut = at.tokens + len(batch.genes), at.cells + len(batch.cells), at.cut + batch.cut
         with self.compute.cast():
             return self.model.loss(Tokens.of(batch, self.compute.device))
+
+    def _batches_of(self, epoch: int) -> list[tuple[int | None, np.ndarray]]:
+        """Return the batches of an epoch, each with the fold that its cells are of, or None."""
+        seed, tokens = (self.config.training_seed, epoch), self.config.batch_tokens
+        if self.fits is None:
+            return [(None, cells) for cells in epoch_batches(self.train, self.lengths, tokens, seed)]
+        batches = []
+        for fold in range(int(self.fits.fold.max()) + 1):
+            cells = self.train[self.fits.fold == fold]
+            batches += [(fold, part) for part in epoch_batches(cells, self.lengths, tokens, (*seed, fold))]
+        return [batches[i] for i in np.random.default_rng(seed).permutation(len(batches))]
 
     def _context(self, batch: int) -> str:
         """Return the "visible" context for an evenly spread `visible_share` of the batches, else "detected"."""
@@ -259,6 +278,8 @@ class _Trainer:
     def _validate(self) -> None:
         """Score the validation cells with model and linear baselines; save the model when it is the best so far."""
         at, config = self.at, self.config
+        if self.fits is not None:
+            self.model.linear.use(self.whole)
         row = self._validation_row()
         row |= {"epoch": at.epoch + at.batch / max(len(self._batches(at.epoch)), 1), "step": at.step}
         with (self.run.path / "metrics.jsonl").open("a") as lines:

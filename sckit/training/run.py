@@ -35,6 +35,7 @@ FOLDS = "folds.toml"
 """The options of several runs, in the folder that holds them."""
 
 OFFSET_FORMS = "offset_forms.safetensors"
+CROSS_FITS = "cross_fits.safetensors"
 _SETTING = ("forms.safetensors", "genes.parquet", "split.npy", "vocabulary.npy")
 
 
@@ -199,7 +200,9 @@ def save_setting(
 
 def copy_setting(path: Path, other: Path) -> None:
     """Take what is fixed before the first step from another run on the same part of the cells."""
-    for name in (*_SETTING, OFFSET_FORMS, "data.json"):
+    for name in (*_SETTING, OFFSET_FORMS, CROSS_FITS, "data.json"):
+        if not (other / name).exists():  # without a warm start nothing is fitted by folds
+            continue
         shutil.copyfile(other / name, path / name)
         flush(path / name)
 
