@@ -15,7 +15,7 @@ from sckit.data.batch import Hiding, Packer
 from sckit.data.split import HELD_OUT
 from sckit.data.store import Store
 from sckit.data.views import in_blocks
-from sckit.metrics.values import counts_of
+from sckit.kernels.count_law import counts_of
 from sckit.training.baselines import offset_forms
 from sckit.training.run import open_run
 

@@ -28,6 +28,8 @@ class ModelConfig:
 
     start: Annotated[str, one_of("ridge", "offset")] = "ridge"
     """Linear baseline that the model starts from."""
+    loss: Annotated[str, one_of("squared", "count")] = "squared"
+    """What the model is trained to lower."""
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.layers < 0 or self.heads < 1 or self.knots < 2:
@@ -76,6 +78,9 @@ class PretrainConfig:
     """Start from the linear baselines; otherwise only the mean of each gene is given."""
     start: Annotated[str, one_of("offset", "ridge"), mark(file_only=True)] = "offset"
     """Baseline to start from: the value offset ridge, or the value ridge as runs of before."""
+    loss: Annotated[str, one_of("squared", "count")] = "squared"
+    """Train on the squared error of the values, or on the likelihood of the counts (negative binomial, without zeros).
+    """
     components: Annotated[int, at_least(0)] = 11
     """Principal components of the binary detection matrix that the linear baselines use."""
     factors: Annotated[int, at_least(0)] = 8
@@ -123,6 +128,8 @@ class PretrainConfig:
         if self.hold_out and not self.group:
             raise ConfigError(f"--hold-out {','.join(self.hold_out)} names values of a column; say which with --group.")
 
+        if self.loss == "count" and not self.warm_start:
+            raise ConfigError(f"--loss {self.loss} starts from the linear baselines; leave out --no-warm-start.")
         if self.folds and self.hold_out:
             raise ConfigError(
                 f"--folds {self.folds} leaves every part out in turn, and --hold-out names one; give one."
@@ -138,7 +145,8 @@ class PretrainConfig:
     @property
     def model(self) -> ModelConfig:
         """The shape that the preset names."""
-        return ModelConfig(**PRESETS[self.preset], start=self.start if self.warm_start else "ridge")
+        start = self.start if self.warm_start else "ridge"
+        return ModelConfig(**PRESETS[self.preset], start=start, loss=self.loss)
 
 
 def check_mask(mask: float | str) -> None:

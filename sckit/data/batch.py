@@ -11,6 +11,7 @@ import numpy as np
 from sckit.config import check_mask
 from sckit.data.views import CountsView, cell_of_entry
 from sckit.errors import ConfigError
+from sckit.kernels.count_law import counts_of
 from sckit.kernels.counts_numba import pack
 from sckit.kernels.counts_reference import TARGET_SUM, Hide
 from sckit.kernels.hashing import entry_uniform, mix
@@ -65,9 +66,15 @@ class Batch:
     targets: np.ndarray  # int64 [M], hidden tokens to predict, ascending
     truth: np.ndarray  # float32 [M], their values
     n_detected: np.ndarray  # int64 [C], tokens whose identity is known (in "visible": the visible ones)
+    totals: np.ndarray  # float64 [C], total counts, for scores and losses alone; no prediction may use them
     log_total: np.ndarray  # float64 [C], log of the total counts where the visible values give it away, else NaN
     context: str
     cut: int  # entries left out of cells over max_genes
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Counts of the targets, float64 [M]."""
+        return counts_of(self.truth.astype(np.float64), self.totals[self.target_cells])
 
     @property
     def cell_of_token(self) -> np.ndarray:
@@ -125,6 +132,7 @@ class Packer:
             targets=targets,
             truth=values[targets],
             n_detected=keys.astype(np.int64),
+            totals=totals.astype(np.float64),
             log_total=np.log(totals) if self.known_depth else revealed_log_total(seen, offsets, visible),
             context=self.context,
             cut=cut,

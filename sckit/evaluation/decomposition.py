@@ -26,7 +26,6 @@ from sckit.data.batch import Batch, Packer
 from sckit.data.labels import group_values
 from sckit.data.views import cell_of_entry
 from sckit.evaluation.association import GROUP_OFFSETS
-from sckit.evaluation.floor import STRATA, stratum_of
 from sckit.evaluation.gains import GeneGains
 from sckit.evaluation.predictors import Fitted, Pass, Rows, Setting
 from sckit.evaluation.rows import Floors
@@ -36,6 +35,7 @@ from sckit.kernels.counts_numba import entry_dot
 from sckit.kernels.regression_numba import add_normal_equations, unpack
 from sckit.metrics.intervals import Resampling
 from sckit.metrics.values import Laws, truncated_poisson_deviance
+from sckit.model.calibration import STRATA, stratum_of
 from sckit.model.closed_forms import label_codes
 from sckit.model.offset_forms import OfCells, OffsetForms, value_of_one
 from sckit.model.regression import TrainingCells, by_gene, solve_ridge

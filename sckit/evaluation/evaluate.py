@@ -21,7 +21,7 @@ from sckit.errors import ConfigError, DataError
 from sckit.evaluation.decomposition import STEP, Decomposed, Decomposition
 from sckit.evaluation.kept import Keeper, keeping
 from sckit.evaluation.left import Left, left_row
-from sckit.evaluation.predictors import Fitted, Pass, Setting
+from sckit.evaluation.predictors import CALIBRATED, Fitted, Pass, Setting
 from sckit.evaluation.rows import BASELINES, Errors, Floors, best_baselines, best_of
 from sckit.evaluation.trees import TREES
 from sckit.files import checksum, to_json
@@ -219,7 +219,7 @@ class _Evaluator:
         groups, fold = self._groups(scores), self.folds[0]
         for context in self.config.contexts if len(fold.models) > 1 else ():
             scores.average(f"model/{context}", fold.model_rows(context))
-        order = [name for name in (*BASELINES, TREES, "replicate") if name in scores.predictors]
+        order = [name for name in (*BASELINES, CALIBRATED, TREES, "replicate") if name in scores.predictors]
         for name in order + [name for name in scores.predictors if name.startswith("model")]:
             predictor, _, context = name.partition("/")
             where = {"rate": rate, "context": context or None, "known_depth": fold.known_depth, "target": target}

@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 
 from sckit.data.batch import Batch
-from sckit.evaluation.floor import STRATA, stratum_of
-from sckit.kernels.count_law import draw_counts, value_moments
+from sckit.kernels.count_law import counts_of, draw_counts, value_moments
 from sckit.metrics.intervals import Resampling
-from sckit.metrics.values import Laws, counts_of
+from sckit.metrics.values import Laws
+from sckit.model.calibration import STRATA, stratum_of
 from sckit.model.offset_forms import OffsetForms
 
 FEW_COUNTS = 2.0

@@ -13,7 +13,7 @@ import scipy.sparse as sp
 
 from sckit.data.batch import Batch
 from sckit.data.views import cell_of_entry, with_data
-from sckit.evaluation.floor import STRATA, stratum_of
+from sckit.model.calibration import STRATA, stratum_of
 from sckit.model.offset_forms import OffsetForms
 from sckit.model.regression import ones_like
 

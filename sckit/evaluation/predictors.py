@@ -21,6 +21,7 @@ from sckit.evaluation.association import Association, group_codes, may_be_neighb
 from sckit.evaluation.other_cells import shown
 from sckit.evaluation.trees import TREES, Trees, fit_trees
 from sckit.model.closed_forms import ClosedForms, fit_label_depth
+from sckit.model.count_start import CountStart
 from sckit.model.offset_fit import fit_visible
 from sckit.model.offset_forms import OffsetForms
 from sckit.model.predict import predict
@@ -32,6 +33,9 @@ Predictor = Callable[[Batch], np.ndarray]
 Rows = Callable[[Batch], dict[str, np.ndarray]]
 Pass = Callable[[Packer, np.ndarray], Rows]
 """Says how the batches of some cells, hidden by a packer, are predicted; rows with other cells look at them first."""
+
+CALIBRATED = "value offset ridge, calibrated"
+"""Row of what a model with a count loss starts from."""
 
 _CLUSTERS = 20
 _TREE_DRAWS = 3  # of what is hidden, where not everything is
@@ -59,6 +63,9 @@ class Setting:
         self.models = [each.model(self.compute.device) for each in runs]
         for model in self.models:
             model.engine = self.compute.engine
+        first = self.models[0]
+        counts = first.config.loss == "count"
+        self.counts = CountStart.of_weights(first.state_dict(), len(run.genes)) if counts else None
         self.vocabulary = run.vocabulary
         self.cells = run.cells(HELD_OUT)
         if config.max_cells is not None and config.max_cells < len(self.cells):
@@ -137,6 +144,8 @@ class Setting:
                     rows[TREES] = trees.predict(batch)
                 if fitted.labels is not None:
                     rows["label + depth"] = fitted.labels(batch)
+                if self.counts is not None:
+                    rows[CALIBRATED] = self._calibrated(batch, fitted, self.counts)
                 for context in self.config.contexts:
                     shown = batch if context == "detected" else replace(packer, context=context)(batch.cells)
                     rows |= dict(zip(self.model_rows(context), self._predict(shown, fitted), strict=True))
@@ -203,4 +212,12 @@ class Setting:
             return fitted.forms.gene_mean[batch.genes[batch.targets]]
         if self.models[0].config.start == "ridge":
             return fitted.forms.predict(batch)["value ridge" if warm else "gene mean"]
-        return fitted.offsets.predict(batch)["value offset ridge"]
+        if self.counts is not None:
+            return self._calibrated(batch, fitted, self.counts)
+        return fitted.offsets.value_ridge(batch, fitted.offsets.of_cells(batch))
+
+    @staticmethod
+    def _calibrated(batch: Batch, fitted: Fitted, counts: CountStart) -> np.ndarray:
+        """Return the mean values under the law of counts that a model with a count loss starts from."""
+        cells = fitted.offsets.of_cells(batch)
+        return counts.values(batch, cells, fitted.offsets.value_ridge(batch, cells))

@@ -136,6 +136,11 @@ def _draw(rates, phi, uniform, normal, counts):
         counts[i] = count
 
 
+def counts_of(values: np.ndarray, totals: np.ndarray) -> np.ndarray:
+    """Return the counts that values, log1p of counts per 10,000, stand for in cells with these totals."""
+    return np.maximum(np.rint(np.expm1(values) * (totals / TARGET_SUM)), 1)
+
+
 def log_likelihood(counts: np.ndarray, rates: np.ndarray) -> np.ndarray:
     """Return the log of the zero-truncated Poisson probability of each count >= 1, less that of log(count!)."""
     return counts * np.log(rates) - rates - np.log(-np.expm1(-rates))

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from sckit.data.batch import Batch
-from sckit.kernels.count_law import log_likelihood, rate_of_mean, value_moments
-from sckit.kernels.counts_reference import TARGET_SUM
+from sckit.kernels.count_law import counts_of, log_likelihood, rate_of_mean, value_moments
 from sckit.metrics.correlation import correlation_of_sums
 from sckit.metrics.intervals import Resampling, heavier
 
@@ -274,11 +273,6 @@ class Laws:
     def deviance(self, values: np.ndarray, rates: np.ndarray) -> np.ndarray:
         """Return the Poisson deviance of the counts that values [M] stand for, given rates [M]."""
         return truncated_poisson_deviance(counts_of(values, self.totals), rates)
-
-
-def counts_of(values: np.ndarray, totals: np.ndarray) -> np.ndarray:
-    """Return the counts that values, log1p of counts per 10,000, stand for in cells with these totals."""
-    return np.maximum(np.rint(np.expm1(values) * (totals / TARGET_SUM)), 1)
 
 
 def json_row(row: dict[str, Any]) -> dict[str, Any]:

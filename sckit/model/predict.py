@@ -34,4 +34,4 @@ def predictions(
 def predict(model: Model, batch: Batch, compute: Compute) -> np.ndarray:
     """Return the model's values for the targets of a batch, float64 [M]."""
     with torch.inference_mode(), compute.cast():
-        return model(Tokens.of(batch, compute.device)).double().cpu().numpy()
+        return model.values(Tokens.of(batch, compute.device))

@@ -40,6 +40,7 @@ class Tokens:
     target_rows: RowPlan  # of the targets, in the gene table
     visible_only: bool  # whether hidden tokens show nothing to the others
     totals: str  # of how many cells the total is known: "none", "some" or "all"
+    counts: Tensor | None = None  # float32 [M], counts of the targets, where they are known
     expected: Tensor | None = None  # float32 [T], expected value above that of a single count; None: the model's own
     residual: Tensor | None = None  # float32 [T], value less what was expected; None: the model's own
     perturbed: Perturbed | None = None
@@ -55,7 +56,8 @@ class Tokens:
             "genes", "values", "hidden", "in_context", "offsets", "keys", "targets", "truth", "n_detected", "log_total",
         )  # fmt: skip
         arrays = {name: getattr(batch, name) for name in same}
-        return cls.pack(device, visible_only=batch.context == "visible", **arrays)
+        counts = torch.from_numpy(batch.counts.astype(np.float32)).to(device)
+        return cls.pack(device, visible_only=batch.context == "visible", counts=counts, **arrays)
 
     @classmethod
     def pack(

@@ -7,6 +7,7 @@ and added to each of its tokens: the same as a cell token that every token atten
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 
 from sckit.config import ModelConfig
 from sckit.kernels.counts_reference import TARGET_SUM
+from sckit.kernels.head import masked_head
 from sckit.model.closed_forms import TOTAL_RANGE, ClosedForms
+from sckit.model.count_start import CountLaw, CountStart
 from sckit.model.offset_forms import OffsetForms
 from sckit.model.tokens import Tokens
 from sckit.model.trunk import Block, Trunk, factor_means
@@ -121,11 +124,10 @@ class Linear(nn.Module):
             return with_total
         return torch.where(known[cell], with_total, (F.embedding(genes, self.ridge) * F.embedding(cell, x)).sum(1))
 
-    def value_of_one_count(self, log_total: Tensor, x: Tensor | None) -> Tensor:
-        """Return the value of one count in each cell [C]: exact where the total is known, else as x predicts it."""
+    def log_total(self, log_total: Tensor, x: Tensor | None) -> Tensor:
+        """Return the log of the total of each cell [C]: as it is where it is known, else as x predicts it."""
         expected = torch.zeros_like(log_total) if x is None else x @ self.total_of_x
-        log_total = torch.where(torch.isfinite(log_total), log_total, expected * self.scales[3] + self.scales[2])
-        return torch.log1p(TARGET_SUM * torch.exp(-log_total))
+        return torch.where(torch.isfinite(log_total), log_total, expected * self.scales[3] + self.scales[2])
 
     def factors(self, tokens: Tokens, residual: Tensor) -> Tensor:
         """Return the posterior means [C, J] of the value factors; residual [T] is zero at hidden tokens."""
@@ -134,10 +136,35 @@ class Linear(nn.Module):
         return factor_means(weighted, loadings, residual, tokens)
 
 
+class Expected(NamedTuple):
+    """What the linear baseline says of a batch."""
+
+    values: Tensor  # [T], expected value of each token
+    log_total: Tensor  # [C], known or guessed
+    state: Tensor  # [C, S], what is known of each cell
+
+    def above(self, tokens: Tokens) -> Tensor:
+        """Return how far each expected value lies above that of a single count, [T]."""
+        return self.values - value_of_one_count(self.log_total)[tokens.cell]
+
+
+def value_of_one_count(log_total: Tensor) -> Tensor:
+    """Return the value of a single count in cells with these logs of total counts."""
+    return torch.log1p(TARGET_SUM * torch.exp(-log_total))
+
+
 class Model(Trunk):
     """Predicts the value of a hidden detected gene from its cell, in log1p of counts per 10,000; G genes, width E."""
 
-    def __init__(self, config: ModelConfig, start: ClosedForms | OffsetForms | Start, *, seed: int = 0) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        start: ClosedForms | OffsetForms | Start,
+        counts: CountStart | None = None,
+        *,
+        seed: int = 0,
+    ) -> None:
+        """Start from a linear baseline; with a count loss also from the law of counts that its values stand for."""
         super().__init__()
         forms = start if isinstance(start, Start) else Start.of(start)
         self.config = config
@@ -147,6 +174,7 @@ class Model(Trunk):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.linear = Linear(forms, trained=config.start == "ridge")
+            self.counts = None if counts is None else CountLaw(counts)
             self.gene = nn.Embedding(genes, width)
             self.curve = nn.Parameter(torch.randn(config.knots, width, generator=generator) * 0.02)
             self.guess_curve = nn.Parameter(torch.randn(config.knots, width, generator=generator) * 0.02)
@@ -162,52 +190,84 @@ class Model(Trunk):
             self.gene.weight.copy_(_gene_vectors(forms, width, generator))
 
     def targets(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
-        """Return the linear prediction [M] and the final states [M, E] of the targets."""
-        base, h = self._states(tokens, tokens.targets)
-        if tokens.visible_only:
-            # A cell that shows nothing leaves nothing to learn from but the gene: its mean is the prediction.
-            h = h * tokens.shows_some[tokens.cell[tokens.targets], None].to(h.dtype)
-        return base.index_select(0, tokens.targets), h
+        """Return where the predictions of the targets start [M] and their final states [M, E]."""
+        expected, h = self._states(tokens, tokens.targets)
+        return self._start(tokens, expected), self._shown(tokens, h)
+
+    def loss(self, tokens: Tokens) -> Tensor:
+        """Return the mean squared error, or with a count loss the mean negative log likelihood of the counts."""
+        if self.counts is None:
+            return super().loss(tokens)
+        if tokens.counts is None:
+            message = "the loss needs the count of every target"
+            raise ValueError(message)
+        return self.counts.loss(self(tokens), tokens.counts, tokens.genes[tokens.targets])
+
+    def values(self, tokens: Tokens) -> np.ndarray:
+        """Return the predicted values of the targets, float64 [M]; none lies below the value of a single count."""
+        expected, h = self._states(tokens, tokens.targets)
+        start, h = self._start(tokens, expected), self._shown(tokens, h)
+        predicted = masked_head(h, start, self.shared_head, self.head.weight, tokens.target_rows, engine=self.engine)
+        predicted = predicted.double().cpu().numpy()
+        if self.config.start == "ridge":
+            return predicted
+        cell = tokens.cell[tokens.targets]
+        if self.counts is None:
+            return np.maximum(predicted, value_of_one_count(expected.log_total)[cell].double().cpu().numpy())
+        totals = torch.exp(expected.log_total.double())[cell].cpu().numpy()
+        return self.counts.values(predicted, totals, tokens.genes[tokens.targets].cpu().numpy())
 
     def embed(self, tokens: Tokens) -> Tensor:
         """Return the mean final state of each cell's tokens, float32 [C, E]."""
         _, h = self._states(tokens, None)
         return tokens.sums(h.float()) / tokens.offsets.diff().clamp(min=1)[:, None]
 
-    def _states(self, tokens: Tokens, keep: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return the linear prediction [T] and the final states [M, E] of the tokens to keep (None: all T)."""
-        with torch.autocast(tokens.values.device.type, enabled=False):
-            base, one_count, state = self._cells(tokens)
-            expected = base.detach()
-            # Clamped: a cell deeper than any in training must not be extrapolated.
-            cells = self.cell(state.clamp(-STATE_RANGE, STATE_RANGE))
-            # A count cannot be below one: how far the expected value lies above that says how it will be wrong.
-            above = expected - one_count.detach()[tokens.cell]
-            h = self.token_states(tokens, cells, above, tokens.values - expected)
-        return base, self.final_states(h, tokens, keep)
+    def _start(self, tokens: Tokens, expected: Expected) -> Tensor:
+        """Return the expected values of the targets [M], or with a count loss the log rates that they stand for."""
+        if self.counts is None:
+            return expected.values.index_select(0, tokens.targets)
+        cell, genes = tokens.cell[tokens.targets], tokens.genes[tokens.targets]
+        with torch.no_grad():
+            return self.counts.start(expected.above(tokens)[tokens.targets], expected.log_total[cell], genes)
 
-    def _cells(self, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the linear prediction [T], the value of one count [C], and what is known of each cell [C, S]."""
+    def _shown(self, tokens: Tokens, h: Tensor) -> Tensor:
+        """Return the final states [M, E], zero in cells that show nothing: there the gene alone may be known."""
+        return h * tokens.shows_some[tokens.cell[tokens.targets], None].to(h.dtype) if tokens.visible_only else h
+
+    def _states(self, tokens: Tokens, keep: Tensor | None) -> tuple[Expected, Tensor]:
+        """Return what the baseline says, and the final states [M, E] of the tokens to keep (None: all T)."""
+        with torch.autocast(tokens.values.device.type, enabled=False):
+            expected = self._expected(tokens)
+            # Clamped: a cell deeper than any in training must not be extrapolated.
+            cells = self.cell(expected.state.clamp(-STATE_RANGE, STATE_RANGE))
+            # A count cannot be below one: how far the expected value lies above that says how it will be wrong.
+            above, values = expected.above(tokens).detach(), expected.values.detach()
+            h = self.token_states(tokens, cells, above, tokens.values - values)
+        return expected, self.final_states(h, tokens, keep)
+
+    def _expected(self, tokens: Tokens) -> Expected:
+        """Return what the linear baseline says of the tokens, and what is known of each cell."""
         x, t = self.linear.cell_state(tokens)
         known = torch.isfinite(t).float()
+        total = torch.where(known > 0, t, 0.0)
         log_total = tokens.log_total
         if self.config.start == "ridge":  # runs of before took totals as far as their ridges do
             log_total = t * self.linear.scales[3] + self.linear.scales[2]
-        total = torch.where(known > 0, t, 0.0)
         if tokens.visible_only:
             # Nothing of the detection set may pass: the linear part is the gene mean, the cell is its visible values.
             mean = F.embedding(tokens.genes, self.linear.gene_mean[:, None])[:, 0]
             extras = torch.stack([torch.zeros_like(t), total, known, torch.ones_like(t), tokens.log_detected / 10], 1)
             rest = x.new_zeros(len(x), self.cell.in_features - extras.shape[1])
-            return mean, self.linear.value_of_one_count(log_total, None), torch.cat([extras, rest], 1)
-        above, one = self.linear(tokens, x, t), self.linear.value_of_one_count(log_total, x)
-        offset = one[tokens.cell] if self.config.start == "offset" else 0.0
+            return Expected(mean, self.linear.log_total(log_total, None), torch.cat([extras, rest], 1))
+        log_total = self.linear.log_total(log_total, x)
+        above = self.linear(tokens, x, t)
+        one = value_of_one_count(log_total)[tokens.cell] if self.config.start == "offset" else 0.0
         with torch.no_grad():
-            factors = self.linear.factors(tokens, torch.where(tokens.hidden, 0.0, tokens.values - above - offset))
+            factors = self.linear.factors(tokens, torch.where(tokens.hidden, 0.0, tokens.values - above - one))
         above = above + (F.embedding(tokens.genes, self.linear.loadings) * F.embedding(tokens.cell, factors)).sum(1)
-        base = above + offset if self.config.start == "ridge" else above.clamp(min=0) + offset
+        values = above if self.config.start == "ridge" else above.clamp(min=0) + one
         extras = torch.stack([x[:, 1], total, known, torch.zeros_like(t), torch.zeros_like(t)], 1)
-        return base, one, torch.cat([extras, x[:, 2:], factors], 1)
+        return Expected(values, log_total, torch.cat([extras, x[:, 2:], factors], 1))
 
 
 def _gene_vectors(start: Start, width: int, generator: torch.Generator) -> Tensor:

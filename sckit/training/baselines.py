@@ -1,8 +1,8 @@
 """The linear baselines in count space of a run: fitted once, and kept in its folder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -10,16 +10,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
+from sckit.data.batch import Batch, Hiding, Packer
 from sckit.data.labels import group_values
 from sckit.data.split import TRAIN
 from sckit.data.views import CountsView, CutView
 from sckit.files import replacing
+from sckit.model.count_start import CountStart
 from sckit.model.offset_fit import cross_fitted, fit_offset_forms
-from sckit.model.offset_forms import OffsetForms
+from sckit.model.offset_forms import OfCells, OffsetForms
 from sckit.model.regression import TrainingCells
 from sckit.model.transformer import CROSS_FITTED, Model, Start
 from sckit.training.run import CROSS_FITS, OFFSET_FORMS, Run, training_view
 
+_CALIBRATION_CELLS = 1500
+_CALIBRATION_EPOCH = 2**20  # no epoch of training hides the same values
 _VERSION = {"version": "2"}
 """Raised when the fit changes, so that a run gets its baselines again."""
 
@@ -62,7 +66,26 @@ def untrained_model(run: Run, seed: int) -> Model:
     """Return the model of a run before its first step; `seed` draws the weights that its linear start does not set."""
     shape = run.config.model
     start = Start.of(run.forms if shape.start == "ridge" else offset_forms(run))
-    return Model(shape, start if run.config.warm_start else start.without(), seed=seed)
+    counts = count_start(run) if shape.loss == "count" else None
+    return Model(shape, start if run.config.warm_start else start.without(), counts, seed=seed)
+
+
+def count_start(run: Run) -> CountStart:
+    """Calibrate the law of counts of the value offset ridge on training cells, by the fits that left them out."""
+    config, forms, fits = run.config, offset_forms(run), cross_fits(run)
+    view, cells = training_view(run.store, config), run.cells(TRAIN)
+    hiding = Hiding(config.mask, config.seed, _CALIBRATION_EPOCH)
+    packer = Packer(view, run.vocabulary, hiding, known_depth=config.known_depth, max_genes=config.max_genes)
+    drawn = np.random.default_rng(config.seed).permutation(len(cells))[:_CALIBRATION_CELLS]
+
+    def parts() -> Iterator[tuple[Batch, OfCells, np.ndarray]]:
+        for number in np.unique(fits.fold[drawn]):
+            batch = packer(np.sort(cells[drawn[fits.fold[drawn] == number]]))
+            fit = replace(forms, **{name: array[number].astype(np.float64) for name, array in fits.arrays.items()})
+            of_cells = fit.of_cells(batch)
+            yield batch, of_cells, fit.value_ridge(batch, of_cells)
+
+    return CountStart.fit(forms, parts())
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from sckit.data.views import CountsView, CutView, ShuffledView
 from sckit.errors import ConfigError, DataError, said
 from sckit.files import checksum, flush, matches, replacing, write_json, write_text
 from sckit.model.closed_forms import ClosedForms, fit_closed_forms
+from sckit.model.count_start import CountStart
 from sckit.model.transformer import Model, Start
 from sckit.provenance import environment
 from sckit.training.checkpoint import load_weights
@@ -86,7 +87,8 @@ class Run:
             if {name: tuple(weights[name].shape) for name in sizes} != sizes or len(layers) != shape.layers:
                 msg = "model.json and model.safetensors are of different models"
                 raise ValueError(msg)
-            model = Model(shape, Start.of_weights(weights, len(self.genes)))
+            counts = CountStart.of_weights(weights, len(self.genes)) if shape.loss == "count" else None
+            model = Model(shape, Start.of_weights(weights, len(self.genes)), counts)
             load_weights(model, weights)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, ConfigError) as error:
             raise DataError(

@@ -16,9 +16,9 @@ from sckit.data.views import CutView
 from sckit.errors import DataError
 from sckit.evaluation.embed import embed
 from sckit.evaluation.evaluate import evaluate
-from sckit.evaluation.floor import STRATA
 from sckit.evaluation.rows import BASELINES
 from sckit.metrics.values import Scores
+from sckit.model.calibration import STRATA
 from sckit.model.closed_forms import PREDICTORS, fit_closed_forms
 from sckit.report.evaluation import print_evaluation, save_evaluation, verdicts
 from sckit.training.baselines import offset_forms

@@ -12,8 +12,8 @@ from rich.console import Console
 
 from sckit.evaluation.decomposition import REST, Decomposed
 from sckit.evaluation.evaluate import Evaluation
-from sckit.evaluation.floor import STRATA
 from sckit.evaluation.rows import BASELINES
+from sckit.model.calibration import STRATA
 from sckit.report.decomposition import decomposition_figure
 from sckit.report.evaluation import left_lines, print_evaluation, save_evaluation, verdicts
 from sckit.report.evaluation_figure import evaluation_figure, left_figure

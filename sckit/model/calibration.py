@@ -1,7 +1,7 @@
-"""The noise floor: what a prediction would score if it were the truth.
+"""From predicted values to laws of counts, for the noise floor of `sckit eval` and for models with a count loss.
 
 A prediction is turned into the rate of a zero-truncated Poisson law of the count, given the cell's total. The rate is
-calibrated on validation cells, which no row was fitted on: the law has to give the counts that were seen, on average,
+calibrated on cells which the prediction was not fitted on: the law has to give the counts that were seen, on average,
 wherever the prediction is high or low.
 """
 
