@@ -119,7 +119,7 @@ def test_packages_stay_small_enough_to_be_known():
             assert lines(within) <= limit, f"{package}/{name}"
     core = [path for path in SOURCES if str(path.relative_to(PACKAGE).with_suffix("")) in CORE]
     assert len(core) == len(CORE)
-    assert lines(core) <= 2600
+    assert lines(core) <= 2800
     assert lines(path for path in SOURCES if package_of(path) not in ("kernels", "bench")) <= 14800
 
 

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from sckit.cli.bench import bench
-from sckit.cli.options import ConfigFile, RunArgument, Runs, command_of, result_console, say
+from sckit.cli.compare import compare
+from sckit.cli.options import ConfigFile, RunArgument, Runs, command_of, print_pairs, result_console, say
 from sckit.cli.progress import Bar
 from sckit.config import (
     EvalConfig,
@@ -72,7 +73,7 @@ def prepare(
 
     with Bar() as bar:
         store = write_store(inputs or [], out, config=settings, overwrite=overwrite, on_event=bar.on_event)
-    _print_pairs(describe(store))
+    print_pairs(describe(store))
     return store.report
 
 
@@ -122,7 +123,7 @@ def info(
     from sckit.data.store import describe, open_store
 
     opened = open_store(store)
-    _print_pairs(describe(opened))
+    print_pairs(describe(opened))
     if verify:
         opened.verify()
         say("all files agree with their checksums")
@@ -209,45 +210,18 @@ def evaluate(
     from sckit.evaluation import evaluate as evaluation
     from sckit.evaluation.kept import PREDICTIONS
     from sckit.report.evaluation import print_evaluation, save_evaluation
-    from sckit.training.run import folder_of
+    from sckit.training.folders import folder_of
 
     with Bar() as bar:
-        folder = out or folder_of(run, runs) / "eval"
-        keep = folder / PREDICTIONS if keep_predictions else None
+        keep = (out or folder_of(run, runs) / "eval") / PREDICTIONS if keep_predictions else None
         result = evaluation.evaluate(run, settings, runs=runs, keep=keep, on_event=bar.on_event)
     print_evaluation(result, result_console())
-    for path in save_evaluation(result, folder):
+    for path in save_evaluation(result, out or result.run / "eval"):
         say(f"wrote {path}")
     return result.document()
 
 
-@app.command()
-@command_of()
-def compare(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder or name, or the folder of an evaluation.")],
-    other: Annotated[str, typer.Argument(metavar="RUN", help="Another one on the same data.")],
-    *,
-    group: Annotated[
-        str | None, typer.Option(help="Column of obs for the intervals; by default the run's own.")
-    ] = None,
-    bootstraps: Annotated[int, typer.Option(min=1, help="Bootstrap draws for each interval.")] = 1000,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
-    runs: Runs = Path("runs"),
-) -> dict[str, Any]:
-    """Compare two evaluated runs on the values that both predicted; each needs eval --keep-predictions.
-
-    For example:
-
-        sckit compare runs/squared runs/count
-    """
-    from sckit.evaluation.kept import compare as paired
-    from sckit.report.compare import print_comparison
-    from sckit.training.run import folder_of
-
-    folders = [path if (path := Path(name)).is_dir() else folder_of(name, runs) for name in (run, other)]
-    found = paired(folders[0], folders[1], group=group, bootstraps=bootstraps, seed=seed)
-    print_comparison(found, (folders[0], folders[1]), result_console())
-    return found.document()
+app.command()(compare)
 
 
 @app.command()
@@ -301,7 +275,7 @@ def finetune(
     from sckit.files import to_json, write_text
     from sckit.perturbation.finetune import finetune as compare_arms
     from sckit.report.perturbation import print_finetuned, save_finetuned
-    from sckit.training.run import find_run
+    from sckit.training.folders import find_run
 
     folder = out or find_run(run, runs) / f"finetune-{settings.task}"
     try:  # before the work
@@ -321,13 +295,3 @@ def finetune(
         say(f"wrote {path}")
     print_finetuned(result, result_console())
     return to_json({"command": "finetune", "out": str(folder), **result.document()})
-
-
-def _print_pairs(pairs: list[tuple[str, str]]) -> None:
-    width = max(len(name) for name, _ in pairs)
-    for name, value in pairs:
-        typer.echo(f"{name:<{width}}  {value}")
-
-
-if __name__ == "__main__":
-    app()

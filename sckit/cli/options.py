@@ -124,3 +124,10 @@ def result_console(width: int = 120) -> "Console":
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else width, markup=False)
+
+
+def print_pairs(pairs: list[tuple[str, str]]) -> None:
+    """Print names and values in two columns."""
+    width = max(len(name) for name, _ in pairs)
+    for name, value in pairs:
+        typer.echo(f"{name:<{width}}  {value}")

@@ -34,7 +34,7 @@ from sckit.kernels.count_law import draw_counts, value_moments
 from sckit.kernels.counts_numba import entry_dot
 from sckit.kernels.regression_numba import add_normal_equations, unpack
 from sckit.metrics.intervals import Resampling
-from sckit.metrics.values import Laws, truncated_poisson_deviance
+from sckit.metrics.laws import Laws, truncated_poisson_deviance
 from sckit.model.calibration import STRATA, stratum_of
 from sckit.model.closed_forms import label_codes
 from sckit.model.offset_forms import OfCells, OffsetForms, value_of_one

@@ -22,7 +22,8 @@ from sckit.errors import ConfigError, DataError
 from sckit.files import replacing
 from sckit.model.tokens import Tokens
 from sckit.provenance import package_version
-from sckit.training.run import Run, find_run, open_run
+from sckit.training.folders import find_run
+from sckit.training.run import Run, open_run
 
 _NOTHING_HIDDEN = 1e-12  # a share below any hash
 _KEY = "X_sckit"

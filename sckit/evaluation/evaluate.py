@@ -18,53 +18,21 @@ from sckit.data.halves import Halves, replicate_values
 from sckit.data.manifest import MANIFEST
 from sckit.data.split import VALIDATION
 from sckit.errors import ConfigError, DataError
-from sckit.evaluation.decomposition import STEP, Decomposed, Decomposition
+from sckit.evaluation.decomposition import STEP, Decomposition
 from sckit.evaluation.kept import Keeper, keeping
-from sckit.evaluation.left import Left, left_row
+from sckit.evaluation.left import Left
 from sckit.evaluation.predictors import CALIBRATED, Fitted, Pass, Setting
+from sckit.evaluation.result import Evaluation
 from sckit.evaluation.rows import BASELINES, Errors, Floors, best_baselines, best_of
 from sckit.evaluation.trees import TREES
-from sckit.files import checksum, to_json
-from sckit.metrics.values import Scores, json_row, resampling
+from sckit.files import checksum
+from sckit.metrics.values import Scores, resampling
 from sckit.model.offset_forms import OffsetForms
-from sckit.training.run import find_runs, open_run
+from sckit.training.folders import find_runs
+from sckit.training.run import open_run
 
 _CALIBRATION_DRAWS = 5
 """Draws of what is hidden in validation cells; where everything is hidden one is all."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Result of `evaluate`: one row for each predictor, rate and target, and sentences on what they rest on."""
-
-    run: Path
-    cells: int
-    entries: int
-    table: pd.DataFrame  # the columns of `Scores.full_row`; intervals end in _low and _high
-    notes: list[str]
-    best_baseline: str  # of full-depth values at the lowest rate, by validation cells
-    left: pd.DataFrame  # what the best baseline leaves there, by strata of genes; the columns of `Left.table`
-    total_from_detection: dict[str, float]
-    calibration: list[dict[str, float]]  # of the best baseline: expected and observed mean counts by tenths
-    detection_adds: list[dict[str, Any]]  # value offset ridge less visible offset ridge: rate, target, r2_gene_mean, ci
-    replicate_zero: float | None  # share of the scored entries that are zero in the other half
-    decomposition: Decomposed | None  # at the lowest rate, of full-depth values
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        """Rows of the table as JSON has them, intervals and differences as lists and objects of their own."""
-        return [json_row(row) for row in to_json(self.table.to_dict("records"))]
-
-    def document(self) -> dict[str, Any]:
-        """Return the one JSON document that `sckit eval --json` prints."""
-        facts = {"run": str(self.run), "cells": self.cells, "entries": self.entries, "rows": self.rows}
-        left = [left_row(row) for row in to_json(self.left.to_dict("records"))]
-        more = {"total_from_detection": self.total_from_detection, "calibration": self.calibration}
-        facts |= {"best_baseline": self.best_baseline, "left": left[:-2], "left_in_sum": left[-2:]}
-        more |= {"detection_adds": to_json(self.detection_adds), "replicate_zero": self.replicate_zero}
-        if self.decomposition is not None:
-            more["decomposition"] = self.decomposition.document()
-        return {"command": "eval"} | facts | more
 
 
 def evaluate(

@@ -15,7 +15,7 @@ import pandas as pd
 from sckit.data.batch import Batch
 from sckit.kernels.count_law import counts_of, draw_counts, value_moments
 from sckit.metrics.intervals import Resampling
-from sckit.metrics.values import Laws
+from sckit.metrics.laws import Laws
 from sckit.model.calibration import STRATA, stratum_of
 from sckit.model.offset_forms import OffsetForms
 

@@ -8,7 +8,7 @@ from sckit.data.batch import Batch
 from sckit.evaluation.association import ASSOCIATION_ROWS, GROUP_OFFSETS, NEIGHBOURS
 from sckit.kernels.count_law import counts_of
 from sckit.kernels.counts_reference import TARGET_SUM
-from sckit.metrics.values import Laws
+from sckit.metrics.laws import Laws
 from sckit.model.calibration import POISSON, Calibration, by_decile, calibrate, fit_dispersion, log_rates
 from sckit.model.closed_forms import PREDICTORS
 from sckit.model.offset_forms import OFFSET_PREDICTORS, OffsetForms

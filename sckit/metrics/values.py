@@ -5,15 +5,15 @@ y is the true value of a scored entry, p the predicted one, m the gene's trainin
 
 import functools
 from collections import namedtuple
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from sckit.data.batch import Batch
-from sckit.kernels.count_law import counts_of, log_likelihood, rate_of_mean, value_moments
+from sckit.kernels.count_law import value_moments
 from sckit.metrics.correlation import correlation_of_sums
 from sckit.metrics.intervals import Resampling, heavier
+from sckit.metrics.laws import Laws
 
 _IN_JSON = (
     "predictor", "context", "rate", "target", "pooled_r", "centred_r", "r2_gene_mean", "r2_depth", "per_gene_r",
@@ -64,7 +64,7 @@ class Scores:
         self,
         batch: Batch,
         predicted: dict[str, np.ndarray],
-        laws: "Laws | None" = None,
+        laws: Laws | None = None,
         *,
         numbers: np.ndarray | None = None,
         fold: int = 0,
@@ -86,7 +86,7 @@ class Scores:
         gene: np.ndarray,
         truth: np.ndarray,
         predicted: dict[str, np.ndarray],
-        laws: "Laws | None" = None,
+        laws: Laws | None = None,
         *,
         fold: int = 0,
     ) -> None:
@@ -262,19 +262,6 @@ class Scores:
         return float(r.mean()) if len(r) else None
 
 
-@dataclass(frozen=True)
-class Laws:
-    """What each prediction says of the counts of M targets, by predictor, "gene mean" among them."""
-
-    rates: dict[str, np.ndarray]  # [M], of zero-truncated Poisson laws
-    noise: dict[str, tuple[np.ndarray, np.ndarray]]  # rate and dispersion [M] of the laws of the noise floor
-    totals: np.ndarray  # float64 [M], of each target's cell
-
-    def deviance(self, values: np.ndarray, rates: np.ndarray) -> np.ndarray:
-        """Return the Poisson deviance of the counts that values [M] stand for, given rates [M]."""
-        return truncated_poisson_deviance(counts_of(values, self.totals), rates)
-
-
 def json_row(row: dict[str, Any]) -> dict[str, Any]:
     """Return a full row as JSON has it: intervals as lists, differences as objects, without the extra columns."""
 
@@ -306,9 +293,3 @@ def _summed(index: np.ndarray, entries: tuple[np.ndarray, ...], count: int) -> n
 
 def _finite(x: float) -> float | None:
     return float(x) if np.isfinite(x) else None
-
-
-def truncated_poisson_deviance(counts: np.ndarray, rates: np.ndarray) -> np.ndarray:
-    """Deviance of counts [N] >= 1 under zero-truncated Poisson laws of the rates [..., N]."""
-    saturated = log_likelihood(counts, rate_of_mean(np.maximum(counts, 1 + 1e-9)))
-    return 2 * (saturated - log_likelihood(counts, rates))

@@ -14,8 +14,7 @@ from sckit.data import GeneIndex
 from sckit.errors import DataError
 from sckit.perturbation.responder import Responder, TokenTable
 from sckit.perturbation.screen import Screen
-from sckit.training import Run, open_run
-from sckit.training.baselines import untrained_model
+from sckit.training import Run, open_run, untrained_model
 from sckit.training.pretrain import pretrain
 
 

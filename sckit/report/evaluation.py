@@ -7,7 +7,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from sckit.evaluation.evaluate import Evaluation
+from sckit.evaluation.result import Evaluation
 from sckit.files import replacing
 from sckit.metrics.intervals import verdict
 from sckit.report.decomposition import decomposition_lines, decomposition_tables, save_decomposition

@@ -11,17 +11,10 @@ from sckit.data.store import Store
 from sckit.device import choose_compute
 from sckit.errors import ConfigError, DataError
 from sckit.files import write_text
-from sckit.training.pretrain import Pretrained, open_data, prepare_run, train
-from sckit.training.run import (
-    FOLDS,
-    copy_setting,
-    create_run,
-    find_folds,
-    fold_folder,
-    new_folder,
-    open_run,
-    point_latest,
-)
+from sckit.training.folders import FOLDS, create_run, find_folds, fold_folder, new_folder, point_latest
+from sckit.training.pretrain import Pretrained, train
+from sckit.training.run import open_run
+from sckit.training.setting import copy_setting, open_data, prepare_run
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,7 @@ from torch import Tensor
 from sckit.config import PretrainConfig, ReadingConfig
 from sckit.data.batch import Hiding, Packer
 from sckit.data.loader import detected_in, epoch_batches
-from sckit.data.prepare import open_or_prepare
-from sckit.data.split import HELD_OUT, TRAIN, VALIDATION, run_vocabulary, split_cells
-from sckit.data.store import Store
+from sckit.data.split import TRAIN, VALIDATION
 from sckit.device import Compute, choose_compute
 from sckit.errors import ConfigError, DataError
 from sckit.files import to_json
@@ -28,18 +26,10 @@ from sckit.model.tokens import Tokens
 from sckit.model.transformer import CROSS_FITTED, Model
 from sckit.training.baselines import cross_fits, offset_forms, untrained_model
 from sckit.training.checkpoint import load_checkpoint, save_checkpoint
+from sckit.training.folders import create_run, find_run, point_latest
 from sckit.training.optimiser import make_optimiser, schedule, take_step
-from sckit.training.run import (
-    Run,
-    create_run,
-    find_run,
-    fit_baselines,
-    open_run,
-    point_latest,
-    save_model,
-    save_setting,
-    training_view,
-)
+from sckit.training.run import Run, open_run, save_model, training_view
+from sckit.training.setting import open_data, prepare_run
 
 DEFAULT_EPOCHS = 5
 _VALIDATIONS = 10  # at least this many over the budget, also when epochs are long
@@ -121,37 +111,6 @@ def train(path: Path, on_event: Callable[[str, dict[str, Any]], None]) -> Pretra
     compute = choose_compute(run.config.device, run.config.engine)
     on_event("note", {"text": str(compute)})
     return _Trainer(run, compute, on_event).fit()
-
-
-def open_data(path: Path, data: Any, reading: ReadingConfig, on_event: Callable) -> Store:
-    """Open a store as it is; from anything else that `prepare` reads, write one in the folder of the run."""
-    inputs = [] if data is None else [data] if isinstance(data, str | Path) else list(data)
-    if not inputs:
-        text = "no data given: the PBMC sample that ships inside scanpy (700 cells, 765 genes; a demo, not a result)"
-        on_event("note", {"text": text})
-    return open_or_prepare(inputs, path / "data.sckit", reading, on_event, assay="10x")
-
-
-def prepare_run(path: Path, store: Store, config: PretrainConfig, on_event: Callable) -> None:
-    """Split the cells, choose the genes, fit the linear baselines, and write all that down."""
-    split = split_cells(store, config, on_event)
-    train = np.flatnonzero(split == TRAIN)
-    vocabulary = run_vocabulary(store, train, config.min_cells)
-    counts = {part: int((split == part).sum()) for part in (TRAIN, VALIDATION, HELD_OUT)}
-    text = f"{counts[TRAIN]:,} training, {counts[VALIDATION]:,} validation and {counts[HELD_OUT]:,} held-out cells"
-    text += f"; {vocabulary.max() + 1:,} genes seen in at least {config.min_cells} training cells"
-    on_event("note", {"text": text})
-    view = training_view(store, config)
-
-    def log(text: str) -> None:
-        on_event("note", {"text": text})
-
-    forms = fit_baselines(view, vocabulary, train, config, log=log)
-    save_setting(path, config, store, split, vocabulary, forms)
-    run = open_run(path)
-    offset_forms(run, log=log)
-    if config.model.start == "offset":
-        cross_fits(run, log)
 
 
 class _Trainer:

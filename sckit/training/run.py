@@ -1,12 +1,9 @@
 """The run folder: configuration, environment, split, linear baselines, metrics, model and checkpoints, no pickle."""
 
 import json
-import os
-import shutil
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +12,24 @@ import pandas as pd
 import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file as load_arrays
-from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 
-from sckit.config import ModelConfig, PretrainConfig, from_dict, read_toml, to_toml
+from sckit.config import ModelConfig, PretrainConfig, from_dict, read_toml
 from sckit.data.genes import GeneIndex
 from sckit.data.manifest import MANIFEST
 from sckit.data.split import HELD_OUT, LEFT_OUT, TRAIN, VALIDATION
 from sckit.data.store import Store, open_store
 from sckit.data.views import CountsView, CutView, ShuffledView
 from sckit.errors import ConfigError, DataError, said
-from sckit.files import checksum, flush, matches, replacing, write_json, write_text
+from sckit.files import checksum, matches, replacing, write_json
 from sckit.model.closed_forms import ClosedForms, fit_closed_forms
 from sckit.model.count_start import CountStart
 from sckit.model.transformer import Model, Start
-from sckit.provenance import environment
 from sckit.training.checkpoint import load_weights
-
-FOLDS = "folds.toml"
-"""The options of several runs, in the folder that holds them."""
 
 OFFSET_FORMS = "offset_forms.safetensors"
 CROSS_FITS = "cross_fits.safetensors"
-_SETTING = ("forms.safetensors", "genes.parquet", "split.npy", "vocabulary.npy")
+SETTING = ("forms.safetensors", "genes.parquet", "split.npy", "vocabulary.npy")
 
 
 @dataclass(frozen=True)
@@ -62,7 +54,7 @@ class Run:
             raise DataError(f"{self.path / 'data.json'} is damaged: it does not say where the store is; train again.")
         path = self.path / where["store"] if where["inside"] else Path(where["store"])
         try:
-            outside = where["inside"] and not path.resolve().is_relative_to(_home(self.path, self.config))
+            outside = where["inside"] and not path.resolve().is_relative_to(home(self.path, self.config))
         except (OSError, ValueError) as error:  # of a name that no file system has
             raise DataError(f"{self.path / 'data.json'} is damaged ({error}); train again.") from error
         if outside:
@@ -122,37 +114,6 @@ class Run:
         return np.isin(self.split, (TRAIN, VALIDATION))
 
 
-def create_run(config: PretrainConfig, name: str | None, root: Path) -> Path:
-    """Make the folder of a new run. Raises ConfigError when the name is taken."""
-    path = new_folder(name, root)
-    write_text(path / "config.toml", to_toml(config))
-    write_json(path / "environment.json", environment())
-    return path
-
-
-def new_folder(name: str | None, root: Path) -> Path:
-    """Make a folder with a name, by default that of the date. Raises ConfigError when the name is taken."""
-    if name is not None and (name == "latest" or Path(name).name != name):
-        raise ConfigError(f"--name {name} must be a plain name, and not latest; say where with --runs.")
-    if root.exists() and not root.is_dir():
-        raise ConfigError(f"--runs {root} is a file; name a folder.")
-    path = root / (name or f"pretrain-{datetime.now(UTC):%Y%m%d-%H%M%S}")
-    try:
-        path.mkdir(parents=True)
-    except FileExistsError as error:
-        raise ConfigError(f"the run {path} exists; choose another --name, or go on with --resume {path}.") from error
-    except OSError as error:
-        raise ConfigError(f"--runs {root} is no folder to write in ({error.strerror}); name another.") from error
-    return path
-
-
-def point_latest(path: Path) -> None:
-    """Point the link `latest`, which lies next to the run, at it."""
-    link = path.parent / f".latest-{os.getpid()}"
-    link.symlink_to(path.name)
-    link.replace(path.parent / "latest")
-
-
 def training_view(store: Store, config: PretrainConfig) -> CountsView:
     """Return the counts that a run is trained on."""
     return ShuffledView(store, config.seed) if config.shuffle_values else store
@@ -172,41 +133,9 @@ def fit_baselines(
     return fit_closed_forms(cut, vocabulary, cells, seed=config.seed, log=log, **sizes)
 
 
-def _home(path: Path, config: PretrainConfig) -> Path:
+def home(path: Path, config: PretrainConfig) -> Path:
     """Return the folder that a run may keep its store in: its own, or the one that all folds are in."""
     return path.resolve().parent if config.folds else path.resolve()
-
-
-def save_setting(
-    path: Path,
-    config: PretrainConfig,
-    store: Store,
-    split: np.ndarray,
-    vocabulary: np.ndarray,
-    forms: ClosedForms,
-) -> None:
-    """Write what is fixed before the first step; arrays as in `Run`. The last file, `data.json`, says it is whole."""
-    genes = store.genes.iloc[np.flatnonzero(vocabulary >= 0)]
-    genes[["id", "symbol"]].reset_index(drop=True).to_parquet(path / "genes.parquet")
-    np.save(path / "split.npy", split.astype(np.int8))
-    np.save(path / "vocabulary.npy", vocabulary)
-    save_arrays({k: np.ascontiguousarray(v) for k, v in vars(forms).items()}, path / "forms.safetensors")
-    for written in _SETTING:
-        flush(path / written)
-    where = store.path.resolve()
-    inside = where.is_relative_to(_home(path, config))
-    named = os.path.relpath(where, path.resolve()) if inside else where
-    facts = {"store": str(named), "inside": inside}
-    write_json(path / "data.json", facts | {"manifest_sha256": checksum(store.path / MANIFEST)})
-
-
-def copy_setting(path: Path, other: Path) -> None:
-    """Take what is fixed before the first step from another run on the same part of the cells."""
-    for name in (*_SETTING, OFFSET_FORMS, CROSS_FITS, "data.json"):
-        if not (other / name).exists():  # without a warm start nothing is fitted by folds
-            continue
-        shutil.copyfile(other / name, path / name)
-        flush(path / name)
 
 
 def save_model(path: Path, model: Model, score: Mapping[str, Any]) -> None:
@@ -217,62 +146,9 @@ def save_model(path: Path, model: Model, score: Mapping[str, Any]) -> None:
     write_json(path / "model.json", {"model": asdict(model.config), "score": dict(score)})
 
 
-def find_run(path: Path | str | None, root: Path) -> Path:
-    """Find the folder of a run by path or name, by default the latest one. Raises ConfigError when there is none."""
-    if path is None:
-        chosen = root / "latest"
-        if not chosen.exists():
-            raise ConfigError(f"there is no run in {root} yet; make one with `sckit pretrain`, or name its folder.")
-        path = chosen.resolve()
-    for chosen in (Path(path), root / path):
-        if (chosen / "config.toml").is_file():
-            return chosen.resolve()
-    if any((each / FOLDS).is_file() for each in (Path(path), root / path)):
-        raise ConfigError(f"{path} holds a run for each fold; name one of them, such as {path}/fold-0-seed-0.")
-    raise ConfigError(f"{path} is not a run: no config.toml in it; name a folder that `sckit pretrain` made.")
-
-
-def folder_of(path: Path | str | None, root: Path) -> Path:
-    """Find the folder of a run, or the one that holds the runs of several folds, by path or name."""
-    found = find_runs(path, root)
-    return found[0][0].parent if len(found) > 1 else found[0][0]
-
-
-def find_folds(path: Path | str | None, root: Path) -> Path:
-    """Find the folder that holds the runs of several folds, as `find_run` finds a run."""
-    places = [root / "latest"] if path is None else [Path(path), root / path]
-    folder = next((each.resolve() for each in places if (each / FOLDS).is_file()), None)
-    if folder is None:
-        raise ConfigError(f"{path} does not hold runs of several folds; name a folder that --folds made.")
-    return folder
-
-
-def find_runs(path: Path | str | None, root: Path) -> list[list[Path]]:
-    """Find a run, or all runs that `--folds` made, by path or name: for each fold those of its seeds.
-
-    Raises ConfigError where there is none, and DataError where a fold is not trained yet.
-    """
-    places = [root / "latest"] if path is None else [Path(path), root / path]
-    if not any((each / FOLDS).is_file() for each in places):
-        return [[find_run(path, root)]]
-    folder = find_folds(path, root)
-    config = read_toml(PretrainConfig, folder / FOLDS)
-    assert config.folds is not None
-    runs = [[fold_folder(folder, fold, seed) for seed in range(config.seeds)] for fold in range(config.folds)]
-    lacking = next((run for fold in runs for run in fold if not (run / "model.json").is_file()), None)
-    if lacking is not None:
-        raise DataError(f"{lacking} is not trained yet; go on with `sckit pretrain --resume {folder}`.")
-    return runs
-
-
-def fold_folder(folder: Path, fold: int, seed: int) -> Path:
-    """Return the folder of one of the runs that `--folds` makes."""
-    return folder / f"fold-{fold}-seed-{seed}"
-
-
 def open_run(path: Path) -> Run:
     """Read a run back. Raises DataError when it is incomplete or damaged."""
-    for name in (*_SETTING, "data.json"):
+    for name in (*SETTING, "data.json"):
         if not (path / name).is_file():
             raise DataError(f"the run {path} lacks {name}; it did not get as far as training: train again.")
     try:

@@ -13,7 +13,8 @@ from sckit.evaluation.evaluate import evaluate
 from sckit.evaluation.left import Left
 from sckit.evaluation.rows import Floors, best_baselines
 from sckit.kernels.count_law import count_moments, draw_counts, rate_of_mean, value_moments
-from sckit.metrics.values import Laws, Scores
+from sckit.metrics.laws import Laws
+from sckit.metrics.values import Scores
 from sckit.model.calibration import STRATA, by_decile, calibrate, fit_dispersion, stratum_of
 from sckit.model.offset_fit import fit_offset_forms
 from sckit.model.regression import TrainingCells

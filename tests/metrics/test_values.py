@@ -4,7 +4,8 @@ from scipy.optimize import brentq
 from scipy.stats import t
 
 from sckit.data.batch import Hiding, Packer
-from sckit.metrics.values import Scores, resampling, truncated_poisson_deviance
+from sckit.metrics.laws import truncated_poisson_deviance
+from sckit.metrics.values import Scores, resampling
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from sckit.evaluation.decomposition import REST, Decomposed
-from sckit.evaluation.evaluate import Evaluation
+from sckit.evaluation.result import Evaluation
 from sckit.evaluation.rows import BASELINES
 from sckit.model.calibration import STRATA
 from sckit.report.decomposition import decomposition_figure

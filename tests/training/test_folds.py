@@ -13,9 +13,10 @@ from sckit.data.split import HELD_OUT, deal_by_size, split_cells
 from sckit.errors import ConfigError, DataError
 from sckit.evaluation.evaluate import evaluate
 from sckit.evaluation.kept import compare
+from sckit.training.folders import find_run, find_runs
 from sckit.training.folds import pretrain_folds
 from sckit.training.pretrain import pretrain
-from sckit.training.run import find_run, find_runs, open_run
+from sckit.training.run import open_run
 
 SMALL = {"steps": 6, "batch_tokens": 2000, "components": 3, "factors": 2, "validate_cells": 20, "engine": "reference"}
 

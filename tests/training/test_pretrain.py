@@ -15,8 +15,9 @@ from safetensors.numpy import load_file
 from sckit.config import PretrainConfig
 from sckit.data.split import HELD_OUT, LEFT_OUT, TRAIN, VALIDATION, split_cells
 from sckit.errors import ConfigError, DataError
+from sckit.training.folders import find_run
 from sckit.training.pretrain import load_model, pretrain
-from sckit.training.run import Run, find_run, open_run
+from sckit.training.run import Run, open_run
 
 SMALL = {
     "engine": "reference",

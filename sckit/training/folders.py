@@ -1,0 +1,97 @@
+"""Where runs lie: the folders of runs and of several folds, made and found by path or name."""
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sckit.config import PretrainConfig, read_toml, to_toml
+from sckit.errors import ConfigError, DataError
+from sckit.files import write_json, write_text
+from sckit.provenance import environment
+
+FOLDS = "folds.toml"
+"""The options of several runs, in the folder that holds them."""
+
+
+def create_run(config: PretrainConfig, name: str | None, root: Path) -> Path:
+    """Make the folder of a new run. Raises ConfigError when the name is taken."""
+    path = new_folder(name, root)
+    write_text(path / "config.toml", to_toml(config))
+    write_json(path / "environment.json", environment())
+    return path
+
+
+def new_folder(name: str | None, root: Path) -> Path:
+    """Make a folder with a name, by default that of the date. Raises ConfigError when the name is taken."""
+    if name is not None and (name == "latest" or Path(name).name != name):
+        raise ConfigError(f"--name {name} must be a plain name, and not latest; say where with --runs.")
+    if root.exists() and not root.is_dir():
+        raise ConfigError(f"--runs {root} is a file; name a folder.")
+    path = root / (name or f"pretrain-{datetime.now(UTC):%Y%m%d-%H%M%S}")
+    try:
+        path.mkdir(parents=True)
+    except FileExistsError as error:
+        raise ConfigError(f"the run {path} exists; choose another --name, or go on with --resume {path}.") from error
+    except OSError as error:
+        raise ConfigError(f"--runs {root} is no folder to write in ({error.strerror}); name another.") from error
+    return path
+
+
+def point_latest(path: Path) -> None:
+    """Point the link `latest`, which lies next to the run, at it."""
+    link = path.parent / f".latest-{os.getpid()}"
+    link.symlink_to(path.name)
+    link.replace(path.parent / "latest")
+
+
+def find_run(path: Path | str | None, root: Path) -> Path:
+    """Find the folder of a run by path or name, by default the latest one. Raises ConfigError when there is none."""
+    if path is None:
+        chosen = root / "latest"
+        if not chosen.exists():
+            raise ConfigError(f"there is no run in {root} yet; make one with `sckit pretrain`, or name its folder.")
+        path = chosen.resolve()
+    for chosen in (Path(path), root / path):
+        if (chosen / "config.toml").is_file():
+            return chosen.resolve()
+    if any((each / FOLDS).is_file() for each in (Path(path), root / path)):
+        raise ConfigError(f"{path} holds a run for each fold; name one of them, such as {path}/fold-0-seed-0.")
+    raise ConfigError(f"{path} is not a run: no config.toml in it; name a folder that `sckit pretrain` made.")
+
+
+def folder_of(path: Path | str | None, root: Path) -> Path:
+    """Find the folder of a run, or the one that holds the runs of several folds, by path or name."""
+    found = find_runs(path, root)
+    return found[0][0].parent if len(found) > 1 else found[0][0]
+
+
+def find_folds(path: Path | str | None, root: Path) -> Path:
+    """Find the folder that holds the runs of several folds, as `find_run` finds a run."""
+    places = [root / "latest"] if path is None else [Path(path), root / path]
+    folder = next((each.resolve() for each in places if (each / FOLDS).is_file()), None)
+    if folder is None:
+        raise ConfigError(f"{path} does not hold runs of several folds; name a folder that --folds made.")
+    return folder
+
+
+def find_runs(path: Path | str | None, root: Path) -> list[list[Path]]:
+    """Find a run, or all runs that `--folds` made, by path or name: for each fold those of its seeds.
+
+    Raises ConfigError where there is none, and DataError where a fold is not trained yet.
+    """
+    places = [root / "latest"] if path is None else [Path(path), root / path]
+    if not any((each / FOLDS).is_file() for each in places):
+        return [[find_run(path, root)]]
+    folder = find_folds(path, root)
+    config = read_toml(PretrainConfig, folder / FOLDS)
+    assert config.folds is not None
+    runs = [[fold_folder(folder, fold, seed) for seed in range(config.seeds)] for fold in range(config.folds)]
+    lacking = next((run for fold in runs for run in fold if not (run / "model.json").is_file()), None)
+    if lacking is not None:
+        raise DataError(f"{lacking} is not trained yet; go on with `sckit pretrain --resume {folder}`.")
+    return runs
+
+
+def fold_folder(folder: Path, fold: int, seed: int) -> Path:
+    """Return the folder of one of the runs that `--folds` makes."""
+    return folder / f"fold-{fold}-seed-{seed}"

@@ -1,0 +1,83 @@
+"""What is fixed before the first step of a run: its store, split, genes and linear baselines."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file as save_arrays
+
+from sckit.config import PretrainConfig, ReadingConfig
+from sckit.data.manifest import MANIFEST
+from sckit.data.prepare import open_or_prepare
+from sckit.data.split import HELD_OUT, TRAIN, VALIDATION, run_vocabulary, split_cells
+from sckit.data.store import Store
+from sckit.files import checksum, flush, write_json
+from sckit.model.closed_forms import ClosedForms
+from sckit.training.baselines import cross_fits, offset_forms
+from sckit.training.run import CROSS_FITS, OFFSET_FORMS, SETTING, fit_baselines, home, open_run, training_view
+
+
+def open_data(path: Path, data: Any, reading: ReadingConfig, on_event: Callable) -> Store:
+    """Open a store as it is; from anything else that `prepare` reads, write one in the folder of the run."""
+    inputs = [] if data is None else [data] if isinstance(data, str | Path) else list(data)
+    if not inputs:
+        text = "no data given: the PBMC sample that ships inside scanpy (700 cells, 765 genes; a demo, not a result)"
+        on_event("note", {"text": text})
+    return open_or_prepare(inputs, path / "data.sckit", reading, on_event, assay="10x")
+
+
+def prepare_run(path: Path, store: Store, config: PretrainConfig, on_event: Callable) -> None:
+    """Split the cells, choose the genes, fit the linear baselines, and write all that down."""
+    split = split_cells(store, config, on_event)
+    train = np.flatnonzero(split == TRAIN)
+    vocabulary = run_vocabulary(store, train, config.min_cells)
+    counts = {part: int((split == part).sum()) for part in (TRAIN, VALIDATION, HELD_OUT)}
+    text = f"{counts[TRAIN]:,} training, {counts[VALIDATION]:,} validation and {counts[HELD_OUT]:,} held-out cells"
+    text += f"; {vocabulary.max() + 1:,} genes seen in at least {config.min_cells} training cells"
+    on_event("note", {"text": text})
+    view = training_view(store, config)
+
+    def log(text: str) -> None:
+        on_event("note", {"text": text})
+
+    forms = fit_baselines(view, vocabulary, train, config, log=log)
+    save_setting(path, config, store, split, vocabulary, forms)
+    run = open_run(path)
+    offset_forms(run, log=log)
+    if config.model.start == "offset":
+        cross_fits(run, log)
+
+
+def save_setting(
+    path: Path,
+    config: PretrainConfig,
+    store: Store,
+    split: np.ndarray,
+    vocabulary: np.ndarray,
+    forms: ClosedForms,
+) -> None:
+    """Write what is fixed before the first step; arrays as in `Run`. The last file, `data.json`, says it is whole."""
+    genes = store.genes.iloc[np.flatnonzero(vocabulary >= 0)]
+    genes[["id", "symbol"]].reset_index(drop=True).to_parquet(path / "genes.parquet")
+    np.save(path / "split.npy", split.astype(np.int8))
+    np.save(path / "vocabulary.npy", vocabulary)
+    save_arrays({k: np.ascontiguousarray(v) for k, v in vars(forms).items()}, path / "forms.safetensors")
+    for written in SETTING:
+        flush(path / written)
+    where = store.path.resolve()
+    inside = where.is_relative_to(home(path, config))
+    named = os.path.relpath(where, path.resolve()) if inside else where
+    facts = {"store": str(named), "inside": inside}
+    write_json(path / "data.json", facts | {"manifest_sha256": checksum(store.path / MANIFEST)})
+
+
+def copy_setting(path: Path, other: Path) -> None:
+    """Take what is fixed before the first step from another run on the same part of the cells."""
+    for name in (*SETTING, OFFSET_FORMS, CROSS_FITS, "data.json"):
+        if not (other / name).exists():  # without a warm start nothing is fitted by folds
+            continue
+        shutil.copyfile(other / name, path / name)
+        flush(path / name)
