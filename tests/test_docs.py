@@ -35,7 +35,7 @@ def test_every_command_of_the_readme_runs_as_printed(tmp_path):
     environment |= {"PYTHONPATH": str(ROOT)}
     for command in commands:
         done = subprocess.run(
-            [sys.executable, "-m", "sckit.cli.app", *command],
+            [sys.executable, "-m", "sckit", *command],
             cwd=tmp_path,
             env=environment,
             capture_output=True,
