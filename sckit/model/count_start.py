@@ -12,16 +12,17 @@ from functools import cache
 
 import numpy as np
 import torch
+from scipy.stats import nbinom
 from torch import Tensor, nn
 
 from sckit.data.batch import Batch
-from sckit.kernels.count_law import value_moments
+from sckit.kernels.count_law import count_moments, rate_of_mean, value_moments
 from sckit.kernels.counts_reference import TARGET_SUM
-from sckit.model.calibration import STRATA, Calibration, calibrate, fit_dispersion, log_rates, stratum_of
+from sckit.model.calibration import STRATA, Calibration, Noise, calibrate, log_rates, stratum_of
 from sckit.model.offset_forms import LOG_RATES, OfCells, OffsetForms
 
 _LEVELS = 257  # of the map from log rate to log rate
-_LEAST_DISPERSION = 1e-3  # below it the law is Poisson for all that counts can tell
+_DISPERSIONS = (1e-3, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.2, 2.0, 4.0)  # the first is Poisson, nearly
 _LEAST_ABOVE = 1e-4
 _LOG_TOTALS = (math.log(20.0), math.log(2e6), 48)  # of the table of log rates: from, to, knots
 _LOG_MEANS = (-13.0, 9.5, 512)
@@ -41,14 +42,11 @@ class CountStart:
         """Calibrate on batches of cells, with what the baseline predicts for their targets without knowing them."""
         found = [(log_rates(*part), part[0].counts, part[0].genes[part[0].targets]) for part in parts]
         log_rate, counts, genes = (np.concatenate(each) for each in zip(*found, strict=True))
-        calibration = calibrate(log_rate, counts)
-        noise = fit_dispersion(calibration(log_rate), counts, forms.mean_count[genes])
-        return cls._of(calibration, np.maximum(noise.dispersion, _LEAST_DISPERSION), stratum_of(forms.mean_count))
+        calibration, stratum = calibrate(log_rate, counts), stratum_of(forms.mean_count)
+        return cls._of(calibration, _likeliest(calibration(log_rate), counts, stratum[genes]), stratum)
 
     @classmethod
     def _of(cls, calibration: Calibration, dispersion: np.ndarray, stratum: np.ndarray) -> "CountStart":
-        from sckit.model.calibration import Noise
-
         rates, middle = calibration(np.linspace(*LOG_RATES, _LEVELS)), np.array(STRATA[:-1]) + 1e-6
         law = Noise(dispersion)
         levels = [np.log(law.law(rates, np.full(_LEVELS, mean))[0]) for mean in middle]
@@ -76,6 +74,23 @@ class CountStart:
         level = self.levels[stratum, low] * (low + 1 - place) + self.levels[stratum, low + 1] * (place - low)
         totals = np.exp(cells.log_total)[batch.target_cells]
         return value_moments(np.exp(level), totals, self.dispersion[stratum])[0]
+
+
+def _likeliest(rates: np.ndarray, counts: np.ndarray, stratum: np.ndarray) -> np.ndarray:
+    """Return for each stratum the dispersion under which its counts are likeliest, given rates of Poisson laws [M].
+
+    The variance of the counts would be a poor guide: a single large count of a gene that is one elsewhere decides it.
+    """
+    found, mean = np.full(len(STRATA) - 1, _DISPERSIONS[0]), np.maximum(count_moments(rates)[0], 1 + 1e-9)
+    for each in np.unique(stratum):
+        k, m = counts[stratum == each], mean[stratum == each]
+        likelihoods = []
+        for dispersion in _DISPERSIONS:
+            size, rate = 1 / dispersion, rate_of_mean(m, dispersion)
+            law = nbinom(size, size / (size + rate))
+            likelihoods.append((law.logpmf(k) - law.logsf(0)).sum())
+        found[each] = _DISPERSIONS[int(np.argmax(likelihoods))]
+    return found
 
 
 class CountLaw(nn.Module):

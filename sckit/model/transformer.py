@@ -40,15 +40,11 @@ class Start:
     loadings: np.ndarray  # [G, J]
     noise: np.ndarray  # [G]
     gene_mean: np.ndarray  # [G]
-    facts: np.ndarray | None = None  # [G, 3], what the gene embedding starts from besides the coefficients
 
     @classmethod
     def of(cls, forms: ClosedForms | OffsetForms) -> "Start":
         """Take what a model needs of fitted baselines."""
-        facts = None
-        if isinstance(forms, OffsetForms):
-            facts = np.column_stack([forms.gene_mean, np.log1p(forms.cells), forms.deviation])
-        return cls(**{name: getattr(forms, name) for name in LINEAR}, facts=facts)
+        return cls(**{name: getattr(forms, name) for name in LINEAR})
 
     @classmethod
     def of_weights(cls, weights: Mapping[str, Tensor], genes: int) -> "Start":
@@ -71,7 +67,7 @@ class Start:
         return replace(self, ridge=ridge, total=total, loadings=np.zeros_like(self.loadings))
 
 
-LINEAR = tuple(field.name for field in fields(Start) if field.name != "facts")
+LINEAR = tuple(field.name for field in fields(Start))
 """The arrays of a linear baseline inside a model."""
 
 CROSS_FITTED = ("ridge", "total", "loadings", "noise")
@@ -271,16 +267,12 @@ class Model(Trunk):
 
 
 def _gene_vectors(start: Start, width: int, generator: torch.Generator) -> Tensor:
-    """Return the start of the gene embedding [G, E]: random projections of what the baseline knows of each gene."""
-
-    def projected(known: np.ndarray) -> Tensor:
-        known = (known - known.mean(0)) / (known.std(0) + 1e-9)
-        projection = torch.randn(known.shape[1], width, generator=generator) / known.shape[1] ** 0.5
-        return _float32(known).clamp(-4, 4) @ projection
-
-    coefficients = projected(np.column_stack([start.ridge, start.total[:, -1], start.axes, start.loadings]))
-    vectors = 0.5 * coefficients + 0.25 * torch.randn(coefficients.shape, generator=generator)
-    return vectors if start.facts is None else vectors + projected(start.facts)
+    """Return the start of the gene embedding [G, E]: a random projection of each gene's linear coefficients."""
+    known = np.column_stack([start.ridge, start.total[:, -1], start.axes, start.loadings])
+    known = (known - known.mean(0)) / (known.std(0) + 1e-9)
+    projection = torch.randn(known.shape[1], width, generator=generator) / known.shape[1] ** 0.5
+    noise = torch.randn(len(known), width, generator=generator)
+    return 0.5 * (_float32(known).clamp(-4, 4) @ projection) + 0.25 * noise
 
 
 def _float32(array: np.ndarray) -> Tensor:

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from sckit.config import PretrainConfig
@@ -95,9 +96,12 @@ def test_from_scratch_nothing_of_the_run_is_left(run, table, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(run.path, other)
     generator = np.random.default_rng(0)
-    for name in ("model.safetensors", "forms.safetensors"):
+    for name in ("model.safetensors", "forms.safetensors", "offset_forms.safetensors"):
+        with safe_open(other / name, "np") as file:
+            kept = file.metadata()
         arrays = load_file(other / name)
-        save_file({k: (v + generator.normal(size=v.shape)).astype(v.dtype) for k, v in arrays.items()}, other / name)
+        noisy = {k: (v + generator.normal(size=v.shape)).astype(v.dtype) for k, v in arrays.items()}
+        save_file(noisy, other / name, kept)
     config = replace(CONFIG, task="partial")
     for name in ("scratch", "pretrained", "start"):
         one, two = (Arms(path, None, table).build(name, config, seed=5, engine="numba").state_dict()
