@@ -191,6 +191,9 @@ class _Evaluator:
         for name in order + [name for name in scores.predictors if name.startswith("model")]:
             predictor, _, context = name.partition("/")
             where = {"rate": rate, "context": context or None, "known_depth": fold.known_depth, "target": target}
+            seeds = ", ".join(f"{each:+.4f}" for each in scores.by_seed(name, best_of(name, errors)))
+            if seeds:
+                self.pooled[target, rate].said.append(f"R² of {name} less that of the best baseline, by seed: {seeds}")
             yield scores.full_row(name, best_of(name, errors), groups, **where) | {"predictor": predictor}
 
     def _guess_totals(self, fold: Setting, offsets: OffsetForms) -> None:

@@ -1,7 +1,6 @@
 """Predictions of an evaluation, kept as a table for each target and mask rate, and the comparison of two of them."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from sckit.data.batch import Batch
 from sckit.data.labels import group_values
 from sckit.data.store import open_store
 from sckit.errors import DataError
-from sckit.files import replacing_folder, to_json, write_json
+from sckit.files import matches, replacing_folder, to_json, write_json
 from sckit.metrics.values import Scores, resampling
 
 PREDICTIONS = "predictions"
@@ -25,7 +24,6 @@ PREDICTIONS = "predictions"
 
 _KEYS = {"fold": pa.int16(), "cell": pa.int32(), "gene": pa.int32(), "truth": pa.float32()}
 _FACTS = "facts.json"
-_CELLS = 4096  # compared at a time
 
 
 class Keeper:
@@ -70,7 +68,6 @@ def keeping(folder: Path | None, facts: dict[str, Any]) -> Iterator[Keeper | Non
         yield None
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
     with replacing_folder(folder) as unfinished:
         keeper = Keeper(unfinished)
         try:
@@ -113,9 +110,9 @@ def compare(
         )
     column = group or facts["group"]
     groups = group_values(open_store(Path(facts["store_path"])).obs, column) if column else None
-    rows, rule = [], None
+    rows, rule, alike = [], None, set()
     for name in common:
-        target, rate = name.split("-")
+        target, _, rate = name.partition("-")
         scores = _scores(
             pd.read_parquet(tables[name]), pd.read_parquet(_folder(other) / f"{name}.parquet"), seed, bootstraps
         )
@@ -124,13 +121,17 @@ def compare(
         for row in dict.fromkeys(each.removeprefix("A ") for each in scores.predictors if each.startswith("A ")):
             difference = scores.difference(f"A {row}", f"B {row}", of_cells)
             low, high = difference["ci"]
+            if scores.alike(f"A {row}", f"B {row}") and not row.startswith("model"):
+                alike.add(row)
+                continue
             rows.append(
                 {"target": target, "rate": float(rate), "row": row, "entries": scores.entries}
                 | {"r2": scores.r2(f"A {row}"), "r2_other": scores.r2(f"B {row}")}
                 | {"difference": difference["r2_gene_mean"], "low": low, "high": high}
             )
     assert rule is not None
-    return Comparison(pd.DataFrame(rows), [rule.sentence("cells", "cells" if groups is None else "groups")])
+    notes = [f"the same in both, and left out: {', '.join(sorted(alike))}"] if alike else []
+    return Comparison(pd.DataFrame(rows), [*notes, rule.sentence("cells", "cells" if groups is None else "groups")])
 
 
 def _folder(run: Path) -> Path:
@@ -145,12 +146,17 @@ def _facts(run: Path) -> dict[str, Any]:
         raise DataError(
             f"{run} has no kept predictions; make them with `sckit eval {run} --keep-predictions`."
         ) from error
+    if not matches(facts, {"store": str, "seed": int, "known_depth": bool, "store_path": str}):
+        raise DataError(f"{_folder(run) / _FACTS} is damaged; evaluate {run} again with --keep-predictions.")
     return facts
 
 
 def _scores(one: pd.DataFrame, two: pd.DataFrame, seed: int, bootstraps: int) -> Scores:
     """Score the rows that both tables have, on the entries that both have, as "A row" and "B row"."""
     entries = one.merge(two, on=["cell", "gene"], suffixes=("", " of B"), validate="one_to_one")
+    if entries.empty:
+        message = "the two evaluations have no scored value in common; evaluate both with the same held-out cells."
+        raise DataError(message)
     scores = Scores(int(entries["gene"].max()) + 1, seed=seed, bootstraps=bootstraps)
     rows = [name for name in one.columns if name in two.columns and name not in _KEYS]
     bases = {"gene mean": entries["gene mean"], "gene mean + depth": entries["gene mean + depth"]}

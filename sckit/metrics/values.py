@@ -124,6 +124,11 @@ class Scores:
             self._with_law.add(name)
         self._of_seeds[name] = np.stack([_CellSums(*part.T).error for part in parts])
 
+    def alike(self, name: str, other: str) -> bool:
+        """Say whether two rows have the same error in every cell."""
+        one, two = (_CellSums(*np.concatenate(self._parts[each]).T).error for each in (name, other))
+        return np.array_equal(one, two)
+
     def by_seed(self, name: str, other: str) -> np.ndarray:
         """Return the R2 of each seed [S] of a row less that of another row; empty for rows of one seed."""
         if name not in self._of_seeds:

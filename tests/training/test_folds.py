@@ -126,6 +126,7 @@ def test_one_table_pools_the_cells_of_all_folds(folder, pooled):
     assert rows["value offset ridge"]["r2_gene_mean"] == pytest.approx(1 - errors / spreads, abs=1e-6)
     assert rows["model"]["r2_gene_mean"] == pytest.approx(seeds.mean(), abs=1e-6)
     assert "360 held-out cells of 2 folds, 2 networks for each" in " ".join(pooled.notes)
+    assert any("100% hidden, full depth: R² of model/detected" in note for note in pooled.notes)
     json.dumps(pooled.document(), allow_nan=False)
 
 
@@ -151,11 +152,11 @@ def test_two_runs_are_compared_on_the_same_entries(folder, pooled, tmp_path):
     assert row["entries"] == len(table.iloc[::2])
     assert 1 - row["r2_other"] == pytest.approx(0.49 * (1 - row["r2"]), abs=1e-5)
     assert row["high"] < 0
-    same = found.table[found.table["rate"] == 1.0]
-    assert (same["difference"].abs() < 1e-12).all()
-    ridge = next(r for r in pooled.rows if r["predictor"] == "value offset ridge" and r["rate"] == 1.0)
-    row = same[same["row"] == "value offset ridge"].iloc[0]
-    assert row["r2"] == pytest.approx(ridge["r2_gene_mean"], abs=1e-6)
+    (same,) = found.table[found.table["rate"] == 1.0].itertuples()  # the baselines are the same and left out
+    model = next(r for r in pooled.rows if r["predictor"] == "model" and r["rate"] == 1.0)
+    assert (same.row, same.difference) == ("model/detected", 0)
+    assert same.r2 == pytest.approx(model["r2_gene_mean"], abs=1e-6)
+    assert "value offset ridge" in found.notes[0]
 
 
 def test_runs_that_cannot_be_compared_are_refused(folder, pooled, tmp_path):
@@ -167,3 +168,12 @@ def test_runs_that_cannot_be_compared_are_refused(folder, pooled, tmp_path):
         (copy / "predictions" / "facts.json").write_text(json.dumps(facts | {name: value}))
         with pytest.raises(DataError, match="evaluate both alike"):
             compare(folder, copy)
+    others = shutil.copytree(folder / "eval", tmp_path / "others")
+    for path in (others / "predictions").glob("*.parquet"):
+        table = pd.read_parquet(path)
+        table.assign(cell=table["cell"] + 1000).to_parquet(path)
+    with pytest.raises(DataError, match="no scored value in common"):
+        compare(folder, others)
+    (others / "predictions" / "facts.json").write_text("[]")
+    with pytest.raises(DataError, match="damaged"):
+        compare(folder, others)
