@@ -63,13 +63,15 @@ def fit_offset_forms(
 
 
 def cross_fitted(training: TrainingCells, like: OffsetForms) -> tuple[np.ndarray, list[OffsetForms]]:
-    """Fit the ridges and factors without each fold of the training cells, with the choices of other baselines.
+    """Fit the ridges and factors without each of some random folds of the training cells, as chosen by `like`.
 
+    The folds are random where the cells have groups, too. Without a whole group, what is left of its cells holds all
+    that is peculiar to the group, and a network would learn the peculiarities of the groups it sees by heart.
     Returns the fold of each cell [cells], and the fits; their count regressions are those of `like`, and their factors
     are turned towards those of `like`, which changes no prediction.
     """
     components, factors, penalty, _ = like.chosen
-    fold = training.folds()
+    fold = replace(training, groups=None).folds()
     features, between = _fit_features(training, int(components))
     packed, sums = _sums(training, features, fold)
     fits = []
