@@ -46,7 +46,8 @@ class FinetuneConfig:
     unseen: str | None = None
     """The covariate whose values the covariate split holds out; by default all covariates combined."""
     folds: Annotated[int, at_least(2)] = 5
-    """Folds of the perturbations (or covariate groups). Each seed tests one fold, so five seeds test all five."""
+    """Folds of the perturbations (or covariate groups). Each seed tests one fold, so five seeds test all five. A fold
+    holds out two perturbations at least, because the score is about what tells the units of a fold apart."""
     train_shares: Annotated[tuple[float, ...], share("(0, 1]")] = (0.1, 0.3, 1.0)
     """Points of the learning curve: shares of the training perturbations, or of the cells of a single perturbation."""
     revealed: Annotated[tuple[float, ...], share("[0, 0.9]")] = (0.0, 0.1, 0.25, 0.5, 0.9)

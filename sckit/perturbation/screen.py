@@ -76,6 +76,18 @@ class Screen:
             mask[row, [own[p] for p in self.units[u].parts if own[p] >= 0]] = False
         return mask
 
+    def centring_groups(self, units: np.ndarray) -> np.ndarray:
+        """Return the number of the group that each of the units is centred in for the headline, int [len(units)].
+
+        A group is a covariate group; or all units, where there is only one perturbation.
+        """
+        return np.array([0 if self.single else self.units[u].covariates for u in units], np.int64)
+
+    @property
+    def single(self) -> bool:
+        """Return whether all units have the same perturbation."""
+        return len({unit.parts for unit in self.units}) == 1
+
     @property
     def values(self) -> sp.csr_array:
         """Return log1p of counts per 10,000, float64 [C, G]."""

@@ -67,12 +67,18 @@ def split_name(screen: Screen, config: FinetuneConfig) -> str:
 
 
 def make_fold(screen: Screen, split: str, config: FinetuneConfig, seed: int) -> Fold:
-    """Return the fold of seed number `seed`: fold (seed mod K) of partition (seed // K), with K folds at most."""
+    """Return the fold of seed number `seed`: fold (seed mod K) of partition (seed // K), with K folds at most.
+
+    Scores of a fold are about what tells its units apart, so that a fold holds out at least two perturbations, or two
+    covariate values of a single perturbation, where there are three: one of them is then in two folds if need be.
+    """
     groups = np.array(_groups(screen, split))
     names = sorted(set(groups) - {""})
-    count = min(config.folds, len(names))
+    in_pairs = split == "perturbation" or (split == "covariate" and screen.single)
+    count = min(config.folds, max(2, (len(names) + 1) // 2) if in_pairs else len(names))
     order = np.random.default_rng((config.seed, 1, seed // count)).permutation(len(names))
-    held_out = {names[i] for i in order[seed % count :: count]}
+    mine = order[seed % count :: count]
+    held_out = {names[i] for i in ([*mine, order[0]] if in_pairs and len(mine) == 1 and len(names) > 2 else mine)}
     if split == "perturbation":  # a combination with a held-out part is not seen either
         test = np.array([any(screen.perturbations[p] in held_out for p in unit.parts) for unit in screen.units])
     else:

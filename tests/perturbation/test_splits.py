@@ -26,8 +26,9 @@ def folds(screen, split, count, **options):
 @pytest.mark.parametrize("wanted", [2, 4, 6, 50], ids="{}-folds".format)
 @pytest.mark.parametrize("split", ["perturbation", "covariate"])
 def test_as_many_seeds_as_folds_test_each_group_once(rng, split, wanted):
+    """Of a perturbation alone nothing tells it apart, so that a fold has two; a covariate value has six of them."""
     screen = small_screen(rng, contexts=6, cells=4, controls=4, genes=4)
-    count = min(wanted, 6)
+    count = min(wanted, 3 if split == "perturbation" else 6)
     tested = [fold.test for fold in folds(screen, split, count, folds=wanted)]
     np.testing.assert_array_equal(np.sort(np.concatenate(tested)), np.arange(36))
     for fold in folds(screen, split, count, folds=wanted):
@@ -56,8 +57,9 @@ def test_an_unseen_perturbation_is_not_seen_in_combinations_either(rng):
         assert not parts[0] & singles
         for u in fold.test:
             assert not set(screen.units[u].parts) <= parts[0]
-    held_out = [fold for fold in folds(screen, "perturbation", 4, folds=4) if "A" in names(screen, fold.test)]
-    assert [names(screen, fold.test) for fold in held_out] == [["A", "A+B", "A+E"]]
+    held_out = [fold for fold in folds(screen, "perturbation", 2, folds=4) if "A" in names(screen, fold.test)]
+    assert len(held_out) == 1
+    assert set(names(screen, held_out[0].test)) > {"A", "A+B", "A+E"}
 
 
 def test_an_unseen_context_holds_out_all_its_units_or_those_of_its_donor(rng):
@@ -71,6 +73,23 @@ def test_an_unseen_context_holds_out_all_its_units_or_those_of_its_donor(rng):
     for fold in folds(donors, "covariate", 2):
         assert {screen.units[u].covariates for u in fold.test} in ({0, 2}, {1, 3})
         assert len(fold.test) == 12
+
+
+@pytest.mark.parametrize(("contexts", "sizes"), [(2, [1, 1]), (3, [2] * 2), (5, [2] * 3), (7, [2] * 4)])
+def test_of_a_single_perturbation_two_covariate_values_are_held_out_where_there_are_three(rng, contexts, sizes):
+    screen = small_screen(rng, conditions=("A",), contexts=contexts, cells=4, controls=4, genes=4)
+    assert screen.single
+    found = folds(screen, "covariate", len(sizes))
+    assert [len(fold.test) for fold in found] == sizes
+    assert {u for fold in found for u in fold.test} == set(range(contexts))
+    assert screen.centring_groups(np.arange(contexts)).tolist() == [0] * contexts
+
+
+def test_units_are_centred_within_their_covariate_group_where_there_are_several_perturbations(rng):
+    screen = small_screen(rng, conditions=("A", "B"), contexts=2, cells=4, controls=4, genes=4)
+    assert not screen.single
+    units = np.array([3, 0, 1])
+    assert screen.centring_groups(units).tolist() == [screen.units[u].covariates for u in units]
 
 
 def test_an_unseen_combination_has_parts_and_context_that_are_seen(rng):
