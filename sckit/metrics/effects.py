@@ -14,12 +14,15 @@ from scipy.spatial.distance import cdist
 from sckit.errors import DataError
 from sckit.metrics.correlation import centred, correlation_of_rows
 
-HEADLINE = "delta_r_perturbed"
+HEADLINE = "delta_r_specific"
+FORMER_HEADLINE = "delta_r_perturbed"
+"""Of earlier versions. Prediction and truth are both less one estimate of the mean, so that they share its noise."""
 WORST_R2 = -1.0
 """Floor of `weighted_r2` of a unit."""
 
 _FEW_TOP, _MOST_TOP = 5, 50
 _BLOCK = 4_000_000  # entries worked on at a time, so that memory does not grow with the number of units
+_ROUNDING = 1e-12  # of a sum of squares; what is smaller beside it is the arithmetic's own
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Truth:
     se: np.ndarray  # [m, G], standard error of `control`, 0 where it is unknown or no cell detects the gene
     candidates: np.ndarray  # [N, G], truth against control of all units, test and training
     own: np.ndarray  # int [m], each unit's row of `candidates`
+    group: np.ndarray | None = None  # int [m], units of a number are centred on their mean; None: all of them are
 
     def __post_init__(self) -> None:
         shape = self.control.shape
@@ -43,16 +47,31 @@ class Truth:
                 f"candidates {self.candidates.shape} and own {self.own.shape} do not fit a truth of {shape}: "
                 "candidates are [all units, genes], own has one row number a test unit."
             )
+        if self.group is not None and self.group.shape != shape[:1]:
+            raise DataError(f"the groups of units {self.group.shape} do not fit a truth of {shape}: one number a unit.")
         for name in (*others, "control", "candidates"):
             if not np.isfinite(getattr(self, name)).all():
                 raise DataError(f"the truth has values in `{name}` that are not finite; leave such units or genes out.")
+
+    @property
+    def groups(self) -> np.ndarray:
+        """Return the number of each unit's group from 0, int [m]."""
+        return np.unique(np.zeros(len(self.own)) if self.group is None else self.group, return_inverse=True)[1]
+
+    @property
+    def group_sizes(self) -> np.ndarray:
+        """Return how many units the group of each unit has, itself included, int [m]."""
+        return np.bincount(self.groups)[self.groups]
 
 
 class _Block:
     """Units of some rows that are scored together; tables are 0 at genes that are not scored."""
 
-    def __init__(self, predicted: np.ndarray, truth: Truth, rows: slice, genes: np.ndarray) -> None:
+    def __init__(
+        self, predicted: np.ndarray, truth: Truth, rows: slice, genes: np.ndarray, specific: np.ndarray
+    ) -> None:
         self.genes = genes if genes.ndim == 1 else genes[rows]  # bool [G] or [b, G]
+        self.specific = specific[rows]  # [b]
         self.scored = np.atleast_2d(self.genes)
         self.raw, self.candidates, self.own = predicted[rows], truth.candidates, truth.own[rows]
         self.predicted, self.control, self.perturbed, self.mean = (
@@ -70,7 +89,7 @@ def score(predicted: np.ndarray, truth: Truth, genes: np.ndarray | None = None) 
 
     predicted: effects against control(input) [m, G]; genes: which are scored, bool [G] or [m, G] (for instance the
     hidden ones, or all but the gene that was perturbed). All scores are finite, except a discrimination without other
-    candidates.
+    candidates and the headline of a unit that is alone in its group, which are NaN.
 
     A correlation without variance on one side is 0: a predictor that says the same of every gene knows nothing.
 
@@ -89,12 +108,46 @@ def score(predicted: np.ndarray, truth: Truth, genes: np.ndarray | None = None) 
         bad = int(np.argmin(np.broadcast_to(scored, shape).any(1)))
         raise DataError(f"unit {bad} has no scored gene; leave such units out.")
     predicted, step = predicted.astype(np.float64), max(1, _BLOCK // max(shape[1], 1))
+    specific = specific_correlation(predicted, truth, np.broadcast_to(scored, shape))
     found: dict[str, list[np.ndarray]] = {name: [np.zeros(0)] for name in METRICS}
     for start in range(0, shape[0], step):
-        block = _Block(predicted, truth, slice(start, start + step), scored)
+        block = _Block(predicted, truth, slice(start, start + step), scored, specific)
         for name, metric in METRICS.items():
             found[name].append(metric.of(block))
     return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+def specific_correlation(predicted: np.ndarray, truth: Truth, genes: np.ndarray) -> np.ndarray:
+    """Score [m] of what a prediction says of its own unit and not of the others of the group; NaN for a unit alone.
+
+    predicted [m, G]; genes: which are scored for each unit, bool [m, G]. Prediction and truth are each less their own
+    mean over the group, at each gene over the units for which it is scored, so that a gene that one unit perturbs tells
+    nothing of the others. From the correlation over genes the mean of those of all predictions of the group with the
+    same truth is subtracted: the score is 0 for a prediction that is the same for all units, and exactly 0 on average
+    over all ways to deal the predictions to the units, for instance the effect of a strong perturbation to any of them.
+    No estimate is subtracted from both sides.
+    """
+
+    def in_group(values: np.ndarray) -> np.ndarray:
+        total = np.zeros((truth.groups.max(initial=-1) + 1, values.shape[1]))
+        np.add.at(total, truth.groups, values)
+        return total[truth.groups]  # [m, G], sums over the units of each unit's group
+
+    count = in_group(genes)
+    shared = genes & (count > 1)
+
+    def about_group(effects: np.ndarray) -> np.ndarray:
+        """Return effects less their mean over the group, each unit's centred over genes and of length 1, or all 0."""
+        known = np.where(shared, effects, 0.0)
+        about = np.where(shared, known - in_group(known) / np.maximum(count, 1), 0.0)
+        about[(about**2).sum(1) <= _ROUNDING * (known**2).sum(1)] = 0.0
+        about = centred(about, shared)
+        length = np.sqrt((about**2).sum(1, keepdims=True))
+        return np.divide(about, length, out=np.zeros_like(about), where=length > 0)
+
+    said, size = about_group(predicted), truth.group_sizes
+    score = ((said - in_group(said) / size[:, None]) * about_group(truth.control)).sum(1)
+    return np.where(size > 1, score, np.nan)
 
 
 def weighted_r2(predicted: np.ndarray, truth: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -219,10 +272,14 @@ class Metric:
 
 
 METRICS = {
-    "delta_r_perturbed": Metric(
-        "pearson_delta, perturbed", "correlation over genes of prediction and truth, both less the mean of the "
-        "training perturbations and its direction, so that what all perturbations share scores 0",
-        _partial_correlation),
+    HEADLINE: Metric(
+        "pearson_delta, specific", "correlation over genes of prediction and truth, each less its own mean over the "
+        "units tested together, and less what the predictions of all of them correlate on average, so that one that "
+        "does not tell them apart scores 0",
+        lambda b: b.specific),
+    FORMER_HEADLINE: Metric(
+        "pearson_delta, perturbed", "the headline of earlier versions: both less the mean of the training "
+        "perturbations and its direction", _partial_correlation),
     "delta_r": Metric(
         "pearson_delta", "the same correlation of the changes against control (delta_r in JSON)",
         lambda b: correlation_of_rows(b.predicted, b.control, b.scored)),

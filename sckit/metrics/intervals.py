@@ -3,7 +3,7 @@
 K groups (held-out perturbations, donors or libraries), S seeds, n units or scores.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.stats import t as student
@@ -107,10 +107,11 @@ class Sample:
     cluster: np.ndarray  # int [n], what is held out as a whole: the perturbation, or the covariate
     seed: np.ndarray  # int [n]
     unit: np.ndarray | None = None  # int [n]; None where each cluster is a single unit
+    centred: np.ndarray | None = None  # int [n], units that each score was centred with, itself included; None: not
 
     def __post_init__(self) -> None:
         shapes = {name: getattr(self, name).shape for name in ("value", "cluster", "seed")}
-        shapes |= {"unit": self.units.shape}
+        shapes |= {"unit": self.units.shape} | ({} if self.centred is None else {"centred": self.centred.shape})
         if any(shape != (len(self.value),) for shape in shapes.values()):
             raise DataError(f"value, cluster, seed and unit must be as long as each other, not {shapes}.")
 
@@ -129,7 +130,7 @@ class Sample:
                 f"two samples of {len(self.value)} and {len(other.value)} scores are not of the same perturbations and "
                 "seeds in the same order; score both predictors on the same test units."
             )
-        return Sample(self.value - other.value, self.cluster, self.seed, self.unit)
+        return replace(self, value=self.value - other.value)
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,8 @@ def interval(sample: Sample, generator: np.random.Generator, *, draws: int = 100
     normal draws of it, widened for the number of seeds in the same way, are added. With one seed it is unknown and left
     out: the interval then speaks of that one training only.
 
-    Without any score the mean is None too.
+    Residuals of m units about their mean add up to 0. Scores of residuals that know nothing correlate at 1 / (m - 1)^2
+    by that, and deviations are widened by sqrt(m / (m - 1)). Without any score the mean is None too.
     """
     kept = ~np.isnan(sample.value)
     value, seed = sample.value[kept], sample.seed[kept]
@@ -181,6 +183,8 @@ def interval(sample: Sample, generator: np.random.Generator, *, draws: int = 100
         drawn_as, deviations = Sample(centred, unit, seed), np.bincount(unit, centred * share)
     strata = zip(rule.strata, rule.factors, strict=True)
     drawn = sum(_resampled(deviations[pieces], generator, draws) * factor for pieces, factor in strata)
+    if sample.centred is not None:
+        drawn = drawn * np.sqrt(np.mean(sample.centred[kept] / (sample.centred[kept] - 1)))
     column, seeds = _numbered(seed)
     if seeds > 1:
         weight = np.bincount(column, 1 / scores[number]) / count  # [S], of each seed in the mean

@@ -47,6 +47,7 @@ class Score:
     unit: int
     seed: int
     metrics: dict[str, float]
+    group_size: int  # test units that it was centred with for the headline, itself included
 
 
 def blind(predict: Callable[[FoldData], np.ndarray]) -> Predictor:
@@ -95,19 +96,21 @@ def _truth(fold: FoldData, half: int) -> Truth:
     reference_mean = replace(fold.view, delta=profiles.treated - profiles.reference).mean
     control = target[test] - profiles.reference[test]
     mean = np.tile(fold.view.mean, (len(test), 1))
-    return Truth(control, control - reference_mean, mean, error, target - profiles.reference, test)
+    groups = fold.screen.centring_groups(test)
+    return Truth(control, control - reference_mean, mean, error, target - profiles.reference, test, groups)
 
 
 def scores_of(name: str, predict: Predictor, fold: FoldData, questions: list[Question]) -> Iterator[Score]:
     """Score a predictor on each test unit at each revealed share: means over both targets."""
     tables: dict[float | None, list[dict[str, np.ndarray]]] = {}
+    sizes = questions[0].truth.group_sizes
     for question in questions:
         tables.setdefault(question.revealed, []).append(_metrics(predict(fold, question), question, fold))
     for revealed, found in tables.items():
         metrics = {metric: np.mean([table[metric] for table in found], 0) for metric in found[0]}
         for i, u in enumerate(fold.view.test):
             of_unit = {metric: float(values[i]) for metric, values in metrics.items()}
-            yield Score(name, revealed, fold.share, int(u), fold.seed, of_unit)
+            yield Score(name, revealed, fold.share, int(u), fold.seed, of_unit, int(sizes[i]))
 
 
 def _metrics(delta: np.ndarray, question: Question, fold: FoldData) -> dict[str, np.ndarray]:

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import scipy.sparse as sp
 
-from sckit.metrics import METRICS, Truth, centred, correlation_of_sums, score
+from sckit.metrics import FORMER_HEADLINE, METRICS, Truth, correlation_of_rows, score
 from sckit.perturbation.screen import Screen
 from sckit.perturbation.splits import composition, group_moments, halve, stratum_moments
 
@@ -23,7 +23,7 @@ def repeat_correlation(screen: Screen, values: sp.csr_array, seed: int) -> np.nd
             group_moments(values, cells)[0] - strata @ stratum_moments(screen, values, controls)[0]
             for cells, controls in ((halving.first, halving.inputs), (halving.second, halving.reference))
         )
-        found.append(_correlations(first, second, scored))
+        found.append(correlation_of_rows(first, second, scored))
     return np.mean(found, 0)
 
 
@@ -39,7 +39,7 @@ def chance_level(screen: Screen, values: sp.csr_array, seed: int) -> float:
         mixed = [generator.permutation(cells) for cells in strata]
         quarters = [np.concatenate([cells[i::4] for cells in mixed]) for i in range(4)]
         a, b, c, d = group_moments(values, quarters)[0]
-        found.append(_correlations((a - b)[None], (c - d)[None], np.ones((1, len(a)), bool))[0])
+        found.append(correlation_of_rows((a - b)[None], (c - d)[None], np.ones((1, len(a)), bool))[0])
     return float(np.quantile(found, _QUANTILE))
 
 
@@ -71,19 +71,13 @@ def replicate_scores(screen: Screen, values: sp.csr_array) -> dict[str, np.ndarr
         a, b = deltas[i][both], deltas[j][both]
         mean_a, mean_b = a.mean(0), b.mean(0)
         mean = np.tile(mean_b, (len(both), 1))
-        truth = Truth(b, b - mean_b, mean, errors[j][both], b, np.arange(len(both)))
+        truth = Truth(b, b - mean_b, mean, errors[j][both], b, np.arange(len(both)), screen.centring_groups(both))
         genes = screen.scored(both)
         centred = score(a - mean_a + mean_b, truth, genes)
-        found = score(a, truth, genes) | {name: centred[name] for name in ("delta_r_perturbed", "weighted_r2")}
+        found = score(a, truth, genes) | {name: centred[name] for name in (FORMER_HEADLINE, "weighted_r2")}
         for name in METRICS:
             sums[name][both] += found[name]
         count[both] += 1
     if not count.any():
         return {}
     return {name: np.where(count > 0, total / np.maximum(count, 1), np.nan) for name, total in sums.items()}
-
-
-def _correlations(a: np.ndarray, b: np.ndarray, scored: np.ndarray) -> np.ndarray:
-    """Correlation of the rows of a and b [N, G] over the scored genes, 0 where one is constant."""
-    a, b = centred(a, scored), centred(b, scored)
-    return np.nan_to_num(correlation_of_sums(1.0, 0.0, (a**2).sum(1), 0.0, (b**2).sum(1), (a * b).sum(1)))

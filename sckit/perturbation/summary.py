@@ -132,21 +132,24 @@ def summarise(
         subsets["repeating"] = repeats
     column = config.unseen or ", ".join(config.covariates)
     held_out, within = (f"values of {column}", f" ({column})") if split == "covariate" else ("perturbations", "")
-    # A cluster is what is held out: of two donors with five cell types each there are two, not ten.
-    labels = [screen.unseen_of_covariates[u.covariates] if within else str(u.parts) for u in screen.units]
-    cluster = np.unique(labels, return_inverse=True)[1]
+    cluster = held_out_together(screen, split)
     replicates = replicate_scores(screen, values)
+    groups = screen.centring_groups(np.arange(len(repeats)))
     scores = sorted(scores, key=lambda s: (s.unit, s.seed))
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in COLUMNS}
     intervals = []
     for subset, chosen in subsets.items():
-        tables = _Tables(config, cluster, scores, chosen)
+        tables = _Tables(config, cluster, np.bincount(groups)[groups], scores, chosen)
         found = {"scores": tables.scores(), "differences": tables.differences(), "gaps": tables.gaps()}
         for name, some in (found | {"ceilings": tables.ceilings(replicates)}).items():
             rows[name] += [row | {"subset": subset} for row in some]
         those = "" if subset == "all" else "where the effect repeats, "
         intervals.append(those + tables.resampling.sentence("perturbation-covariate pairs", held_out))
         notes = notes if tables.resampling.whole else [*notes, intervals[-1]]
+    tests = {(s.seed, s.unit): s.group_size for s in scores}
+    if alone := sum(size == 1 for size in tests.values()):
+        text = "tests of a unit have no headline, because no other unit of its covariate group is in the same fold"
+        notes = [*notes, f"{alone} of {len(tests)} {text}; fewer --folds can help"]
     rows["cells"] = list(_cells(screen, repeat_r, repeats))
     documented = "context" if split == "covariate" else split  # as documents have always named it
     settings = as_documented(config) | {"split": documented}
@@ -164,11 +167,21 @@ def summarise(
     )
 
 
+def held_out_together(screen: Screen, split: str) -> np.ndarray:
+    """Return the number of what is held out with each unit, int [U]: of two donors with five cell types each, two."""
+    by_value = split == "covariate"
+    labels = [screen.unseen_of_covariates[u.covariates] if by_value else str(u.parts) for u in screen.units]
+    return np.unique(labels, return_inverse=True)[1]
+
+
 class _Tables:
     """Rows of the tables of some units, from their scores by predictor and place."""
 
-    def __init__(self, config: FinetuneConfig, cluster: np.ndarray, scores: list[Score], chosen: np.ndarray) -> None:
-        self.config, self.cluster, self.chosen = config, cluster, chosen
+    def __init__(
+        self, config: FinetuneConfig, cluster: np.ndarray, sizes: np.ndarray, scores: list[Score], chosen: np.ndarray
+    ) -> None:
+        """sizes: units that each unit is centred with between replicates, int [U]; chosen: units of the rows."""
+        self.config, self.cluster, self.sizes, self.chosen = config, cluster, sizes, chosen
         self.samples: dict[tuple[str, Where], list[Score]] = {}
         for score in scores:
             found = self.samples.setdefault((score.predictor, Where(score.revealed, score.train_share)), [])
@@ -191,7 +204,8 @@ class _Tables:
         if as_loss and metric == "slope":
             value = -np.abs(1 - value)
         units = np.array([s.unit for s in scores], np.int64)
-        return Sample(value, self.cluster[units], np.array([s.seed for s in scores], np.int64), units)
+        sizes = np.array([s.group_size for s in scores], np.int64) if metric == HEADLINE else None
+        return Sample(value, self.cluster[units], np.array([s.seed for s in scores], np.int64), units, sizes)
 
     def estimate(self, sample: Sample) -> Estimate:
         """Mean and interval; one generator seed for all, so that the resamples are shared."""
@@ -232,7 +246,8 @@ class _Tables:
             yield {"kind": "half-cells", "metric": metric} | vars(self.estimates[CEILING, where, metric])
         for metric, of_units in replicates.items():
             value, units = np.where(self.chosen, of_units, np.nan), np.arange(len(self.chosen))
-            found = self.estimate(Sample(value, self.cluster, np.zeros_like(units), units))
+            sizes = self.sizes if metric == HEADLINE else None
+            found = self.estimate(Sample(value, self.cluster, np.zeros_like(units), units, sizes))
             yield {"kind": "replicates", "metric": metric} | vars(found)
 
     def gaps(self) -> Iterator[dict[str, Any]]:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sckit.config.finetune import ARMS
-from sckit.metrics import METRICS
+from sckit.metrics import FORMER_HEADLINE, HEADLINE, METRICS
 from sckit.perturbation.summary import Finetuned
 from sckit.report.files import save_report
 from sckit.report.perturbation_figure import finetuned_figure
@@ -18,11 +18,12 @@ _WIDE = 190
 _SHOWN_CELLS = 48
 _COLUMNS_OF_COVARIATES = 8
 _NAMED = 12
+_COLUMNS = [name for name in METRICS if name != FORMER_HEADLINE]  # that one is in the files only
 _LEGEND = (
     "Δ: profile less that of the control cells. "
-    + "; ".join(f"{metric.label}: {metric.description}" for metric in METRICS.values())
+    + "; ".join(f"{METRICS[name].label}: {METRICS[name].description}" for name in _COLUMNS)
     + "; gap closed: share of the way from the best of no change, mean and additive to the ceiling from halves, of "
-    "pearson_delta, perturbed."
+    f"{METRICS[HEADLINE].label}."
 )
 
 
@@ -69,9 +70,9 @@ def _sentence(result: Finetuned, pair: dict[str, Any]) -> str:
     few = "".join(f"{count} " for count in one["perturbations"]) + result.held_out
     few += "" if pair["subset"] == "all" else " whose effect repeats"
     score = f"{result.headline} {with_interval(pair['diff'], pair['low'], pair['high'], signed=True)}"
-    # A correlation with a constant counts as exactly 0, so both arms say what the mean of the training says.
+    # A prediction that is the same for all units tested together scores exactly 0.
     silent = all(len(rows) and (rows[["mean", "low", "high"]] == 0).all(axis=None) for rows in (one, other))
-    nothing = "; neither says more than the mean of the training perturbations" if silent else ""
+    nothing = "; neither tells the tested units apart" if silent else ""
     name = f"{pair['a']} against {pair['b']}, {_where(result, revealed)}"
     seeds = f"{result.seeds} seed{'s' * (result.seeds != 1)}"
     return f"{name}: {word}{within.get(word, '')} ({score}, {few}, {seeds}){nothing}"
@@ -88,7 +89,7 @@ def _where(result: Finetuned, revealed: float | None) -> str:
 
 def _scores(result: Finetuned, subset: str, *, wide: bool) -> Table:
     shown = result.shown | {"subset": subset}
-    metrics = list(dict.fromkeys([result.headline, *result.scores["metric"]]))
+    metrics = [name for name in _COLUMNS if name in set(result.scores["metric"])]
     detailed = metrics if wide else metrics[:1]
     first, *heads = (METRICS[name].label.replace(", ", ",\n") + " [95 %]" * (name in detailed) for name in metrics)
     title = f"{_where(result, result.shown_share)}\n{_block(result, subset)}"

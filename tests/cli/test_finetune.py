@@ -98,7 +98,7 @@ def test_cells_come_first_the_verdict_after_the_tables_and_the_document_last(hea
     lines = result.stdout.splitlines()
     document = json.loads(lines[-1])
     assert document["command"] == "finetune"
-    assert document["headline"] == "delta_r_perturbed"
+    assert document["headline"] == "delta_r_specific"
     assert lines[-2].startswith("pretrained against scratch, response, unseen perturbation: no difference within")
     assert lines[0].startswith("cells of each condition and covariate")
     assert (

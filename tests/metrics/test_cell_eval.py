@@ -23,7 +23,7 @@ Not the same, and why:
   sides. A prediction here is a profile without cells, so it has no such test; its genes are ranked by |effect| over the
   standard error of the truth. Only the order can agree: tested is that both put half-cells before the mean before
   noise when cells are made around the profiles.
-- weighted_r2, delta_r_perturbed and slope have no counterpart there.
+- delta_r_specific, delta_r_perturbed, weighted_r2 and slope have no counterpart there.
 """
 
 import logging

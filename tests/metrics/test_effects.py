@@ -36,8 +36,23 @@ def residual(y, x):
     return y - design @ np.linalg.lstsq(design, y, rcond=None)[0]
 
 
-def by_hand(p, truth, i, genes):
+def specific(p, truth, i, masks):
+    """The headline of unit i: each side less the mean of the units for which the gene counts, at genes of several."""
+    several = masks & (masks.sum(0) > 1)
+
+    def row(effects, j):
+        rest = {g: effects[j, g] - np.mean(effects[masks[:, g], g]) for g in np.flatnonzero(several[j])}
+        middle = np.mean(list(rest.values()))
+        length = np.sqrt(sum((x - middle) ** 2 for x in rest.values()))
+        return np.array([(rest[g] - middle) / length if g in rest else 0 for g in range(GENES)])
+
+    correlations = [row(p, j) @ row(truth.control, i) for j in range(UNITS)]
+    return correlations[i] - np.mean(correlations)
+
+
+def by_hand(p, truth, i, masks):
     """The metrics of unit i, in words of numpy."""
+    genes = masks[i]
     t, u, mu, se = (x[i, genes] for x in (truth.control, truth.perturbed, truth.mean, truth.se))
     q = p[i, genes]
     known = se > 0
@@ -48,6 +63,7 @@ def by_hand(p, truth, i, genes):
     top = min(50, max(5, genes.sum() // 10))
     best = [set(np.argsort(-key, kind="stable")[:top]) for key in (rank_t, rank_p)]
     return {
+        "delta_r_specific": specific(p, truth, i, masks),
         "delta_r_perturbed": np.corrcoef(residual(q, mu), residual(u, mu))[0, 1],
         "delta_r": np.corrcoef(q, t)[0, 1],
         "weighted_r2": max(-1, 1 - np.average((u + mu - q) ** 2, weights=weight) / np.average(u**2, weights=weight)),
@@ -69,7 +85,7 @@ def test_metrics_are_what_numpy_says(truth, rng, which):
     found = score(predicted, truth, None if which == "all genes" else masks[which])
     assert list(found) == list(METRICS)
     for i in range(UNITS):
-        expected = by_hand(predicted, truth, i, np.broadcast_to(masks[which], (UNITS, GENES))[i])
+        expected = by_hand(predicted, truth, i, np.broadcast_to(masks[which], (UNITS, GENES)))
         assert {name: found[name][i] for name in METRICS} == pytest.approx(expected, abs=1e-12)
 
 
@@ -77,6 +93,8 @@ def test_the_truth_itself_scores_full_marks(truth):
     found = score(truth.control, truth)
     for name in ("delta_r", "discrimination", "slope", "de_overlap"):
         assert found[name] == pytest.approx(np.ones(UNITS)), name
+    # One score may be above 1 and another below it; their mean is 1 where the effects of all units are as strong.
+    assert 0.95 < found["delta_r_specific"].mean() <= 1
     found = score(truth.perturbed + truth.mean, truth)
     for name in ("delta_r_perturbed", "weighted_r2"):
         assert found[name] == pytest.approx(np.ones(UNITS)), name
@@ -84,8 +102,8 @@ def test_the_truth_itself_scores_full_marks(truth):
 
 def test_no_change_scores_nothing(truth):
     found = score(np.zeros_like(truth.control), truth)
-    assert (found["delta_r"] == 0).all()
-    assert (found["slope"] == 0).all()
+    for name in ("delta_r_specific", "delta_r", "slope"):
+        assert (found[name] == 0).all(), name
     top = 6
     # Everything ties; a truth whose top genes are all told apart meets each with probability top / genes.
     assert found["de_overlap"] == pytest.approx(np.full(UNITS, top / GENES))
@@ -94,10 +112,11 @@ def test_no_change_scores_nothing(truth):
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=str)
-def test_the_mean_is_the_zero_of_the_headline_and_of_r2_whatever_the_rounding(truth, dtype):
+def test_the_mean_is_the_zero_of_both_headlines_and_of_r2_whatever_the_rounding(truth, dtype):
     mean = (truth.mean * 3 / 3 + 1 - 1).astype(dtype)
     found = score(mean, truth)
     assert (found["delta_r_perturbed"] == 0).all()
+    assert (score(np.tile(mean[0], (UNITS, 1)), truth)["delta_r_specific"] == 0).all()
     assert found["weighted_r2"] == pytest.approx(np.zeros(UNITS), abs=1e-6)
 
 
@@ -116,6 +135,7 @@ def test_a_truth_without_variance_counts_as_zero_and_stays_finite(truth, rng):
     found = score(rng.normal(size=flat.shape), dead)
     assert all(np.isfinite(values).all() for values in found.values())
     assert (found["delta_r"] == 0).all()
+    assert (found["delta_r_specific"] == 0).all()
     assert (found["delta_r_perturbed"] == 0).all()
     assert (found["slope"] == 0).all()
     assert (found["weighted_r2"] == 0).all()  # no gene has weight: neither better nor worse than the mean
@@ -162,10 +182,11 @@ def test_scores_are_finite_and_in_range_with_many_ties(seed, power, levels):
     everybody = np.concatenate(everybody)
     truth = Truth(everybody[:3], perturbed, mean, np.abs(se), everybody, np.arange(3))
     found, larger = score(predicted, truth), score(scale * predicted, truth)
-    for name, low in zip(METRICS, (-1, -1, -1, 0, -np.inf, 0), strict=True):
+    for name, low in zip(METRICS, (-4 / 3, -1, -1, -1, 0, -np.inf, 0), strict=True):
         assert np.isfinite(found[name]).all()
         assert (found[name] >= low - 1e-12).all()
-        assert name == "slope" or (found[name] <= 1 + 1e-12).all()
+        high = {"slope": np.inf, "delta_r_specific": 2 * (1 - 1 / 3)}.get(name, 1)
+        assert (found[name] <= high + 1e-12).all()
     assert larger["delta_r"] == pytest.approx(found["delta_r"], abs=1e-9)
     assert larger["slope"] == pytest.approx(scale * found["slope"], abs=1e-9)
     assert larger["de_overlap"] == pytest.approx(found["de_overlap"], abs=1e-9)
@@ -226,8 +247,8 @@ def test_leaving_out_only_the_own_perturbed_gene_favours_the_right_answer(rng):
 def test_one_candidate_cannot_be_told_from_others(rng):
     alone = make_truth(rng, units=1, candidates=1)
     found = score(alone.control, alone)
-    assert np.isnan(found["discrimination"]).all()
-    assert all(np.isfinite(found[name]).all() for name in METRICS if name != "discrimination")
+    undefined = {"discrimination", "delta_r_specific"}
+    assert all(np.isnan(found[name]).all() == (name in undefined) for name in METRICS)
 
 
 def test_overlap_under_ties_is_the_mean_over_random_orders(rng):
@@ -288,8 +309,9 @@ def test_what_cannot_be_scored_is_refused(truth, predicted, genes, message):
         score(predicted, truth, genes)
 
 
-@pytest.mark.parametrize("fault", ["mean", "own", "candidates"])
+@pytest.mark.parametrize("fault", ["mean", "own", "candidates", "group"])
 def test_a_truth_that_does_not_fit_is_refused(truth, fault):
     faults = {"mean": truth.mean[:1], "own": truth.own[:1], "candidates": np.full_like(truth.candidates, np.nan)}
+    faults |= {"group": truth.own[:1]}
     with pytest.raises(DataError):
         replace(truth, **{fault: faults[fault]})

@@ -241,9 +241,11 @@ def test_one_unit_and_its_truth_score_the_best(screen):
     fold = fold_of(screen)
     for score in scores_of("truth", lambda _, q: q.truth.perturbed + fold.view.mean, fold, ask(fold)):
         assert score.metrics["delta_r_perturbed"] == pytest.approx(1)
+        assert score.metrics["delta_r_specific"] == pytest.approx(1)
         assert score.metrics["delta_r"] < 1 - 1e-6  # the controls are others
     for score in scores_of("mean", response_baselines()["mean"], fold, ask(fold)):
         assert score.metrics["delta_r_perturbed"] == 0
+        assert score.metrics["delta_r_specific"] == 0
 
 
 def test_a_job_is_a_function_of_its_seeds_and_of_no_other_arm(run, screen):

@@ -36,13 +36,13 @@ def rows_after(text, title):
 def test_the_headline_is_the_first_column_and_rows_are_baselines_then_arms():
     text = printed(print_finetuned, made_up())
     heads = next(line for line in text.splitlines() if "gap closed" in line)
-    order = [heads.index(name) for name in ("predictor", "perturbed [95 %]", "gap closed", "weighted R\u00b2")]
+    order = [heads.index(name) for name in ("predictor", "specific [95 %]", "gap closed", "weighted R\u00b2")]
     assert order == sorted(order)
     arms = ["pretrained", "scratch", "frozen", "shuffled"]
     assert rows_after(text, "all 25 perturbations") == [*BASELINES, *arms]
     ceilings = text[: text.index("the 12 perturbations")].splitlines()
     assert [line.split()[1] for line in ceilings if "ceiling:" in line] == ["half-cells", "replicates"]
-    assert re.search(r"pretrained +0.430 \[0.400, 0.460\] +55% +0.420 +0.440", text)
+    assert re.search(r"pretrained +0.430 \[0.400, 0.460\] +55% +0.420 +0.450", text)
 
 
 def test_perturbations_whose_effect_repeats_stand_apart_and_the_others_are_counted():
@@ -112,7 +112,7 @@ def test_the_last_line_is_the_verdict_on_every_perturbation():
     lines = verdict_lines(made_up())
     assert lines[-1] == (
         "pretrained against scratch, response, unseen perturbation: no difference within \u00b10.05 "
-        "(delta_r_perturbed +0.003 [-0.010, +0.016], 25 perturbations, 5 seeds)"
+        "(delta_r_specific +0.003 [-0.010, +0.016], 25 perturbations, 5 seeds)"
     )
     assert "12 perturbations whose effect repeats" in lines[-2]
     assert printed(print_finetuned, made_up()).splitlines()[-1] == lines[-1]
@@ -137,7 +137,7 @@ def test_every_verdict_has_its_words(verdict, words):
 
 
 def test_two_arms_that_learned_nothing_are_not_called_equal_without_saying_so():
-    words = "neither says more than the mean of the training perturbations"
+    words = "neither tells the tested units apart"
     result = made_up()
     assert not [line for line in verdict_lines(result) if words in line]
     result.scores.loc[result.scores["predictor"].isin(["pretrained", "scratch"]), ["mean", "low", "high"]] = 0.0
