@@ -11,6 +11,8 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from sckit.metrics import FORMER_HEADLINE, HEADLINE
+
 
 def main() -> None:
     """Collect the commit and the result, with config and environment, into one file."""
@@ -52,9 +54,9 @@ def _finetuned(path: Path) -> dict[str, Any]:
     result["notes"] = [note.replace(facts["run"], names["run"]) for note in result["notes"]]
     for key in ("target_map", "panel"):
         facts["config"][key] = facts["config"][key] and Path(facts["config"][key]).name
-    # The CSV that the command writes has everything; here only the scores and the headline's differences are kept.
+    # The CSV that the command writes has everything; here only the scores and the headlines' differences are kept.
     for part in (result, result["repeating"]):
-        part["paired"] = [row for row in part["paired"] if row["metric"] == result["headline"]]
+        part["paired"] = [row for row in part["paired"] if row["metric"] in (HEADLINE, FORMER_HEADLINE)]
         part.pop("gap")
     result.pop("out", None)
     return json.loads(json.dumps(result), parse_float=lambda text: float(f"{float(text):.5g}"))
