@@ -77,11 +77,9 @@ class Screen:
         return mask
 
     def centring_groups(self, units: np.ndarray) -> np.ndarray:
-        """Return the number of the group that each of the units is centred in for the headline, int [len(units)].
-
-        A group is a covariate group; or all units, where there is only one perturbation.
-        """
-        return np.array([0 if self.single else self.units[u].covariates for u in units], np.int64)
+        """Return the group that each unit is centred in, int [m]: its covariate group, or 0 with one perturbation."""
+        groups = np.array([unit.covariates for unit in self.units], np.int64)
+        return np.zeros(len(units), np.int64) if self.single else groups[units]
 
     @property
     def single(self) -> bool:

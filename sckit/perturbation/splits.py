@@ -69,8 +69,8 @@ def split_name(screen: Screen, config: FinetuneConfig) -> str:
 def make_fold(screen: Screen, split: str, config: FinetuneConfig, seed: int) -> Fold:
     """Return the fold of seed number `seed`: fold (seed mod K) of partition (seed // K), with K folds at most.
 
-    Scores of a fold are about what tells its units apart, so that a fold holds out at least two perturbations, or two
-    covariate values of a single perturbation, where there are three: one of them is then in two folds if need be.
+    Scores of a fold are about what tells its units apart. It holds out at least two perturbations, or covariate values
+    of a single perturbation, where there are three or more; one of an odd number may be in two folds.
     """
     groups = np.array(_groups(screen, split))
     names = sorted(set(groups) - {""})
