@@ -95,14 +95,14 @@ class PretrainConfig:
     """Stop after this many validations in a row without an improvement."""
     validate_cells: Annotated[int, at_least(1), mark(file_only=True)] = 256
     """Set aside at most this many training cells for the validation line of each epoch and for early stopping."""
-    batch_tokens: Annotated[int, at_least(1), mark(panel="Training")] = 8192
-    """Tokens per batch."""
+    batch_tokens: Annotated[int, at_least(1), mark(panel="Training")] = 2048
+    """Tokens per batch; small ones take more steps, which is what counts on small data, and large ones fill a GPU."""
     accumulate: Annotated[int, at_least(1)] = 1
     """Batches whose gradients are added up before each step."""
-    lr: Annotated[float, above(0)] = 5e-4
+    lr: Annotated[float, above(0)] = 1e-3
     """Peak learning rate."""
-    gene_lr: Annotated[float, at_least(0), mark(file_only=True)] = 0.1
-    """Learning rate of the gene embedding and the heads, as a share of lr."""
+    gene_lr: Annotated[float, at_least(0), mark(file_only=True)] = 0.0
+    """Learning rate of the vectors of single genes, as a share of lr; they learn libraries by heart where they may."""
     linear_lr: Annotated[float, at_least(0), mark(file_only=True)] = 0.02
     """Learning rate of the coefficients of the linear baseline inside the model, as a share of lr."""
     weight_decay: Annotated[float, at_least(0), mark(file_only=True)] = 0.01

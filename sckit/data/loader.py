@@ -7,8 +7,8 @@ from sckit.data.views import CountsView, in_blocks, indptr_of
 _BLOCK_CELLS = 4096
 
 
-def epoch_batches(cells: np.ndarray, lengths: np.ndarray, tokens: int, seed: tuple[int, int]) -> list[np.ndarray]:
-    """Return the training batches of one epoch as row numbers, the same for the same (seed, epoch)."""
+def epoch_batches(cells: np.ndarray, lengths: np.ndarray, tokens: int, seed: tuple[int, ...]) -> list[np.ndarray]:
+    """Return the training batches of one epoch as row numbers, the same for the same seed."""
     return batches_by_tokens(shuffle(np.sort(cells), np.random.default_rng(seed)), lengths, tokens)
 
 

@@ -274,4 +274,5 @@ def _joined(errors: Sequence[Errors]) -> Errors:
 
 def _mean_of_tenths(tenths: Sequence[list[dict[str, float]]]) -> list[dict[str, float]]:
     """Average expected and observed mean counts over folds, tenth by tenth."""
-    return pd.concat(map(pd.DataFrame, tenths)).groupby(level=0).mean().to_dict("records")
+    means = pd.concat([pd.DataFrame(tenth) for tenth in tenths]).groupby(level=0).mean()
+    return [dict(zip(means.columns, row, strict=True)) for row in means.to_numpy().tolist()]

@@ -159,16 +159,15 @@ def _scores(one: pd.DataFrame, two: pd.DataFrame, seed: int, bootstraps: int) ->
         raise DataError(message)
     scores = Scores(int(entries["gene"].max()) + 1, seed=seed, bootstraps=bootstraps)
     rows = [name for name in one.columns if name in two.columns and name not in _KEYS]
-    bases = {"gene mean": entries["gene mean"], "gene mean + depth": entries["gene mean + depth"]}
-    for fold, part in entries.groupby("fold"):
+    arrays = {name: entries[name].to_numpy() for name in entries.columns}
+    for fold in np.unique(arrays["fold"]):
+        part = {name: array[arrays["fold"] == fold] for name, array in arrays.items()}
         cells, cell = np.unique(part["cell"], return_inverse=True)
-        predicted = {name: part[name].to_numpy(np.float64) for name in bases}
+        predicted = {name: part[name].astype(np.float64) for name in ("gene mean", "gene mean + depth")}
         for row in rows:
-            predicted |= {
-                f"A {row}": part[row].to_numpy(np.float64),
-                f"B {row}": part[f"{row} of B"].to_numpy(np.float64),
-            }
-        scores.add_entries(cells, cell, part["gene"].to_numpy(), part["truth"].to_numpy(), predicted, fold=fold)
+            of_both = {f"A {row}": part[row], f"B {row}": part[f"{row} of B"]}
+            predicted |= {name: values.astype(np.float64) for name, values in of_both.items()}
+        scores.add_entries(cells, cell, part["gene"], part["truth"], predicted, fold=int(fold))
     for name in [each for each in scores.predictors if each.count("/") == 2]:  # a network of several seeds
         averaged = name.rpartition("/")[0]
         if averaged not in scores.predictors:

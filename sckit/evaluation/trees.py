@@ -7,6 +7,7 @@ because its residuals are too small on the cells that it knows.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from sklearn.ensemble import HistGradientBoostingRegressor
@@ -22,7 +23,9 @@ TREES = "value offset ridge + trees"
 _COMPONENTS = 6
 _BLOCK_CELLS = 256
 _MOST_ENTRIES = 1_500_000
-_SETTINGS = {"max_iter": 300, "learning_rate": 0.1, "max_leaf_nodes": 31, "min_samples_leaf": 100}
+_SETTINGS: dict[str, Any] = {
+    "max_iter": 300, "learning_rate": 0.1, "max_leaf_nodes": 31, "min_samples_leaf": 100, "early_stopping": False,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ def fit_trees(
         if entries >= _MOST_ENTRIES:
             break
     seen, left = (np.concatenate(each) for each in zip(*parts, strict=True))
-    trees = HistGradientBoostingRegressor(**_SETTINGS, early_stopping=False, random_state=seed)
+    trees = HistGradientBoostingRegressor(**_SETTINGS, random_state=seed)
     return Trees(forms, trees.fit(seen, left))
 
 

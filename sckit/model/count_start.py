@@ -87,8 +87,8 @@ def _likeliest(rates: np.ndarray, counts: np.ndarray, stratum: np.ndarray) -> np
         likelihoods = []
         for dispersion in _DISPERSIONS:
             size, rate = 1 / dispersion, rate_of_mean(m, dispersion)
-            law = nbinom(size, size / (size + rate))
-            likelihoods.append((law.logpmf(k) - law.logsf(0)).sum())
+            law = size, size / (size + rate)
+            likelihoods.append((nbinom.logpmf(k, *law) - nbinom.logsf(0, *law)).sum())
         found[each] = _DISPERSIONS[int(np.argmax(likelihoods))]
     return found
 

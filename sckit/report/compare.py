@@ -7,14 +7,15 @@ from rich.console import Console
 from sckit.evaluation.kept import Comparison
 from sckit.metrics.intervals import verdict
 from sckit.report.evaluation import MARGIN
-from sckit.report.text import number, titled_table, with_interval
+from sckit.report.text import at, number, titled_table, with_interval
 
 _WORDS = {"helps": "the first is better", "hurts": "the second is better", "no difference": "the same"}
 
 
 def print_comparison(found: Comparison, names: tuple[Path, Path], console: Console) -> None:
     """Print one table for each target and rate, with a verdict for each row that differs."""
-    for (target, rate), rows in found.table.groupby(["target", "rate"], sort=False):
+    for target, rate in dict.fromkeys(found.table[["target", "rate"]].itertuples(index=False, name=None)):
+        rows = at(found.table, target=target, rate=rate)
         title = f"{rate:.0%} of the values hidden, {target} depth, {rows['entries'].iloc[0]:,} entries in both"
         table = titled_table(title, "row", f"R² {names[0].name}", f"R² {names[1].name}", "difference [95 %]", "verdict")
         for row in rows.itertuples():
