@@ -207,10 +207,10 @@ class Setting:
 
     def _start(self, batch: Batch, fitted: Fitted) -> np.ndarray:
         """Return the values of the linear baseline that the model started from, as fitted for a target."""
-        warm = self.run.config.warm_start
+        warm, offset = self.run.config.warm_start, self.models[0].config.start == "offset"
         if batch.context == "visible":
-            return fitted.forms.gene_mean[batch.genes[batch.targets]]
-        if self.models[0].config.start == "ridge":
+            return fitted.offsets.gene_start(batch) if offset else fitted.forms.gene_mean[batch.genes[batch.targets]]
+        if not offset:
             return fitted.forms.predict(batch)["value ridge" if warm else "gene mean"]
         if self.counts is not None:
             return self._calibrated(batch, fitted, self.counts)

@@ -59,15 +59,17 @@ def fit_factors(training: TrainingCells, forms: OffsetForms, count: int) -> Offs
 
 
 def gene_facts(training: TrainingCells) -> dict[str, np.ndarray]:
-    """Return how many cells show each gene, and over these the mean count, and mean and deviation of its value, [G]."""
-    cells, values, squares, counts = (np.zeros(training.n_genes) for _ in range(4))
+    """Return how many cells show each gene, and over these means of its value and count, [G] each."""
+    cells, values, squares, above, counts = (np.zeros(training.n_genes) for _ in range(5))
     for block in training.blocks():
-        entries = (None, block.values.data, block.values.data**2, _counts_of(block.values, block.totals))
-        for total, weights in zip((cells, values, squares, counts), entries, strict=True):
+        value, one = block.values.data, value_of_one(np.log(block.totals))[cell_of_entry(block.values.indptr)]
+        entries = (None, value, value**2, value - one, _counts_of(block.values, block.totals))
+        for total, weights in zip((cells, values, squares, above, counts), entries, strict=True):
             total += np.bincount(block.values.indices, weights, minlength=training.n_genes)
     seen = np.maximum(cells, 1)
     deviation = np.sqrt(np.maximum(squares / seen - (values / seen) ** 2, 0))
-    return {"cells": cells, "gene_mean": values / seen, "deviation": deviation, "mean_count": counts / seen}
+    means = {"gene_mean": values / seen, "mean_above": above / seen, "mean_count": counts / seen}
+    return means | {"cells": cells, "deviation": deviation}
 
 
 def _counts_of(values: sp.csr_array, totals: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 
@@ -68,11 +68,13 @@ def cross_fitted(training: TrainingCells, like: OffsetForms) -> tuple[np.ndarray
     The folds are random where the cells have groups, too. Without a whole group, what is left of its cells holds all
     that is peculiar to the group, and a network would learn the peculiarities of the groups it sees by heart.
     Returns the fold of each cell [cells], and the fits; their count regressions are those of `like`, and their factors
-    are turned towards those of `like`, which changes no prediction.
+    are turned towards those of `like`, which changes no prediction. The components are those of `like`: they know no
+    value.
     """
     components, factors, penalty, _ = like.chosen
     fold = replace(training, groups=None).folds()
-    features, between = _fit_features(training, int(components))
+    features = CellFeatures(**{each.name: getattr(like, each.name) for each in fields(CellFeatures)})
+    between = _between(training, features)
     packed, sums = _sums(training, features, fold)
     fits = []
     for left in range(len(packed)):
@@ -91,9 +93,14 @@ def cross_fitted(training: TrainingCells, like: OffsetForms) -> tuple[np.ndarray
 def _fit_features(training: TrainingCells, components: int) -> tuple[CellFeatures, np.ndarray]:
     """Return the components of the detection matrix, and the products [F + 1, F + 1] of the cells' features."""
     features, _ = fit_components(training, components)
-    parts = (features.block_features(block) for block in training.blocks(training.pool()))
-    between = _added([part.T @ part for part in parts])
+    between = _between(training, features)
     return replace(features, total_of_x=_total_of_x(between, components)), between
+
+
+def _between(training: TrainingCells, features: CellFeatures) -> np.ndarray:
+    """Return the products [F + 1, F + 1] of the cells' features."""
+    parts = (features.block_features(block) for block in training.blocks(training.pool()))
+    return _added([part.T @ part for part in parts])
 
 
 def _total_of_x(between: np.ndarray, components: int) -> np.ndarray:
@@ -176,6 +183,7 @@ def _solve(
     names = (
         "cells",
         "gene_mean",
+        "mean_above",
         "deviation",
         "log_rate",
         "mean_count",

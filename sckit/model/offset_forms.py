@@ -65,6 +65,7 @@ class OffsetForms(CellFeatures):
 
     cells: np.ndarray  # [G], training cells in which the gene is detected
     gene_mean: np.ndarray  # [G], of the value, over these cells
+    mean_above: np.ndarray  # [G], of the value less that of a single count, over these cells
     deviation: np.ndarray  # [G], of the value, over these cells
     log_rate: np.ndarray  # [G], of a zero-truncated Poisson law, for each 10,000 counts of the cell
     mean_count: np.ndarray  # [G], over these cells
@@ -127,6 +128,12 @@ class OffsetForms(CellFeatures):
         by_values = self._by_values(cells, factors, genes, cell)
         predicted = (guessed, with_total, by_values, self._by_counts(cells, factors, genes, cell))
         return dict(zip(OFFSET_PREDICTORS, predicted, strict=True))
+
+    def gene_start(self, batch: Batch) -> np.ndarray:
+        """Return where the context "visible" starts [M]: the gene mean, over a count of one if the total is known."""
+        genes, known = batch.genes[batch.targets], np.isfinite(batch.log_total)[batch.target_cells]
+        one = value_of_one(np.where(np.isfinite(batch.log_total), batch.log_total, 0.0))[batch.target_cells]
+        return np.where(known, one + self.mean_above[genes], self.gene_mean[genes])
 
     def value_ridge(self, batch: Batch, cells: OfCells) -> np.ndarray:
         """Predict the values of the batch's targets with the value offset ridge alone, float64 [M]."""

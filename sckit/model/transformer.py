@@ -40,11 +40,12 @@ class Start:
     loadings: np.ndarray  # [G, J]
     noise: np.ndarray  # [G]
     gene_mean: np.ndarray  # [G]
+    mean_above: np.ndarray | None = None  # [G]; the value ridge has none
 
     @classmethod
     def of(cls, forms: ClosedForms | OffsetForms) -> "Start":
         """Take what a model needs of fitted baselines."""
-        return cls(**{name: getattr(forms, name) for name in LINEAR})
+        return cls(**{name: getattr(forms, name) for name in LINEAR}, mean_above=getattr(forms, "mean_above", None))
 
     @classmethod
     def of_weights(cls, weights: Mapping[str, Tensor], genes: int) -> "Start":
@@ -55,6 +56,9 @@ class Start:
             **{"axes": (genes, k), "origin": (k,), "scales": (4,), "total_of_x": (k + 2,), "ridge": (genes, k + 2)},
             **{"total": (genes, k + 3), "loadings": (genes, j), "noise": (genes,), "gene_mean": (genes,)},
         }
+        if "linear.mean_above" in weights:
+            arrays["mean_above"] = weights["linear.mean_above"].double().numpy()
+            shapes["mean_above"] = (genes,)
         if {name: array.shape for name, array in arrays.items()} != shapes:
             message = "the linear baseline of the model does not fit its genes"
             raise ValueError(message)
@@ -67,8 +71,8 @@ class Start:
         return replace(self, ridge=ridge, total=total, loadings=np.zeros_like(self.loadings))
 
 
-LINEAR = tuple(field.name for field in fields(Start))
-"""The arrays of a linear baseline inside a model."""
+LINEAR = tuple(field.name for field in fields(Start) if field.name != "mean_above")
+"""The arrays of every linear baseline inside a model."""
 
 CROSS_FITTED = ("ridge", "total", "loadings", "noise")
 """Those that are fitted without a fold of the training cells."""
@@ -94,6 +98,7 @@ class Linear(nn.Module):
             setattr(self, name, nn.Parameter(tensor) if trained else nn.Buffer(tensor))
         for name in ("gene_mean", "origin", "noise", "total_of_x", "scales"):
             setattr(self, name, nn.Buffer(_float32(getattr(start, name))))
+        self.mean_above = None if start.mean_above is None else nn.Buffer(_float32(start.mean_above))
 
     def use(self, fitted: Mapping[str, Tensor]) -> None:
         """Take over the arrays of `CROSS_FITTED` from another fit."""
@@ -252,6 +257,10 @@ class Model(Trunk):
         if tokens.visible_only:
             # Nothing of the detection set may pass: the linear part is the gene mean, the cell is its visible values.
             mean = F.embedding(tokens.genes, self.linear.gene_mean[:, None])[:, 0]
+            if self.linear.mean_above is not None:
+                above = F.embedding(tokens.genes, self.linear.mean_above[:, None])[:, 0]
+                with_total = above + value_of_one_count(self.linear.log_total(log_total, None))[tokens.cell]
+                mean = torch.where(known[tokens.cell] > 0, with_total, mean)
             extras = torch.stack([torch.zeros_like(t), total, known, torch.ones_like(t), tokens.log_detected / 10], 1)
             rest = x.new_zeros(len(x), self.cell.in_features - extras.shape[1])
             return Expected(mean, self.linear.log_total(log_total, None), torch.cat([extras, rest], 1))

@@ -115,7 +115,9 @@ def cross_fits(run: Run, log: Callable[[str], None] = lambda _: None) -> CrossFi
     log("offset baselines: fitted without each fold of the training cells")
     training = training_cells(run, training_view(run.store, run.config))
     fold, fits = cross_fitted(training, offset_forms(run))
-    arrays = {name: np.stack([getattr(fit, name) for fit in fits]).astype(np.float32) for name in CROSS_FITTED}
+    stacked = {name: np.stack([getattr(fit, name) for fit in fits]) for name in CROSS_FITTED}
+    # In order: safetensors writes memory as it lies.
+    arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in stacked.items()}
     with replacing(path) as unfinished:
         save_file(arrays | {"fold": fold}, unfinished)
     return CrossFits(fold, arrays)
@@ -140,7 +142,8 @@ def _kept(run: Run) -> OffsetForms | None:
         return None
     shapes = {
         **{"axes": (g, f - 2), "origin": (f - 2,), "total_of_x": (f,), "scales": (4,), "chosen": (4,)},
-        **{name: (g,) for name in ("cells", "gene_mean", "deviation", "log_rate", "mean_count", "noise", "excess")},
+        **{name: (g,) for name in ("cells", "gene_mean", "mean_above", "deviation", "log_rate", "mean_count")},
+        **{"noise": (g,), "excess": (g,)},
         **{"ridge": (g, f), "total": (g, f + 1), "loadings": (g, j), "counts": (g, f + 1 + j)},
     }
     arrays = vars(forms)

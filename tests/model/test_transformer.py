@@ -202,3 +202,14 @@ def test_the_model_compiles_into_one_graph_whatever_the_batch(world):
             results.append([value.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
         for mine, theirs in zip(*results, strict=True):
             torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-5)
+
+
+def test_the_visible_context_starts_at_the_gene_above_a_single_count(world, starts):
+    store, vocabulary, _ = world
+    forms = starts["offset"][0]
+    for rate, known in ((0.3, False), (1.0, False), (1.0, True)):
+        batch = Packer(store, vocabulary, Hiding(rate), "visible", known_depth=known)(np.arange(300, 330))
+        got = predict(Model(ModelConfig(start="offset"), forms), batch)
+        np.testing.assert_allclose(got, forms.gene_start(batch), atol=1e-5)
+        if rate == 1.0 and not known:
+            np.testing.assert_allclose(got, forms.gene_mean[batch.genes[batch.targets]], atol=1e-5)

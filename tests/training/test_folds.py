@@ -6,13 +6,18 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 from sckit.config import EvalConfig, PretrainConfig
+from sckit.data.batch import Hiding, Packer
 from sckit.data.split import HELD_OUT, deal_by_size, split_cells
 from sckit.errors import ConfigError, DataError
 from sckit.evaluation.evaluate import evaluate
 from sckit.evaluation.kept import compare
+from sckit.model.offset_fit import cross_fitted
+from sckit.model.tokens import Tokens
+from sckit.training.baselines import cross_fits, offset_forms, training_cells, untrained_model
 from sckit.training.folders import find_run, find_runs
 from sckit.training.folds import pretrain_folds
 from sckit.training.pretrain import pretrain
@@ -177,3 +182,23 @@ def test_runs_that_cannot_be_compared_are_refused(folder, pooled, tmp_path):
     (others / "predictions" / "facts.json").write_text("[]")
     with pytest.raises(DataError, match="damaged"):
         compare(folder, others)
+
+
+@pytest.mark.parametrize("rate", [0.3, 1.0])
+def test_a_model_is_trained_on_the_baselines_that_left_its_cells_out(folder, rate):
+    """What is read from the folder gives, inside a model, what the fits without the fold predict."""
+    run = open_run(folder / "fold-0-seed-0")
+    kept, forms, training = cross_fits(run), offset_forms(run), training_cells(run, run.store)
+    fold, fits = cross_fitted(training, forms)
+    np.testing.assert_array_equal(kept.fold, fold)
+    model = untrained_model(run, 0)
+    for number, fit in enumerate(fits):
+        np.testing.assert_array_equal(fit.axes, forms.axes)
+        batch = Packer(run.store, run.vocabulary, Hiding(rate))(training.cells[fold == number][:10])
+        model.linear.use(kept.of(number))
+        with torch.inference_mode():
+            predicted = model.values(Tokens.of(batch, torch.device("cpu")))
+        np.testing.assert_allclose(predicted, fit.value_ridge(batch, fit.of_cells(batch)), atol=2e-5)
+    (run.path / "cross_fits.safetensors").unlink()
+    again = cross_fits(run)
+    assert all(np.array_equal(again.arrays[name], array) for name, array in kept.arrays.items())
