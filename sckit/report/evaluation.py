@@ -110,9 +110,11 @@ def verdicts(evaluation: Evaluation) -> list[str]:
     models = at(evaluation.table, predictor="model")
     lines = [_model_line(row) for row in at(models, context="detected").itertuples()]
     for row in at(models, context="visible", rate=1.0).itertuples():
+        left = "only the gene is left, so that this has to be 0: it checks the code and is no result"
+        if row.known_depth:
+            left = "the gene and the total are left: this is what the normaliser alone gives"
         lines.append(
-            f"{_where(row)}: the context visible has R² {number(row.r2_gene_mean)}; with every value hidden only the "
-            "gene is left, so that this has to be 0: it checks the code and is no result"
+            f"{_where(row)}: the context visible has R² {number(row.r2_gene_mean)}; with every value hidden {left}"
         )
     for row in evaluation.detection_adds:
         gain = with_interval(row["r2_gene_mean"], *row["ci"], digits=4, signed=True)
