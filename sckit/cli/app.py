@@ -161,10 +161,11 @@ def pretrain(
     if given.keys() & {"epochs", "steps", "minutes"}:  # a budget given here replaces the file's
         given = {"epochs": None, "steps": None, "minutes": None} | given
     settings, reading = read_configs(config, given, PretrainConfig, ReadingConfig)
-    from sckit.training.folds import holds_folds, pretrain_folds
+    from sckit.training.folders import find_folds
+    from sckit.training.folds import pretrain_folds
     from sckit.training.pretrain import pretrain as run_pretraining
 
-    several = holds_folds(resume, runs) if resume else settings.folds is not None
+    several = find_folds(resume, runs) is not None if resume else settings.folds is not None
     with Bar() as bar:
         start = pretrain_folds if several else run_pretraining
         done = start(

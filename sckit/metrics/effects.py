@@ -22,7 +22,7 @@ WORST_R2 = -1.0
 
 _FEW_TOP, _MOST_TOP = 5, 50
 _BLOCK = 4_000_000  # entries worked on at a time, so that memory does not grow with the number of units
-_ROUNDING = 1e-12  # of a sum of squares; what is smaller beside it is the arithmetic's own
+_ROUNDING = 1e-12  # of a sum of squares; what is smaller by this factor is rounding
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """The linear baselines in count space of a run: fitted once, and kept in its folder."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -54,11 +55,7 @@ def offset_forms(
         training_cells(run, training_view(run.store, run.config)), components=components, penalty=penalty, log=log
     )
     if chosen:
-        with (
-            suppress(OSError),
-            replacing(run.path / OFFSET_FORMS) as unfinished,
-        ):  # a run may lie where nothing can be written
-            save_file({name: np.ascontiguousarray(array) for name, array in vars(forms).items()}, unfinished, _VERSION)
+        _keep(run.path / OFFSET_FORMS, vars(forms))
     return forms
 
 
@@ -106,20 +103,14 @@ class CrossFits:
 
 def cross_fits(run: Run, log: Callable[[str], None] = lambda _: None) -> CrossFits:
     """Return the baselines of a run's training cells by folds; they are kept in its folder for the next time."""
-    path = run.path / CROSS_FITS
-    with suppress(OSError, SafetensorError, KeyError):
-        kept = load_file(path)
-        fold = kept.pop("fold")
-        if len(fold) == len(run.cells(TRAIN)) and sorted(kept) == sorted(CROSS_FITTED):
-            return CrossFits(fold, kept)
+    forms = offset_forms(run)
+    if (kept := _kept_cross_fits(run, forms)) is not None:
+        return kept
     log("offset baselines: fitted without each fold of the training cells")
     training = training_cells(run, training_view(run.store, run.config))
-    fold, fits = cross_fitted(training, offset_forms(run))
-    stacked = {name: np.stack([getattr(fit, name) for fit in fits]) for name in CROSS_FITTED}
-    # In order: safetensors writes memory as it lies.
-    arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in stacked.items()}
-    with replacing(path) as unfinished:
-        save_file(arrays | {"fold": fold}, unfinished)
+    fold, fits = cross_fitted(training, forms)
+    arrays = {name: np.stack([getattr(fit, name) for fit in fits]).astype(np.float32) for name in CROSS_FITTED}
+    _keep(run.path / CROSS_FITS, arrays | {"fold": fold})
     return CrossFits(fold, arrays)
 
 
@@ -130,13 +121,39 @@ def refit_offset_forms(run: Run, view: CountsView, like: OffsetForms, log: Calla
     return fit_offset_forms(training_cells(run, view), penalty=penalty, count_penalty=count_penalty, log=log, **sizes)
 
 
+def _keep(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays of today's version into a run's folder, if it lies where something can be written."""
+    with suppress(OSError), replacing(path) as unfinished:
+        # In order: safetensors writes memory as it lies.
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, unfinished, _VERSION)
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    """Read arrays of today's version. Raises OSError or SafetensorError where there are none."""
+    with safe_open(path, "np") as file:
+        if file.metadata() != _VERSION:
+            raise OSError(f"{path} is of another version")
+    return load_file(path)
+
+
+def _kept_cross_fits(run: Run, forms: OffsetForms) -> CrossFits | None:
+    """Read the fits without a fold in the run's folder; None where there are none that fit the run."""
+    with suppress(OSError, SafetensorError, KeyError):
+        arrays = _read(run.path / CROSS_FITS)
+        fold = arrays.pop("fold")
+        folds = len(arrays["noise"])
+        shapes = {name: (folds, *getattr(forms, name).shape) for name in CROSS_FITTED}
+        whole = fold.shape == run.cells(TRAIN).shape and np.isin(fold, np.arange(folds)).all()
+        finite = all(np.isfinite(array).all() for array in arrays.values())
+        if whole and finite and {name: array.shape for name, array in arrays.items()} == shapes:
+            return CrossFits(fold, arrays)
+    return None
+
+
 def _kept(run: Run) -> OffsetForms | None:
     """Read the baselines in the run's folder; None where there are none that fit the run."""
     try:
-        with safe_open(run.path / OFFSET_FORMS, "np") as file:
-            if file.metadata() != _VERSION:
-                return None
-        forms = OffsetForms(**load_file(run.path / OFFSET_FORMS))
+        forms = OffsetForms(**_read(run.path / OFFSET_FORMS))
         g, f, j = len(run.genes), 2 + forms.axes.shape[1], forms.loadings.shape[1]
     except (OSError, SafetensorError, TypeError, IndexError):
         return None

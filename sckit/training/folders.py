@@ -51,27 +51,17 @@ def find_run(path: Path | str | None, root: Path) -> Path:
         if not chosen.exists():
             raise ConfigError(f"there is no run in {root} yet; make one with `sckit pretrain`, or name its folder.")
         path = chosen.resolve()
-    for chosen in (Path(path), root / path):
-        if (chosen / "config.toml").is_file():
-            return chosen.resolve()
-    if any((each / FOLDS).is_file() for each in (Path(path), root / path)):
+    found = _with_file("config.toml", path, root)
+    if found is None and find_folds(path, root) is not None:
         raise ConfigError(f"{path} holds a run for each fold; name one of them, such as {path}/fold-0-seed-0.")
-    raise ConfigError(f"{path} is not a run: no config.toml in it; name a folder that `sckit pretrain` made.")
+    if found is None:
+        raise ConfigError(f"{path} is not a run: no config.toml in it; name a folder that `sckit pretrain` made.")
+    return found
 
 
-def folder_of(path: Path | str | None, root: Path) -> Path:
-    """Find the folder of a run, or the one that holds the runs of several folds, by path or name."""
-    found = find_runs(path, root)
-    return found[0][0].parent if len(found) > 1 else found[0][0]
-
-
-def find_folds(path: Path | str | None, root: Path) -> Path:
-    """Find the folder that holds the runs of several folds, as `find_run` finds a run."""
-    places = [root / "latest"] if path is None else [Path(path), root / path]
-    folder = next((each.resolve() for each in places if (each / FOLDS).is_file()), None)
-    if folder is None:
-        raise ConfigError(f"{path} does not hold runs of several folds; name a folder that --folds made.")
-    return folder
+def find_folds(path: Path | str | None, root: Path) -> Path | None:
+    """Find the folder that holds the runs of several folds, as `find_run` finds a run; None where it is none."""
+    return _with_file(FOLDS, root / "latest" if path is None else path, root)
 
 
 def find_runs(path: Path | str | None, root: Path) -> list[list[Path]]:
@@ -79,10 +69,9 @@ def find_runs(path: Path | str | None, root: Path) -> list[list[Path]]:
 
     Raises ConfigError where there is none, and DataError where a fold is not trained yet.
     """
-    places = [root / "latest"] if path is None else [Path(path), root / path]
-    if not any((each / FOLDS).is_file() for each in places):
-        return [[find_run(path, root)]]
     folder = find_folds(path, root)
+    if folder is None:
+        return [[find_run(path, root)]]
     config = read_toml(PretrainConfig, folder / FOLDS)
     assert config.folds is not None
     runs = [[fold_folder(folder, fold, seed) for seed in range(config.seeds)] for fold in range(config.folds)]
@@ -92,6 +81,16 @@ def find_runs(path: Path | str | None, root: Path) -> list[list[Path]]:
     return runs
 
 
+def folder_of(path: Path | str | None, root: Path) -> Path:
+    """Find the folder of a run, or the one that holds the runs of several folds, by path or name."""
+    return find_folds(path, root) or find_run(path, root)
+
+
 def fold_folder(folder: Path, fold: int, seed: int) -> Path:
     """Return the folder of one of the runs that `--folds` makes."""
     return folder / f"fold-{fold}-seed-{seed}"
+
+
+def _with_file(name: str, path: Path | str, root: Path) -> Path | None:
+    """Return the folder that a path, or a name below the root, means; None unless it holds a file of that name."""
+    return next((each.resolve() for each in (Path(path), root / path) if (each / name).is_file()), None)

@@ -30,11 +30,6 @@ class PretrainedFolds:
         return {"run": str(self.run), "wall_s": seconds, "networks": [each.document() for each in self.networks]}
 
 
-def holds_folds(path: str | Path, root: Path) -> bool:
-    """Say whether a path or name is a folder that `--folds` made."""
-    return any((each / FOLDS).is_file() for each in (Path(path), root / path))
-
-
 def pretrain_folds(
     data: str | Path | Sequence[str | Path] | None = None,
     config: PretrainConfig | None = None,
@@ -52,29 +47,31 @@ def pretrain_folds(
     """
     if resume is not None:
         folder = find_folds(resume, Path(runs))
+        if folder is None:
+            raise ConfigError(f"{resume} does not hold runs of several folds; name a folder that --folds made.")
         config = read_toml(PretrainConfig, folder / FOLDS)
         if not (fold_folder(folder, 0, 0) / "data.json").is_file():
             raise DataError(f"{folder} did not get as far as training; train again.")
         store = open_run(fold_folder(folder, 0, 0)).store
     else:
         config = config or PretrainConfig(folds=5)
+        if config.folds is None:
+            message = "the config does not say how many folds there are; set folds, or call pretrain."
+            raise ConfigError(message)
         choose_compute(config.device, config.engine)  # refuse before the work
         folder = new_folder(name, Path(runs))
         try:
             write_text(folder / FOLDS, to_toml(config))
             store = open_data(folder, data, reading or ReadingConfig(), on_event)
-            _start(folder, store, config, on_event)
+            _start(folder, store, replace(config, fold=0), on_event)
         except BaseException:
             shutil.rmtree(folder)  # nothing was trained
             raise
-    if config.folds is None:
-        raise ConfigError(f"{folder / FOLDS} does not say how many folds there are.")
-    done = []
-    for number in range(config.folds * config.seeds):
+    assert config.folds is not None
+    done, count = [], config.folds * config.seeds
+    for number in range(count):
         own = replace(config, fold=number // config.seeds, replica=number % config.seeds)
-        on_event(
-            "note", {"text": f"fold {own.fold}, seed {own.replica}: run {number + 1} of {config.folds * config.seeds}"}
-        )
+        on_event("note", {"text": f"fold {own.fold}, seed {own.replica}: run {number + 1} of {count}"})
         done.append(train(_start(folder, store, own, on_event), on_event))
     point_latest(folder)
     return PretrainedFolds(folder, done)
@@ -82,15 +79,15 @@ def pretrain_folds(
 
 def _start(folder: Path, store: Store, config: PretrainConfig, on_event: Callable) -> Path:
     """Return the folder of one run, prepared if it is not yet; later seeds take over what the first one fitted."""
-    fold, replica = config.fold or 0, config.replica
-    path = fold_folder(folder, fold, replica)
+    assert config.fold is not None
+    path = fold_folder(folder, config.fold, config.replica)
     if (path / "data.json").is_file():
         return path
     if path.exists():  # an earlier process ended while it prepared the run
         shutil.rmtree(path)
-    create_run(replace(config, fold=fold), path.name, folder)
-    if replica:
-        copy_setting(path, fold_folder(folder, fold, 0))
+    create_run(config, path.name, folder)
+    if config.replica:
+        copy_setting(path, fold_folder(folder, config.fold, 0))
     else:
-        prepare_run(path, store, replace(config, fold=fold), on_event)
+        prepare_run(path, store, config, on_event)
     return path

@@ -127,9 +127,9 @@ class _Trainer:
         self.offsets = offset_forms(run)
         self.model = untrained_model(run, self.config.training_seed).to(compute.device)
         self.model.engine = compute.engine
-        self.whole = {name: getattr(self.model.linear, name).detach().clone() for name in CROSS_FITTED}
         self.fits = cross_fits(run) if self.model.config.start == "offset" else None
         if self.fits is not None:
+            self.whole = {name: getattr(self.model.linear, name).clone() for name in CROSS_FITTED}
             self.folds = [self.fits.of(number, compute.device) for number in range(len(self.fits.arrays["noise"]))]
         self.optimiser = make_optimiser(self.model, self.config)
         self.at = _Progress()

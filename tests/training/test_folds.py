@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save
 
 from sckit.config import EvalConfig, PretrainConfig
 from sckit.data.batch import Hiding, Packer
@@ -17,7 +17,7 @@ from sckit.evaluation.evaluate import evaluate
 from sckit.evaluation.kept import compare
 from sckit.model.offset_fit import cross_fitted
 from sckit.model.tokens import Tokens
-from sckit.training.baselines import cross_fits, offset_forms, training_cells, untrained_model
+from sckit.training.baselines import _VERSION, cross_fits, offset_forms, training_cells, untrained_model
 from sckit.training.folders import find_run, find_runs
 from sckit.training.folds import pretrain_folds
 from sckit.training.pretrain import pretrain
@@ -140,6 +140,12 @@ def test_a_decomposition_of_several_runs_is_refused(folder):
         evaluate(folder, EvalConfig(masks=(0.15,), decompose=True))
 
 
+def test_folds_without_a_number_of_folds_leave_no_folder(simulated, tmp_path):
+    with pytest.raises(ConfigError, match="how many folds"):
+        pretrain_folds(simulated.path, PretrainConfig(**SMALL), runs=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_python_function_for_one_run_names_the_one_for_folds(simulated, tmp_path):
     with pytest.raises(ConfigError, match="pretrain_folds"):
         pretrain(simulated.path, PretrainConfig(folds=2, **SMALL), runs=tmp_path)
@@ -199,6 +205,11 @@ def test_a_model_is_trained_on_the_baselines_that_left_its_cells_out(folder, rat
         with torch.inference_mode():
             predicted = model.values(Tokens.of(batch, torch.device("cpu")))
         np.testing.assert_allclose(predicted, fit.value_ridge(batch, fit.of_cells(batch)), atol=2e-5)
-    (run.path / "cross_fits.safetensors").unlink()
-    again = cross_fits(run)
-    assert all(np.array_equal(again.arrays[name], array) for name, array in kept.arrays.items())
+    path = run.path / "cross_fits.safetensors"
+    whole = path.read_bytes()
+    scrambled = {name: np.ascontiguousarray(array[:, ::2]) for name, array in kept.arrays.items()} | {"fold": fold}
+    for damaged in (b"", whole[:300], save(scrambled, _VERSION), save(kept.arrays | {"fold": fold}), None):
+        path.unlink() if damaged is None else path.write_bytes(damaged)
+        again = cross_fits(run)
+        assert all(np.array_equal(again.arrays[name], array) for name, array in kept.arrays.items())
+        assert path.read_bytes() == whole
