@@ -203,7 +203,7 @@ def fit_visible(training: TrainingCells, forms: OffsetForms, rate: float, max_ge
     """Fit the row "visible offset ridge" for a mask rate below 1.
 
     A seeded draw hides values of the training cells. Every entry is predicted from the visible tokens of its cell other
-    than itself.
+    than itself. Where these do not give the total away, it is guessed from them.
     """
     packer = Packer(
         training.view, training.vocabulary, Hiding(rate, training.seed, epoch=1), known_depth=True, max_genes=max_genes
@@ -211,9 +211,12 @@ def fit_visible(training: TrainingCells, forms: OffsetForms, rate: float, max_ge
     size = forms.axes.shape[1] + 3
     packed, sums = np.zeros((len(forms.axes), size * (size + 1) // 2)), np.zeros((len(forms.axes), 1, size))
     unfitted = VisibleForm(forms, rate, _UNUSED)
+    full = (unfitted.of_tokens(packer(part))[0].full for part in in_blocks(training.pool(), BLOCK_CELLS))
+    total_of_x = _total_of_x(_added([part.T @ part for part in full]), size - 3)
+    unfitted = replace(unfitted, forms=replace(forms, total_of_x=total_of_x))
     for part in in_blocks(training.cells, BLOCK_CELLS):
         batch = packer(part)
-        cells, own = unfitted.of_tokens(batch, batch.log_total)
+        cells, own = unfitted.of_tokens(batch)
         values = batch.values.astype(np.float64)
         values[batch.targets] = batch.truth
         order, indptr = by_gene(batch.genes, len(forms.axes))

@@ -163,11 +163,11 @@ class OffsetForms(CellFeatures):
 class VisibleForm:
     """The row "visible offset ridge" at one mask rate: nothing of a hidden token passes but its gene."""
 
-    forms: OffsetForms
+    forms: OffsetForms  # whose guess of the total is that from the visible tokens
     rate: float
     coefficients: np.ndarray  # [G, F + 1], on (x, t) of the visible tokens
 
-    def of_tokens(self, batch: Batch, log_total: np.ndarray) -> tuple[OfCells, np.ndarray]:
+    def of_tokens(self, batch: Batch) -> tuple[OfCells, np.ndarray]:
         """Return what the visible tokens say of each cell, and the components that a visible token itself adds [T, K].
 
         Sums over visible tokens stand for sums over all, so they are divided by the share that is visible.
@@ -178,11 +178,11 @@ class VisibleForm:
         n_visible = np.bincount(batch.cell_of_token, visible, minlength=len(batch.cells))
         x = forms.x_of(detected, n_visible / share)
         own = forms.axes[batch.genes] * (visible / share)[:, None]
-        return forms.guessed(x, forms.standard_total(log_total), log_total), own
+        return forms.guessed(x, forms.standard_total(batch.log_total), batch.log_total), own
 
     def predict(self, batch: Batch) -> np.ndarray:
         """Predict the values of the batch's targets, float64 [M]."""
-        cells, own = self.of_tokens(batch, batch.log_total)
+        cells, own = self.of_tokens(batch)
         cell = batch.cell_of_token
         above = entry_dot(self.coefficients, batch.genes, cells.full, cell)
         above -= (self.coefficients[batch.genes, 2:-1] * own).sum(1)

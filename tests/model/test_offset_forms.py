@@ -120,13 +120,23 @@ def test_the_visible_row_does_not_see_which_genes_are_hidden(world, forms, visib
 def test_the_visible_row_predicts_a_training_entry_without_itself(world, forms, visible):
     """Visible tokens get the residuals that hidden ones would, so that their own detection may not count."""
     batch = pack(world, 0.3, known_depth=True)
-    cells, own = visible.of_tokens(batch, batch.log_total)
+    cells, own = visible.of_tokens(batch)
     token = np.flatnonzero(~batch.hidden)[5]
     cell = batch.cell_of_token[token]
     mine = np.arange(batch.offsets[cell], batch.offsets[cell + 1])
     others = mine[~batch.hidden[mine] & (mine != token)]
     without = forms.axes[batch.genes[others]].sum(0) / 0.7 - forms.origin
     np.testing.assert_allclose(cells.x[cell, 2:] - own[token], without, atol=1e-10)
+
+
+def test_the_visible_row_guesses_an_unknown_total_from_visible_tokens(world, forms):
+    """A guess that was made for all detected genes is far off where few of them are visible."""
+    batch = pack(world, 0.98)
+    assert np.isnan(batch.log_total).all()
+    few = fit_visible(training(world), forms, 0.98, 4096)
+    totals = np.log(world.view.totals(batch.cells))
+    assert np.abs(few.of_tokens(batch)[0].guess - totals).mean() < 1.2 * np.abs(totals - totals.mean()).mean()
+    assert r2(batch, few.predict(batch), forms.gene_mean) > 0
 
 
 def test_rows_are_equal_where_they_know_the_same(world, forms):
