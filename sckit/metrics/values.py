@@ -233,7 +233,7 @@ class Scores:
 
     def _resample(self, name: str, groups: np.ndarray | None) -> tuple[Resampling, _CellSums]:
         """Sums of a predictor over bootstrap draws, [bootstraps] each; all share the draws, so that they pair."""
-        if self._drawn is None or groups is not self._drawn[0]:
+        if self._drawn is None or groups is not self._drawn[0] or name not in self._drawn[2]:
             rule = resampling(groups, len(self.cells))
             parts = {name: np.concatenate(part) for name, part in self._parts.items()}
             self._drawn = groups, rule, rule.resample(parts, np.random.default_rng(self._seed), self._bootstraps)
