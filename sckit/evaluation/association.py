@@ -40,7 +40,8 @@ ASSOCIATION_ROWS = (
 )  # fmt: skip
 """The linear rows among them."""
 
-_WITH_OFFSETS = ("detection + total offset ridge", BASE, "count regression", "model/detected")
+_WITH_OFFSETS = ("detection + total offset ridge", BASE, "count regression")
+_MODELS = "model/detected"  # and, where there are several seeds, their numbers behind it
 _WORDS = {
     GROUP_OFFSETS: "group offsets",
     NEIGHBOURS + OTHER_GROUPS: "neighbours of other groups",
@@ -113,7 +114,7 @@ class Association:
             one, shift = self._forms.of_cells(batch).one[batch.target_cells], self._shift(batch, offsets)
             found: Rows = {}
             if offsets is not None:
-                for name in (name for name in _WITH_OFFSETS if name in rows):
+                for name in (name for name in rows if name in _WITH_OFFSETS or name.startswith(_MODELS)):
                     row, _, context = name.partition("/")
                     found[row + GROUP_OFFSETS + (f"/{context}" if context else "")] = _above(rows[name], shift, one)
             for name, features in self._features(batch, searches).items():

@@ -185,8 +185,8 @@ class _Evaluator:
     def _rows(self, scores: Scores, errors: Errors, rate: float, target: str) -> Iterator[dict[str, Any]]:
         """Yield the table rows of one rate and target: baselines, the replicate, and the model in each context."""
         groups, fold = self._groups(scores), self.folds[0]
-        for context in self.config.contexts if len(fold.models) > 1 else ():
-            scores.average(f"model/{context}", fold.model_rows(context))
+        for name in [name.removesuffix("/0") for name in scores.predictors if name.endswith("/0")]:
+            scores.average(name, [f"{name}/{seed}" for seed in range(len(fold.models))])
         order = [name for name in (*BASELINES, CALIBRATED, TREES, "replicate") if name in scores.predictors]
         for name in order + [name for name in scores.predictors if name.startswith("model")]:
             predictor, _, context = name.partition("/")

@@ -140,7 +140,7 @@ def test_rows_with_other_cells_are_scored_over_folds_without_groups(simulated, t
     several = pretrain_folds(simulated.path, PretrainConfig(folds=2, seeds=2, **SMALL), runs=tmp_path).run
     config = EvalConfig(masks=(0.5,), neighbours=3, offset_group="dataset", bootstraps=20, engine="reference")
     predictors = [row["predictor"] for row in evaluate(several, config).rows]
-    assert {"model", "value offset ridge + neighbours"} <= set(predictors)
+    assert {"model", "model + group offsets", "value offset ridge + neighbours"} <= set(predictors)
 
 
 def test_a_decomposition_of_several_runs_is_refused(folder):
