@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 
 from sckit.data.batch import Batch
 from sckit.data.labels import group_values
-from sckit.data.store import open_store
-from sckit.errors import DataError
+from sckit.data.store import Store, open_store
+from sckit.errors import DataError, said
 from sckit.files import matches, replacing_folder, to_json, write_json
 from sckit.metrics.values import Scores, resampling
 
@@ -108,14 +108,12 @@ def compare(
         raise DataError(
             f"{run} and {other} have no target and mask rate in common; evaluate both with the same --mask."
         )
-    column = group or facts["group"]
-    groups = group_values(open_store(Path(facts["store_path"])).obs, column) if column else None
+    column = group or facts.get("group")
+    groups = group_values(_store(facts, run).obs, column) if column else None
     rows, rule, alike = [], None, set()
     for name in common:
         target, _, rate = name.partition("-")
-        scores = _scores(
-            pd.read_parquet(tables[name]), pd.read_parquet(_folder(other) / f"{name}.parquet"), seed, bootstraps
-        )
+        scores = _scores(_table(tables[name]), _table(_folder(other) / f"{name}.parquet"), seed, bootstraps)
         of_cells = None if groups is None else groups[scores.cells]
         rule = resampling(of_cells, len(scores.cells))
         for row in dict.fromkeys(each.removeprefix("A ") for each in scores.predictors if each.startswith("A ")):
@@ -129,7 +127,11 @@ def compare(
                 | {"r2": scores.r2(f"A {row}"), "r2_other": scores.r2(f"B {row}")}
                 | {"difference": difference["r2_gene_mean"], "low": low, "high": high}
             )
-    assert rule is not None
+    if rule is None or not rows:
+        raise DataError(
+            f"{run} and {other} have no row that differs; evaluate both with the same --context, so that both have the "
+            "model."
+        )
     notes = [f"the same in both, and left out: {', '.join(sorted(alike))}"] if alike else []
     return Comparison(pd.DataFrame(rows), [*notes, rule.sentence("cells", "cells" if groups is None else "groups")])
 
@@ -151,25 +153,55 @@ def _facts(run: Path) -> dict[str, Any]:
     return facts
 
 
+def _store(facts: dict[str, Any], run: Path) -> Store:
+    try:
+        return open_store(Path(facts["store_path"]))
+    except DataError as error:
+        raise DataError(
+            f"the labels of the cells of {run} are not where they were when it was evaluated ({said(error)}); evaluate "
+            "it again with --keep-predictions."
+        ) from error
+
+
+def _table(path: Path) -> pd.DataFrame:
+    """Read a table of predictions."""
+    try:
+        table = pd.read_parquet(path)
+        if not {*_KEYS, "gene mean", "gene mean + depth"} <= {*table}:
+            msg = "columns are missing"
+            raise ValueError(msg)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise DataError(f"{path} is damaged ({said(error)}); evaluate again with --keep-predictions.") from error
+    return table
+
+
 def _scores(one: pd.DataFrame, two: pd.DataFrame, seed: int, bootstraps: int) -> Scores:
     """Score the rows that both tables have, on the entries that both have, as "A row" and "B row"."""
-    entries = one.merge(two, on=["cell", "gene"], suffixes=("", " of B"), validate="one_to_one")
+    tables = {"A": one, "B": two}
+    both = [t.rename(columns=lambda c, n=n: c if c in ("cell", "gene") else f"{n} {c}") for n, t in tables.items()]
+    entries = both[0].merge(both[1], on=["cell", "gene"], validate="one_to_one")
     if entries.empty:
         message = "the two evaluations have no scored value in common; evaluate both with the same held-out cells."
         raise DataError(message)
-    scores = Scores(int(entries["gene"].max()) + 1, seed=seed, bootstraps=bootstraps)
-    rows = [name for name in one.columns if name in two.columns and name not in _KEYS]
     arrays = {name: entries[name].to_numpy() for name in entries.columns}
-    for fold in np.unique(arrays["fold"]):
-        part = {name: array[arrays["fold"] == fold] for name, array in arrays.items()}
+    if not np.array_equal(arrays["A truth"], arrays["B truth"]):
+        message = "the two evaluations scored other values of the same entries; evaluate both with the same --halving."
+        raise DataError(message)
+    scores = Scores(int(entries["gene"].max()) + 1, seed=seed, bootstraps=bootstraps)
+    common = {_row(name) for name in one.columns} & {_row(name) for name in two.columns} - {*_KEYS}
+    rows = [name for name in entries.columns if _row(name[2:]) in common]
+    for fold in np.unique(arrays["A fold"]):
+        part = {name: array[arrays["A fold"] == fold] for name, array in arrays.items()}
         cells, cell = np.unique(part["cell"], return_inverse=True)
-        predicted = {name: part[name].astype(np.float64) for name in ("gene mean", "gene mean + depth")}
-        for row in rows:
-            of_both = {f"A {row}": part[row], f"B {row}": part[f"{row} of B"]}
-            predicted |= {name: values.astype(np.float64) for name, values in of_both.items()}
-        scores.add_entries(cells, cell, part["gene"], part["truth"], predicted, fold=int(fold))
-    for name in [each for each in scores.predictors if each.count("/") == 2]:  # a network of several seeds
-        averaged = name.rpartition("/")[0]
-        if averaged not in scores.predictors:
-            scores.average(averaged, [each for each in scores.predictors if each.startswith(f"{averaged}/")])
+        predicted = {name: part[f"A {name}"].astype(np.float64) for name in ("gene mean", "gene mean + depth")}
+        predicted |= {name: part[name].astype(np.float64) for name in rows}
+        scores.add_entries(cells, cell, part["gene"], part["A truth"], predicted, fold=int(fold))
+    for name in dict.fromkeys(map(_row, rows)):
+        if name not in rows:
+            scores.average(name, [each for each in rows if _row(each) == name])
     return scores
+
+
+def _row(name: str) -> str:
+    """Return the row that a column is a part of: that of one of several networks ends with the number of its seed."""
+    return name.rpartition("/")[0] if name.count("/") == 2 else name

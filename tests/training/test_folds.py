@@ -198,6 +198,43 @@ def test_runs_that_cannot_be_compared_are_refused(folder, pooled, tmp_path):
         compare(folder, others)
 
 
+def test_runs_of_other_numbers_of_seeds_are_compared_by_the_mean_of_each(folder, pooled, tmp_path):
+    """A run of one seed has a column without a number."""
+    single = shutil.copytree(folder / "eval", tmp_path / "single")
+    for path in (single / "predictions").glob("*.parquet"):
+        table = pd.read_parquet(path).rename(columns={"model/detected/1": "model/detected"})
+        table.drop(columns="model/detected/0").to_parquet(path)
+    found, back = compare(folder, single).table, compare(single, folder).table
+    assert set(found["row"]) == {"model/detected"}
+    np.testing.assert_allclose(found["difference"], -back["difference"], atol=1e-12)
+    wanted = [r["r2_gene_mean"] for r in pooled.rows if r["predictor"] == "model"]
+    np.testing.assert_allclose(found["r2"], wanted, atol=1e-6)
+    for path in (single / "predictions").glob("*.parquet"):
+        pd.read_parquet(path).drop(columns="model/detected").to_parquet(path)
+    with pytest.raises(DataError, match="--context"):
+        compare(folder, single)
+
+
+def test_other_and_damaged_predictions_are_refused(folder, pooled, tmp_path):
+    copy = shutil.copytree(folder / "eval", tmp_path / "copy")
+    path = copy / "predictions" / "full-0.5.parquet"
+    whole, table = path.read_bytes(), pd.read_parquet(path)
+    for content in (whole[: len(whole) // 2], b""):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match="damaged"):
+            compare(copy, folder)
+    table.drop(columns="truth").to_parquet(path)
+    with pytest.raises(DataError, match="damaged"):
+        compare(folder, copy)
+    table.assign(truth=table["truth"] + 1).to_parquet(path)
+    with pytest.raises(DataError, match="--halving"):
+        compare(folder, copy)
+    facts = copy / "predictions" / "facts.json"
+    facts.write_text(json.dumps(json.loads(facts.read_text()) | {"store_path": str(tmp_path / "moved")}))
+    with pytest.raises(DataError, match="again with --keep-predictions"):
+        compare(copy, folder)
+
+
 @pytest.mark.parametrize("rate", [0.3, 1.0])
 def test_a_model_is_trained_on_the_baselines_that_left_its_cells_out(folder, rate):
     """What is read from the folder gives, inside a model, what the fits without the fold predict."""
