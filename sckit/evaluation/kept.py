@@ -44,7 +44,7 @@ class Keeper:
         fold: int,
     ) -> None:
         """Add a batch: predictions [M] by row; numbers: [G], the gene of the store that each gene of the batch is."""
-        size, name = len(batch.truth), f"{target}-{rate:g}"
+        size, name = len(batch.truth), f"{target}-{rate:.15g}"
         if name not in self._writers:
             schema = pa.schema(list((_KEYS | dict.fromkeys(predicted, pa.float32())).items()))
             self._writers[name] = pq.ParquetWriter(self._folder / f"{name}.parquet", schema)

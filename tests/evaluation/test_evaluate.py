@@ -54,6 +54,13 @@ def pick(evaluation, predictor, rate=1.0, target="full", context=None):
     return row
 
 
+def test_predictions_of_nearly_equal_mask_rates_are_kept_apart(run, tmp_path):
+    masks = (0.15, 0.9999999, 1.0)
+    evaluate(run, EvalConfig(masks=masks, bootstraps=2, engine="reference"), keep=tmp_path / "kept")
+    found = sorted(path.stem for path in (tmp_path / "kept").glob("*.parquet"))
+    assert found == ["full-0.15", "full-0.9999999", "full-1"]
+
+
 def test_the_document_has_the_fixed_shape(evaluation, run):
     document = json.loads(json.dumps(evaluation.document()))
     assert document["command"] == "eval"
