@@ -58,6 +58,6 @@ def _validation_line(row: dict[str, Any]) -> str:
     """One line per epoch: the model and the linear baselines on the validation cells."""
     names = ("gene mean + depth", "detection ridge", "value offset ridge")
     baselines = ", ".join(f"{name} {row[f'r2 {name}']:.4f}" for name in names)
-    where = f"epoch {row['epoch']:.2f} step {row['step']}: {row['rate']:.0%} hidden"
+    where = f"epoch {row['epoch']:.2f} step {row['step']}: {100 * row['rate']:.4g}% hidden"
     model = f"model R² {row['r2_gene_mean']:.4f} (pooled r {row['pooled_r'] or float('nan'):.3f})"
     return f"{where}: {model}; gene mean 0, {baselines}{' *' if row['better'] else ''}"

@@ -100,7 +100,7 @@ class _Evaluator:
             if rate < 1:
                 more = scores.difference("value offset ridge", "visible offset ridge", self._groups(scores))
                 adds.append({"rate": rate, "target": target} | more)
-            others += [f"{rate:.0%} hidden, {target} depth: {sentence}" for sentence in pooled.said]
+            others += [f"{100 * rate:.4g}% hidden, {target} depth: {sentence}" for sentence in pooled.said]
         order = {rate: i for i, rate in enumerate(self.config.masks)}
         rows.sort(key=lambda row: (row["target"] != "full", order[row["rate"]]))
         ends = {name: float for name in rows[0] if name.endswith(("_low", "_high"))}  # None where there is no interval

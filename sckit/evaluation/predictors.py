@@ -157,7 +157,7 @@ class Setting:
 
     def _trees(self, fitted: Fitted, rate: float) -> Trees:
         """Fit the row with trees on the training cells, with as many draws of what is hidden as fill them."""
-        self.log(f"fitting trees at {rate:.0%} hidden")
+        self.log(f"fitting trees at {100 * rate:.4g}% hidden")
 
         def packers(draw: int) -> Packer:
             return self.packer(fitted.view, rate, scored=rate == 1.0, epoch=draw + 1)

@@ -16,7 +16,7 @@ def print_comparison(found: Comparison, names: tuple[Path, Path], console: Conso
     """Print one table for each target and rate, with a verdict for each row that differs."""
     for target, rate in dict.fromkeys(found.table[["target", "rate"]].itertuples(index=False, name=None)):
         rows = at(found.table, target=target, rate=rate)
-        title = f"{rate:.0%} of the values hidden, {target} depth, {rows['entries'].iloc[0]:,} entries in both"
+        title = f"{100 * rate:.4g}% of the values hidden, {target} depth, {rows['entries'].iloc[0]:,} entries in both"
         table = titled_table(title, "row", f"R² {names[0].name}", f"R² {names[1].name}", "difference [95 %]", "verdict")
         for row in rows.itertuples():
             said = verdict([row.low, row.high], MARGIN)

@@ -43,7 +43,7 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
         rows = at(evaluation.table, target=target, rate=rate)
         depth = "full depth" if target == "full" else "half of the molecules"
         known = ", exact total known" if rows["known_depth"].any() else ""
-        title = f"{rate:.0%} of the values hidden, target at {depth}{known}"
+        title = f"{100 * rate:.4g}% of the values hidden, target at {depth}{known}"
         tables.append(titled_table(title, *(_MORE if wide else _CORE)))
         for row in rows.itertuples():
             tables[-1].add_row(*(_wide_cells(row) if wide else _core_cells(row)))
@@ -119,14 +119,14 @@ def verdicts(evaluation: Evaluation) -> list[str]:
     for row in evaluation.detection_adds:
         gain = with_interval(row["r2_gene_mean"], *row["ci"], digits=4, signed=True)
         lines.append(
-            f"{row['rate']:.0%} hidden, {row['target']} depth: knowing which hidden genes are detected adds R² {gain} "
-            "(value offset ridge less visible offset ridge)"
+            f"{100 * row['rate']:.4g}% hidden, {row['target']} depth: knowing which hidden genes are detected adds R² "
+            f"{gain} (value offset ridge less visible offset ridge)"
         )
     return lines + _replicate_lines(evaluation) + _label_lines(evaluation)
 
 
 def _where(row: Any) -> str:
-    return f"{row.rate:.0%} hidden, {row.target} depth"
+    return f"{100 * row.rate:.4g}% hidden, {row.target} depth"
 
 
 def _model_line(row: Any) -> str:

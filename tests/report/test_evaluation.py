@@ -120,6 +120,14 @@ def test_figures_draw_without_a_warning_and_name_the_rows(rates, targets, contex
     assert "attainable" in text
 
 
+def test_nearly_everything_hidden_is_not_called_everything():
+    evaluation = made_up((0.999, 1.0))
+    text = printed(evaluation, 120)
+    assert "99.9% of the values hidden" in text
+    assert text.count("100% of the values hidden") == 1
+    assert [line[:6] for line in verdicts(evaluation)][:2] == ["99.9% ", "100% h"]
+
+
 def test_one_rate_is_sorted_with_the_best_row_on_top():
     figure = evaluation_figure(made_up((1.0,), model=0.01).table)
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
