@@ -233,6 +233,17 @@ def test_what_exists_is_replaced_on_request_only(tmp_path):
         simulate(SMALL, tmp_path / "h5ad.h5")
 
 
+def test_a_store_is_the_same_each_time_and_nothing_stays_next_to_it(tmp_path):
+    out = tmp_path / "known.sckit"
+    (tmp_path / "known.sckit.simulated").mkdir()  # of a process that was killed
+    manifests = []
+    for _ in range(2):
+        simulate(SMALL, out, overwrite=True)
+        manifests.append((out / "manifest.json").read_bytes())
+    assert manifests[0] == manifests[1]
+    assert {path.name for path in tmp_path.iterdir()} == {"known.sckit", "known.truth.h5"}
+
+
 @pytest.mark.parametrize("name", ["known.csv", "nowhere/known.h5ad", "folder.h5ad"])
 def test_places_that_cannot_be_written_are_refused(tmp_path, name):
     (tmp_path / "folder.h5ad").mkdir()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,10 +106,15 @@ class _Drawn:
 
 def _write_store(out: Path, truth: Truth, blocks: Iterator[Csr], *, overwrite: bool, on_event: Listener) -> None:
     """Write an h5ad into a folder next to `out`, and prepare it like any other input."""
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.stem}-") as folder:
-        counts = Path(folder) / f"{out.stem}.h5ad"
+    folder = out.with_name(f"{out.name}.simulated")  # always the same, because the store keeps the name
+    shutil.rmtree(folder, ignore_errors=True)  # of an earlier process that was killed
+    folder.mkdir()
+    try:
+        counts = folder / f"{out.stem}.h5ad"
         write_h5ad(counts, truth, blocks)
         prepare([counts], out, config=PrepareConfig(assay="any"), overwrite=overwrite, on_event=on_event)
+    finally:
+        shutil.rmtree(folder)
 
 
 def _refuse(out: Path, *, overwrite: bool) -> None:
