@@ -231,6 +231,9 @@ def test_what_exists_is_replaced_on_request_only(tmp_path):
         assert read_truth(truth_path(out)).config.cells == 50
     with pytest.raises(ConfigError, match=r"h5ad.truth.h5 exists already"):
         simulate(SMALL, tmp_path / "h5ad.h5")
+    with pytest.raises(ConfigError, match=r"h5ad.truth.h5 is the truth of .*h5ad.h5ad too; remove that, or choose"):
+        simulate(SMALL, tmp_path / "h5ad.h5", overwrite=True)
+    assert read_truth(tmp_path / "h5ad.truth.h5").config.cells == 50
 
 
 def test_a_store_is_the_same_each_time_and_nothing_stays_next_to_it(tmp_path):

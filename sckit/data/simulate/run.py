@@ -124,6 +124,9 @@ def _refuse(out: Path, *, overwrite: bool) -> None:
         raise ConfigError(f"{out.parent} is not a folder; make it, or choose another --out.")
     if out.suffix == ".sckit":
         refuse_existing(out, overwrite=overwrite)
+    others = [other for suffix in (*_WRITERS, ".sckit") if (other := out.with_suffix(suffix)) != out and other.exists()]
+    if overwrite and others and truth_path(out).exists():
+        raise ConfigError(f"{truth_path(out)} is the truth of {others[0]} too; remove that, or choose another --out.")
     for path in (*([out] if out.suffix in _WRITERS else []), truth_path(out)):
         if path.is_dir():
             raise ConfigError(f"{path} is a folder, and a file is to be written there; choose another --out.")
