@@ -14,9 +14,12 @@ def simulated_lines(done: Simulated, config: SimulateConfig) -> Iterator[str]:
         _number(config.types, "cell type", "cell types"),
         _number(config.libraries, "library", "libraries"),
     )
-    of_types = f"{done.cells:,} cells of {types} in {libraries}, {done.genes:,} genes"
+    lost = done.without_counts if done.path.suffix == ".sckit" else 0
+    of_types = f"{done.cells - lost:,} cells of {types} in {libraries}, {done.genes:,} genes"
     yield f"wrote {done.path}: {of_types}"
     yield f"wrote {done.truth}: the expected count of every entry and what it is made of"
+    if lost:
+        yield f"note: {lost:,} of {done.cells:,} cells have no counts and are in the truth only"
     if done.path.suffix == ".h5":
         yield f"note: a 10x .h5 has no column for labels of cells; {', '.join(labels)} are in {done.truth} only"
     yield (

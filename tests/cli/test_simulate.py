@@ -4,6 +4,7 @@ import shlex
 import pytest
 
 from sckit.data.simulate import read_truth
+from sckit.data.store import open_store
 
 from .test_cli import FAST, invoke, one_sentence
 
@@ -35,6 +36,16 @@ def test_what_is_written_is_said_and_the_next_command_works(tmp_path, name, opti
     _, command, *rest = shlex.split(last.removeprefix("next: "))
     trained = invoke(command, *rest, "--steps", "2", "--runs", tmp_path / "runs", *FAST)
     assert trained.exit_code == 0, trained.stderr
+
+
+def test_cells_without_counts_that_a_store_leaves_out_are_counted(tmp_path):
+    out = tmp_path / "shallow.sckit"
+    result = invoke("simulate", "--cells", "60", "--genes", "20", "--depth", "1", "--out", out, "--json")
+    document, store = json.loads(result.stdout.splitlines()[-1]), open_store(out)
+    assert 0 < document["without_counts"] == 60 - store.n_cells
+    assert f"wrote {out}: {store.n_cells} cells" in result.stderr
+    assert f"{document['without_counts']} of 60 cells have no counts" in result.stderr
+    assert set(store.obs["cell"]) < {f"CELL{i}" for i in range(60)}
 
 
 def test_a_file_of_options_is_read(tmp_path):

@@ -36,6 +36,8 @@ class Simulated:
     """Median number of detected genes per cell."""
     share_of_ones: float
     """Share of the detected entries whose count is one."""
+    without_counts: int
+    """Cells in which nothing was drawn; a store leaves them out."""
 
 
 def simulate(
@@ -101,7 +103,8 @@ class _Drawn:
     def numbers(self, truth: Truth, out: Path) -> Simulated:
         size = truth.config.cells, truth.config.genes
         medians = float(np.median(self.totals)), float(np.median(self.lengths))
-        return Simulated(out, truth_path(out), *size, *medians, self.ones / max(sum(self.lengths), 1))
+        ones = self.ones / max(sum(self.lengths), 1)
+        return Simulated(out, truth_path(out), *size, *medians, ones, self.lengths.count(0))
 
 
 def _write_store(out: Path, truth: Truth, blocks: Iterator[Csr], *, overwrite: bool, on_event: Listener) -> None:
