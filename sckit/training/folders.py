@@ -11,6 +11,8 @@ from sckit.provenance import environment
 
 FOLDS = "folds.toml"
 """The options of several runs, in the folder that holds them."""
+TRAINED = "trained.json"
+"""What is in the folder of a run when its training has come to its end."""
 
 
 def create_run(config: PretrainConfig, name: str | None, root: Path) -> Path:
@@ -67,7 +69,7 @@ def find_folds(path: Path | str | None, root: Path) -> Path | None:
 def find_runs(path: Path | str | None, root: Path) -> list[list[Path]]:
     """Find a run, or all runs that `--folds` made, by path or name: for each fold those of its seeds.
 
-    Raises ConfigError where there is none, and DataError where a fold is not trained yet.
+    Raises ConfigError where there is none, and DataError where a fold is not trained to its end.
     """
     folder = find_folds(path, root)
     if folder is None:
@@ -75,9 +77,9 @@ def find_runs(path: Path | str | None, root: Path) -> list[list[Path]]:
     config = read_toml(PretrainConfig, folder / FOLDS)
     assert config.folds is not None
     runs = [[fold_folder(folder, fold, seed) for seed in range(config.seeds)] for fold in range(config.folds)]
-    lacking = next((run for fold in runs for run in fold if not (run / "model.json").is_file()), None)
+    lacking = next((run for fold in runs for run in fold if not (run / TRAINED).is_file()), None)
     if lacking is not None:
-        raise DataError(f"{lacking} is not trained yet; go on with `sckit pretrain --resume {folder}`.")
+        raise DataError(f"{lacking} is not trained to its end; go on with `sckit pretrain --resume {folder}`.")
     return runs
 
 

@@ -19,14 +19,14 @@ from sckit.data.loader import detected_in, epoch_batches
 from sckit.data.split import TRAIN, VALIDATION
 from sckit.device import Compute, choose_compute
 from sckit.errors import ConfigError, DataError
-from sckit.files import to_json
+from sckit.files import to_json, write_json
 from sckit.metrics.values import Scores, json_row
 from sckit.model.predict import predictions
 from sckit.model.tokens import Tokens
 from sckit.model.transformer import CROSS_FITTED, Model
 from sckit.training.baselines import cross_fits, offset_forms, untrained_model
 from sckit.training.checkpoint import load_checkpoint, save_checkpoint
-from sckit.training.folders import create_run, find_run, point_latest
+from sckit.training.folders import TRAINED, create_run, find_run, point_latest
 from sckit.training.optimiser import make_optimiser, schedule, take_step
 from sckit.training.run import Run, open_run, save_model, training_view
 from sckit.training.setting import open_data, prepare_run
@@ -137,6 +137,7 @@ class _Trainer:
 
     def fit(self) -> Pretrained:
         """Train until the budget is spent or validation stops improving; the best model is what stays in the run."""
+        (self.run.path / TRAINED).unlink(missing_ok=True)
         state = load_checkpoint(self.run.path, self.model, self.optimiser)
         lines = self.run.path / "metrics.jsonl"
         if state is not None:
@@ -168,6 +169,7 @@ class _Trainer:
             if self.at.step % self.config.checkpoint_steps == 0:
                 self._checkpoint()
         self._checkpoint()
+        write_json(self.run.path / TRAINED, {"step": self.at.step})
         best = json.loads((self.run.path / "model.json").read_text())["score"]
         at, wall_s = self.at, max(self.at.elapsed_s, 1e-9)
         return Pretrained(self.run.path, at.tokens / wall_s, at.cells / wall_s, wall_s, at.epoch, best)

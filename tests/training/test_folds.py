@@ -20,7 +20,7 @@ from sckit.model.tokens import Tokens
 from sckit.training.baselines import _VERSION, cross_fits, offset_forms, training_cells, untrained_model
 from sckit.training.folders import find_run, find_runs
 from sckit.training.folds import pretrain_folds
-from sckit.training.pretrain import pretrain
+from sckit.training.pretrain import pretrain, train
 from sckit.training.run import open_run
 
 SMALL = {"steps": 6, "batch_tokens": 2000, "components": 3, "factors": 2, "validate_cells": 20, "engine": "reference"}
@@ -95,7 +95,7 @@ def test_it_goes_on_where_it_was_killed(folder, tmp_path):
     for path in half_made.iterdir():
         if path.name not in ("config.toml", "genes.parquet"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    with pytest.raises(DataError, match="is not trained yet"):
+    with pytest.raises(DataError, match="fold-1-seed-1 is not trained to its end; go on with"):
         find_runs(copy, tmp_path)
     kept = (copy / "fold-0-seed-0" / "model.safetensors").stat().st_mtime_ns
     pretrain_folds(resume=copy)
@@ -103,6 +103,23 @@ def test_it_goes_on_where_it_was_killed(folder, tmp_path):
     again = load_file(lost / "model.safetensors")
     assert all(np.array_equal(whole[name], again[name]) for name in whole)
     assert all(len(fold) == 2 for fold in find_runs(copy, tmp_path))
+
+
+def test_a_network_that_was_killed_in_training_is_not_scored(simulated, tmp_path):
+    def kill(kind, facts):
+        if kind == "step" and facts["step"] == 3:
+            raise KeyboardInterrupt
+
+    config, path = PretrainConfig(folds=2, **SMALL), tmp_path / "killed"
+    with pytest.raises(KeyboardInterrupt):
+        pretrain_folds(simulated.path, config, runs=tmp_path, name="killed", on_event=kill)
+    with pytest.raises(KeyboardInterrupt):
+        train(path / "fold-0-seed-0", kill)
+    assert (path / "fold-0-seed-0" / "model.json").is_file()  # of the start
+    with pytest.raises(DataError, match="fold-0-seed-0 is not trained to its end; go on with"):
+        find_runs(path, tmp_path)
+    pretrain_folds(resume=path)
+    assert len(find_runs(path, tmp_path)) == 2
 
 
 def test_the_store_lies_with_the_folds_and_moves_with_them(simulated, tmp_path):
