@@ -41,6 +41,8 @@ def _held_out(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mark the cells that are held out and those of no known group, bool [cells] each."""
     if config.group is None and config.folds:
+        if config.folds > store.n_cells:
+            raise ConfigError(f"--folds {config.folds} is more than the {store.n_cells:,} cells; give fewer.")
         part = generator.permutation(store.n_cells) % config.folds
         return part == config.fold, np.zeros(store.n_cells, bool)
     if config.group is None:

@@ -60,6 +60,14 @@ def test_more_folds_than_groups_are_refused(simulated):
         split_cells(simulated, PretrainConfig(folds=5, fold=0, group="dataset"))
 
 
+def test_more_folds_than_cells_are_refused_before_the_first_is_trained(simulated):
+    config = PretrainConfig(folds=simulated.n_cells + 1, fold=0)
+    with pytest.raises(
+        ConfigError, match=f"--folds {simulated.n_cells + 1} is more than the {simulated.n_cells} cells"
+    ):
+        split_cells(simulated, config)
+
+
 def test_options_that_contradict_each_other_are_refused():
     with pytest.raises(ConfigError, match="--hold-out"):
         PretrainConfig(folds=2, group="dataset", hold_out=("run1",))
