@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from sckit.config.options import at_least, check, mark, one_of, share, was
+from sckit.config.options import LARGEST_SEED, at_least, between, check, mark, one_of, share, was
 from sckit.errors import ConfigError
 
 SWEEP = (0.15, 0.3, 0.5, 0.75, 0.9, 1.0)
@@ -29,9 +29,9 @@ class EvalConfig:
     """Give every predictor the exact total counts of each cell."""
     max_cells: Annotated[int | None, at_least(2), was(cells="--cells")] = None
     """Score a random subset of this many held-out cells."""
-    components: Annotated[int | None, at_least(0), mark(panel="Rows and intervals")] = None
+    components: Annotated[int | None, between(0, 200), mark(panel="Rows and intervals")] = None
     """Detection components of the offset baselines; by default chosen by inner validation on training cells."""
-    penalty: Annotated[float | None, at_least(0)] = None
+    penalty: Annotated[float | None, between(0, 1_000_000_000)] = None
     """Ridge penalty of the offset baselines in units of cells; by default chosen by inner validation."""
     noise: Annotated[str, one_of("poisson", "nb")] = "poisson"
     """Law of the noise floor: "poisson", or "nb" (negative binomial) with a dispersion for strata of genes."""
@@ -55,7 +55,7 @@ class EvalConfig:
     """Bootstrap draws for each interval."""
     batch_tokens: Annotated[int, at_least(1), mark(panel="Running")] = 32768
     """Tokens per batch."""
-    seed: Annotated[int, at_least(0)] = 0
+    seed: Annotated[int, between(0, LARGEST_SEED)] = 0
     """Seed of the scored values, the halves and the bootstrap."""
     engine: Annotated[str, one_of("auto", "reference", "numba", "triton")] = "auto"
     """Attention engine: auto, reference, numba or triton."""

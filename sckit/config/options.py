@@ -24,6 +24,9 @@ from sckit.errors import ConfigError
 
 C = TypeVar("C")
 
+LARGEST_SEED = 2**32 - 1
+"""What all libraries that draw random numbers take."""
+
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Annotated
 
-from sckit.config.options import above, at_least, check, mark, one_of, share
+from sckit.config.options import LARGEST_SEED, above, at_least, between, check, mark, one_of, share
 from sckit.errors import ConfigError
 
 PRESETS = {
@@ -113,7 +113,7 @@ class PretrainConfig:
     """Largest norm of the gradient; longer gradients are scaled down to it."""
     checkpoint_steps: Annotated[int, at_least(1)] = 200
     """Steps between checkpoints."""
-    seed: Annotated[int, at_least(0), mark(panel="Running")] = 0
+    seed: Annotated[int, between(0, LARGEST_SEED), mark(panel="Running")] = 0
     """Seed of everything that is random."""
     engine: Annotated[str, one_of("auto", "reference", "numba", "triton")] = "auto"
     """Attention engine: auto, reference, numba or triton."""

@@ -42,7 +42,7 @@ def test_every_choice_is_explained_in_its_sentence(config):
     [
         (lambda: PretrainConfig(min_cells=0), "--min-cells must be at least 1, not 0."),
         (lambda: PretrainConfig(lr=0.0), "--lr must be above 0, not 0."),
-        (lambda: PretrainConfig(seed=-1), "--seed must be at least 0, not -1."),
+        (lambda: PretrainConfig(seed=-1), "--seed must be between 0 and 4294967295, not -1."),
         (lambda: PretrainConfig(warmup=1.0), "warmup 1 is not a share of at least 0 and below 1."),
         (lambda: PretrainConfig(mask="half"), "--mask half is not a share above 0 and at most 1, nor uniform."),
         (lambda: PretrainConfig(mask=float("nan")), "--mask nan is not a share above 0 and at most 1, nor uniform."),
@@ -52,6 +52,10 @@ def test_every_choice_is_explained_in_its_sentence(config):
         (lambda: EvalConfig(masks=(0.5, 0.0)), "--mask 0 is not a share above 0 and at most 1."),
         (lambda: EvalConfig(masks=("uniform",)), "--mask uniform is not a share above 0 and at most 1."),
         (lambda: EvalConfig(masks=()), "--mask needs at least one value."),
+        (lambda: EvalConfig(components=500), "--components must be between 0 and 200, not 500."),
+        (lambda: EvalConfig(penalty=float("inf")), "--penalty must be between 0 and 1000000000, not inf."),
+        (lambda: EvalConfig(seed=2**32), "--seed must be between 0 and 4294967295, not 4294967296."),
+        (lambda: PretrainConfig(seed=2**64), "--seed must be between 0 and 4294967295, not 18446744073709551616."),
         (lambda: EvalConfig(contexts=("all",)), "--context all is unknown; choose detected or visible."),
         (lambda: EvalConfig(contexts=("detected", "shuffled")), "--context shuffled is gone: the detection set of "
          "another cell is wrong information, so that a model scores below what depth alone explains; leave it out and "
