@@ -74,13 +74,20 @@ def find_runs(path: Path | str | None, root: Path) -> list[list[Path]]:
     folder = find_folds(path, root)
     if folder is None:
         return [[find_run(path, root)]]
-    config = read_toml(PretrainConfig, folder / FOLDS)
-    assert config.folds is not None
-    runs = [[fold_folder(folder, fold, seed) for seed in range(config.seeds)] for fold in range(config.folds)]
+    config = folds_config(folder)
+    runs = [[fold_folder(folder, fold, seed) for seed in range(config.seeds)] for fold in range(config.folds or 0)]
     lacking = next((run for fold in runs for run in fold if not (run / TRAINED).is_file()), None)
     if lacking is not None:
         raise DataError(f"{lacking} is not trained to its end; go on with `sckit pretrain --resume {folder}`.")
     return runs
+
+
+def folds_config(folder: Path) -> PretrainConfig:
+    """Read the options of the runs in a folder. Raises DataError where they do not say how many folds there are."""
+    config = read_toml(PretrainConfig, folder / FOLDS)
+    if config.folds is None:
+        raise DataError(f"{folder / FOLDS} is damaged: it does not say how many folds there are; train again.")
+    return config
 
 
 def folder_of(path: Path | str | None, root: Path) -> Path:

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sckit.config import PretrainConfig, ReadingConfig, read_toml, to_toml
+from sckit.config import PretrainConfig, ReadingConfig, to_toml
 from sckit.data.store import Store
 from sckit.device import choose_compute
 from sckit.errors import ConfigError, DataError
 from sckit.files import write_text
-from sckit.training.folders import FOLDS, create_run, find_folds, fold_folder, new_folder, point_latest
+from sckit.training.folders import FOLDS, create_run, find_folds, fold_folder, folds_config, new_folder, point_latest
 from sckit.training.pretrain import Pretrained, train
 from sckit.training.run import open_run
 from sckit.training.setting import copy_setting, open_data, prepare_run
@@ -49,7 +49,7 @@ def pretrain_folds(
         folder = find_folds(resume, Path(runs))
         if folder is None:
             raise ConfigError(f"{resume} does not hold runs of several folds; name a folder that --folds made.")
-        config = read_toml(PretrainConfig, folder / FOLDS)
+        config = folds_config(folder)
         if not (fold_folder(folder, 0, 0) / "data.json").is_file():
             raise DataError(f"{folder} did not get as far as training; train again.")
         store = open_run(fold_folder(folder, 0, 0)).store

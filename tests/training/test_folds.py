@@ -89,6 +89,14 @@ def test_seeds_share_split_and_baselines_and_differ_in_their_networks(folder):
     assert (folder.parent / "latest").resolve() == folder.resolve()
 
 
+def test_a_folder_that_does_not_say_how_many_folds_there_are_is_damaged(tmp_path):
+    (tmp_path / "folds.toml").write_text("seeds = 1\n")
+    with pytest.raises(DataError, match=r"folds.toml is damaged: .* train again"):
+        find_runs(tmp_path, tmp_path)
+    with pytest.raises(DataError, match=r"folds.toml is damaged: .* train again"):
+        pretrain_folds(resume=tmp_path)
+
+
 def test_the_folder_is_no_run_and_says_so(folder):
     for name in (folder, None):
         with pytest.raises(ConfigError, match="holds a run for each fold"):
