@@ -30,6 +30,8 @@ class ModelConfig:
     """Linear baseline that the model starts from."""
     loss: Annotated[str, one_of("squared", "count")] = "squared"
     """What the model is trained to lower."""
+    hidden_sum: bool = False
+    """Whether the network sees the sum of the hidden counts, where the total is known."""
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.layers < 0 or self.heads < 1 or self.knots < 2:
@@ -81,6 +83,8 @@ class PretrainConfig:
     loss: Annotated[str, one_of("squared", "count")] = "squared"
     """Train on the squared error of the values, or on the likelihood of the counts (negative binomial, without zeros).
     """
+    hidden_sum: Annotated[bool, mark(file_only=True)] = True
+    """Give the network the sum of a cell's hidden counts, which its total and its visible values give away."""
     components: Annotated[int, at_least(0)] = 11
     """Principal components of the binary detection matrix that the linear baselines use."""
     factors: Annotated[int, at_least(0)] = 8
@@ -146,7 +150,7 @@ class PretrainConfig:
     def model(self) -> ModelConfig:
         """The shape that the preset names."""
         start = self.start if self.warm_start else "ridge"
-        return ModelConfig(**PRESETS[self.preset], start=start, loss=self.loss)
+        return ModelConfig(**PRESETS[self.preset], start=start, loss=self.loss, hidden_sum=self.hidden_sum)
 
 
 def check_mask(mask: float | str) -> None:

@@ -1,22 +1,25 @@
 """A non-linear competitor of the network: a gradient-boosted correction of the value offset ridge.
 
-The trees see what the ridge predicts, the value of a single count, the cell's depth and first components, and the mean,
-frequency and dispersion of the gene. They are fitted on training cells that the ridge was not fitted on (fold by fold),
-because its residuals are too small on the cells that it knows.
+The trees see what the ridge predicts, the value of a single count, the cell's depth and first components, the mean,
+frequency and dispersion of the gene, and, where the total is known, the sum of the cell's hidden counts. They are
+fitted on training cells that the ridge was not fitted on (fold by fold), because its residuals are too small on the
+cells that it knows.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.ensemble import HistGradientBoostingRegressor
 
 from sckit.data.batch import Batch, Packer
 from sckit.data.views import in_blocks
 from sckit.model.offset_fit import cross_fitted
-from sckit.model.offset_forms import OfCells, OffsetForms
+from sckit.model.offset_forms import OffsetForms
 from sckit.model.regression import TrainingCells
+from sckit.model.tokens import Tokens
 
 TREES = "value offset ridge + trees"
 
@@ -37,11 +40,8 @@ class Trees:
 
     def predict(self, batch: Batch) -> np.ndarray:
         """Predict the values of the batch's targets, float64 [M], at least the value of a single count."""
-        cells = self.forms.of_cells(batch)
-        seen = _seen(self.forms, self.forms.value_ridge(batch, cells), cells, batch)
-        if not len(seen):
-            return np.zeros(0)
-        return np.maximum(seen[:, 0] + self.trees.predict(seen), cells.one[batch.target_cells])
+        seen = _seen(self.forms, self.forms, batch)
+        return np.maximum(seen[:, 0] + self.trees.predict(seen), seen[:, 1]) if len(seen) else np.zeros(0)
 
 
 def fit_trees(
@@ -70,13 +70,18 @@ def _of_block(
     for number in np.unique(fold):
         for draw in range(draws):
             batch = packers(draw)(np.sort(cells[fold == number]))
-            of_cells = forms.of_cells(batch)
-            expected = fits[number].value_ridge(batch, fits[number].of_cells(batch))
-            yield _seen(forms, expected, of_cells, batch), batch.truth - expected
+            seen = _seen(forms, fits[number], batch)
+            yield seen, batch.truth - seen[:, 0]
 
 
-def _seen(forms: OffsetForms, expected: np.ndarray, cells: OfCells, batch: Batch) -> np.ndarray:
-    """Return what the trees see of the targets [M, 12]; expected: what the ridge predicts."""
-    genes, cell = batch.genes[batch.targets], batch.target_cells
+def _seen(forms: OffsetForms, fit: OffsetForms, batch: Batch) -> np.ndarray:
+    """Return what the trees see of the targets [M, 14]: first what the ridge of `fit` predicts."""
+    genes, cell, cells = batch.genes[batch.targets], batch.target_cells, forms.of_cells(batch)
+    hidden = replace(batch, targets=np.flatnonzero(batch.hidden))  # more than the targets, where these are a sample
+    values = batch.values.astype(np.float64)
+    values[hidden.targets] = fit.value_ridge(hidden, fit.of_cells(batch))
+    tokens = Tokens.of(batch, torch.device("cpu"))
+    of_hidden = tokens.hidden_sum(torch.from_numpy(values), torch.from_numpy(batch.log_total)).numpy()
     of_gene = forms.gene_mean[genes], np.log1p(forms.cells[genes]), forms.deviation[genes]
-    return np.column_stack([expected, cells.one[cell], cells.x[cell, 1], *of_gene, cells.x[cell, 2 : 2 + _COMPONENTS]])
+    of_cell = cells.x[cell, 2 : 2 + _COMPONENTS], of_hidden[cell]
+    return np.column_stack([values[batch.targets], cells.one[cell], cells.x[cell, 1], *of_gene, *of_cell])

@@ -9,7 +9,11 @@ from torch import Tensor
 
 from sckit.data.batch import Batch
 from sckit.kernels.attention import AttentionPlan, plan_attention
+from sckit.kernels.counts_reference import TARGET_SUM
 from sckit.kernels.rows import RowPlan, plan_rows
+
+HIDDEN_RANGE = 1.0
+"""How far the log of the sum of a cell's hidden counts may lie from what is expected."""
 
 
 class Perturbed(NamedTuple):
@@ -48,6 +52,22 @@ class Tokens:
     def sums(self, of_tokens: Tensor) -> Tensor:
         """Return the sum over the tokens of each cell, [T, K] to [C, K]; the order of summing never changes."""
         return torch.segment_reduce(of_tokens, "sum", offsets=self.offsets, axis=0)
+
+    def hidden_sum(self, values: Tensor, log_total: Tensor) -> Tensor:
+        """Return what the total says of the hidden tokens of each cell, [C, 2].
+
+        The total less the visible counts is the sum of the hidden ones (and of counts of genes that the model does not
+        know). Its log is returned less that of the sum expected by values [T], and that expected log itself.
+        log_total: [C], NaN where unknown; zeros are returned there and where nothing is hidden.
+        """
+        known = torch.isfinite(log_total)
+        total = torch.exp(torch.where(known, log_total, 0.0))
+        counts = torch.expm1(torch.where(self.hidden, values, self.values)) * (total / TARGET_SUM)[self.cell]
+        hidden, visible = self.sums(torch.stack([counts * self.hidden, counts * ~self.hidden], 1)).unbind(1)
+        expected = torch.log(hidden.clamp(min=1.0))
+        excess = torch.log((total - visible).clamp(min=1.0)) - expected
+        found = torch.stack([excess.clamp(-HIDDEN_RANGE, HIDDEN_RANGE), expected], 1)
+        return torch.where((known & (hidden > 0))[:, None], found, 0.0)
 
     @classmethod
     def of(cls, batch: Batch, device: torch.device) -> "Tokens":

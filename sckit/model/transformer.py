@@ -25,6 +25,7 @@ from sckit.model.trunk import Block, Trunk, factor_means
 
 STATE_RANGE = 3.0  # standard deviations over the training cells
 _CELL_EXTRAS = 5  # depth, total, whether the total is known, whether the context is visible only, log visible
+_HIDDEN_SCALES = 0.25, 3.0  # of what the total says of the hidden tokens
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,8 @@ class Model(Trunk):
             self.guess_curve = nn.Parameter(torch.randn(config.knots, width, generator=generator) * 0.02)
             self.surprise = nn.Parameter(torch.randn(width, generator=generator) * 0.5)
             self.marker = nn.Parameter(torch.randn(width, generator=generator) * 0.5)
-            self.cell = nn.Linear(_CELL_EXTRAS + forms.axes.shape[1] + forms.loadings.shape[1], width)
+            extras = _CELL_EXTRAS + 2 * config.hidden_sum
+            self.cell = nn.Linear(extras + forms.axes.shape[1] + forms.loadings.shape[1], width)
             self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
             self.norm = nn.LayerNorm(width)
             self.head = nn.Embedding(genes, width)
@@ -272,7 +274,10 @@ class Model(Trunk):
         above = above + (F.embedding(tokens.genes, self.linear.loadings) * F.embedding(tokens.cell, factors)).sum(1)
         values = above if self.config.start == "ridge" else above.clamp(min=0) + one
         extras = torch.stack([x[:, 1], total, known, torch.zeros_like(t), torch.zeros_like(t)], 1)
-        return Expected(values, log_total, torch.cat([extras, x[:, 2:], factors], 1))
+        state = [extras, x[:, 2:], factors]
+        if self.config.hidden_sum:
+            state.append(tokens.hidden_sum(values.detach(), tokens.log_total) / x.new_tensor(_HIDDEN_SCALES))
+        return Expected(values, log_total, torch.cat(state, 1))
 
 
 def _gene_vectors(start: Start, width: int, generator: torch.Generator) -> Tensor:

@@ -159,8 +159,8 @@ def open_run(path: Path) -> Run:
         if "mask" not in written:
             msg = "config.toml does not hold the options of the run"
             raise ValueError(msg)
-        if "start" not in written:  # a run of before the baselines in count space
-            config = replace(config, start="ridge")
+        former = {"start": "ridge", "hidden_sum": False}  # of runs that were made before there was a choice
+        config = replace(config, **{name: value for name, value in former.items() if name not in written})
         _check_setting(genes, forms, split, vocabulary)
         return Run(path, config, genes, forms, split, vocabulary)
     except Exception as error:  # of numpy, pandas, safetensors and tomllib, which have many kinds

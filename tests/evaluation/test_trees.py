@@ -16,15 +16,20 @@ FIXED = {"components": 3, "penalty": 5.0, "factors": 2, "count_penalty": 10.0}
 CELLS, GENES, HELD_OUT = 900, 150, np.arange(700, 900)
 
 
-def world(interaction, size=0.6):
-    """Counts of two components; in the genes with many counts their product raises or lowers the rate as well."""
+def world(interaction, size=0.6, outside=0.0):
+    """Counts of two components; in the genes with many counts their product raises or lowers the rate as well.
+
+    outside: counts of genes outside the vocabulary for each one inside; they make the sum of hidden counts say little.
+    """
     rng = np.random.default_rng(1)
     of_gene, z = rng.normal(0, 1.0, GENES), rng.normal(size=(CELLS, 2))
     log_rate = of_gene + z @ rng.normal(size=(2, GENES)) * size
     log_rate += interaction * (of_gene > 0) * (z[:, :1] * z[:, 1:])
     rates = np.exp(np.clip(log_rate, -6, 4))
     rates *= np.exp(rng.normal(np.log(900), 0.3, CELLS))[:, None] / rates.sum(1, keepdims=True)
-    return World(Counts(rng.poisson(rates)), rates, np.zeros(CELLS))
+    counts = rng.poisson(rates)
+    totals = counts.sum(1) + rng.poisson(outside * rates.sum(1))
+    return World(Counts(counts, totals), rates, np.zeros(CELLS))
 
 
 def fitted(world, rate):
@@ -48,9 +53,14 @@ def gain(world, rate):
 
 @pytest.mark.parametrize("rate", [0.3, 1.0])
 def test_the_trees_find_an_interaction_and_nothing_where_there_is_nothing(rate):
-    with_it, without, nothing = (gain(world(*each), rate) for each in ((0.8,), (0.0,), (0.0, 0.0)))
+    with_it, without, nothing = (gain(world(*each), rate) for each in ((1.2,), (0.0,), (0.0, 0.0)))
     assert with_it > without + 0.005
     assert nothing < 0.004
+
+
+def test_the_trees_see_the_sum_of_the_hidden_counts():
+    """Where all genes are known, the total less the visible counts says how large the hidden ones are together."""
+    assert gain(world(0.0, 0.0), 0.3) > gain(world(0.0, 0.0, outside=1.0), 0.3) + 0.005
 
 
 def test_no_prediction_depends_on_a_hidden_value_or_lies_below_a_single_count():

@@ -76,7 +76,7 @@ def test_without_warm_start_the_model_begins_at_the_gene_mean(world):
 @pytest.mark.parametrize("context", ["detected", "visible"])
 def test_a_cell_is_predicted_the_same_whatever_else_is_in_its_batch(world, context):
     store, vocabulary, forms = world
-    model = disturbed(Model(ModelConfig(), forms))
+    model = disturbed(Model(ModelConfig(hidden_sum=True), forms))
     packer = Packer(store, vocabulary, Hiding(0.5), context)
     together, alone = packer(np.array([310, 4, 77])), packer(np.array([4]))
     of_cell = predict(model, together)[together.target_cells == 1]
@@ -86,7 +86,7 @@ def test_a_cell_is_predicted_the_same_whatever_else_is_in_its_batch(world, conte
 @pytest.mark.parametrize("context", ["detected", "visible"])
 def test_hidden_values_cannot_be_seen(world, context):
     store, vocabulary, forms = world
-    model = disturbed(Model(ModelConfig(), forms))
+    model = disturbed(Model(ModelConfig(hidden_sum=True), forms))
     batch = Packer(store, vocabulary, Hiding(0.5), context)(np.arange(20))
     other = replace(batch, truth=batch.truth + 1)
     np.testing.assert_array_equal(predict(model, batch), predict(model, other))
@@ -97,7 +97,7 @@ def test_hidden_values_cannot_be_seen(world, context):
 
 def test_visible_context_at_full_hiding_knows_nothing_but_the_gene(world):
     store, vocabulary, forms = world
-    model = disturbed(Model(ModelConfig(), forms))
+    model = disturbed(Model(ModelConfig(hidden_sum=True), forms))
     batch = Packer(store, vocabulary, Hiding(1.0), "visible")(np.arange(60))
     got, genes = predict(model, batch), batch.genes[batch.targets]
     np.testing.assert_allclose(got, model.linear.gene_mean.numpy()[genes], atol=1e-5)
@@ -107,7 +107,7 @@ def test_visible_context_at_full_hiding_knows_nothing_but_the_gene(world):
 
 def test_visible_context_does_not_show_which_hidden_genes_there_are(world):
     store, vocabulary, forms = world
-    model = disturbed(Model(ModelConfig(), forms))
+    model = disturbed(Model(ModelConfig(hidden_sum=True), forms))
     batch = Packer(store, vocabulary, Hiding(0.5), "visible")(np.array([9]))
     last = batch.offsets[-1] - 1
     keep = np.arange(len(batch.genes)) < last
@@ -213,3 +213,20 @@ def test_the_visible_context_starts_at_the_gene_above_a_single_count(world, star
         np.testing.assert_allclose(got, forms.gene_start(batch), atol=1e-5)
         if rate == 1.0 and not known:
             np.testing.assert_allclose(got, forms.gene_mean[batch.genes[batch.targets]], atol=1e-5)
+
+
+def test_the_total_tells_the_sum_of_the_hidden_counts(world):
+    store, vocabulary, _ = world
+    batch = Packer(store, vocabulary, Hiding(0.4), known_depth=True)(np.array([3, 7, 11]))
+    values = np.log1p(3e4 / batch.totals)[batch.cell_of_token]  # three counts; those of visible tokens are not used
+    log_total = torch.from_numpy(np.where([True, True, False], batch.log_total, np.nan))
+    excess, expected = Tokens.of(batch, CPU).hidden_sum(torch.from_numpy(values), log_total).numpy().T
+    cell = batch.target_cells
+    hidden = np.bincount(cell, batch.counts)
+    visible = np.bincount(batch.cell_of_token, np.expm1(batch.values.astype(np.float64))) * batch.totals / 1e4
+    np.testing.assert_allclose(expected[:2], np.log(3 * np.bincount(cell))[:2], rtol=1e-5)
+    np.testing.assert_allclose(excess[:2], (np.log(batch.totals - visible) - expected)[:2], rtol=1e-4)
+    assert (hidden <= (batch.totals - visible) * 1.0001).all()
+    assert excess[2] == expected[2] == 0
+    shown = Tokens.of(replace(batch, hidden=np.zeros_like(batch.hidden)), CPU)
+    assert not shown.hidden_sum(torch.from_numpy(values), torch.from_numpy(batch.log_total)).any()
