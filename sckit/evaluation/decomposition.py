@@ -46,7 +46,7 @@ STEP = "step/"
 
 ROW_STEPS = (
     ("group offsets", (f"value offset ridge{GROUP_OFFSETS}",)),
-    ("network", (f"model{GROUP_OFFSETS}", "model/detected")),
+    ("network", (f"model{GROUP_OFFSETS}/detected", "model/detected")),
 )
 """Steps behind the visible values, in their order, each with the rows that may predict it, the first one there is."""
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from sckit.config import EvalConfig, PretrainConfig
+from sckit.config import EvalConfig, PretrainConfig, SimulateConfig
 from sckit.data.batch import Hiding, Packer
+from sckit.data.simulate import simulate
 from sckit.evaluation.decomposition import REST, STEP, fit_steps, parts
 from sckit.evaluation.evaluate import evaluate
 from sckit.evaluation.gains import GeneGains
@@ -162,3 +163,22 @@ def test_the_sum_of_the_steps_is_the_score_of_the_last_row(evaluation):
 
 def test_the_rows_of_the_table_are_not_those_of_the_steps(evaluation):
     assert not [row for row in evaluation.rows if row["predictor"].startswith(STEP)]
+
+
+@pytest.fixture(scope="module")
+def of_libraries(tmp_path_factory):
+    """Counts of four libraries that differ, and a run on three of them whose network was hardly trained."""
+    folder = tmp_path_factory.mktemp("libraries")
+    simulate(SimulateConfig(cells=500, genes=400, libraries=4, types=2), folder / "known.sckit")
+    config = PretrainConfig(
+        steps=1, batch_tokens=2000, components=3, factors=2, engine="reference", group="library", lr=1e-9
+    )
+    return pretrain(folder / "known.sckit", config, runs=folder, name="run").run
+
+
+def test_the_network_step_knows_the_group_offsets_that_the_step_above_it_knows(of_libraries):
+    config = EvalConfig(masks=(0.15,), decompose=True, offset_group="library", bootstraps=20, engine="reference")
+    found = evaluate(of_libraries, config).decomposition.table
+    part = found[found["kind"] == "all"].set_index("step")["r2"]
+    assert part["group offsets"] > 0.01
+    assert abs(part["network"]) < 1e-4  # the start of the model is the row that the step above it is
