@@ -96,7 +96,7 @@ class PretrainConfig:
     minutes: Annotated[float | None, above(0)] = None
     """Train for this many minutes; the learning rate follows the clock."""
     patience: Annotated[int, at_least(1)] = 5
-    """Stop after this many validations in a row without an improvement."""
+    """Stop after this many validations in a row without an improvement, counted in the second half of the budget."""
     validate_cells: Annotated[int, at_least(1), mark(file_only=True)] = 256
     """Set aside at most this many training cells for the validation line of each epoch and for early stopping."""
     batch_tokens: Annotated[int, at_least(1), mark(panel="Training")] = 2048

@@ -30,9 +30,10 @@ from sckit.training.folders import TRAINED, create_run, find_run, point_latest
 from sckit.training.optimiser import make_optimiser, schedule, take_step
 from sckit.training.run import Run, open_run, save_model, training_view
 from sckit.training.setting import open_data, prepare_run
+from sckit.training.standing import DEFAULT_EPOCHS, end_sentences, standing
 
-DEFAULT_EPOCHS = 5
 _VALIDATIONS = 10  # at least this many over the budget, also when epochs are long
+_EARLY = 0.5  # share of the budget without patience: scores fall at first, and recover as the learning rate falls
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,8 @@ class _Trainer:
                 text = f"the run {self.run.path} is damaged ({error}), so it cannot be resumed; train again."
                 raise DataError(text) from error
             lines.write_text("".join(f"{line}\n" for line in kept))
-            self.on_event("note", {"text": f"resuming {self.run.path} after step {self.at.step}"})
+            if not self._ended():
+                self.on_event("note", {"text": f"resuming {self.run.path} after step {self.at.step}"})
         elif lines.exists():
             text = f"{self.run.path} was interrupted before its first checkpoint; it begins again at step 0"
             self.on_event("note", {"text": text})
@@ -162,7 +164,8 @@ class _Trainer:
             self._validate()
         if not self.config.shuffle_values and not self.config.folds:  # neither is what a user evaluates next
             point_latest(self.run.path)
-        while self.share() < 1 and self.at.worse < self.config.patience:
+        begun_at = self.at.step
+        while not self._ended():
             self._train_one_step()
             if self.share() >= min(self.at.next_validation, 1.0) - 1e-9:
                 self._validate()
@@ -171,8 +174,20 @@ class _Trainer:
         self._checkpoint()
         write_json(self.run.path / TRAINED, {"step": self.at.step})
         best = json.loads((self.run.path / "model.json").read_text())["score"]
+        self._say_how_it_ended(best["step"], anew=self.at.step > begun_at)
         at, wall_s = self.at, max(self.at.elapsed_s, 1e-9)
         return Pretrained(self.run.path, at.tokens / wall_s, at.cells / wall_s, wall_s, at.epoch, best)
+
+    def _ended(self) -> bool:
+        return self.share() >= 1 or self.at.worse >= self.config.patience
+
+    def _say_how_it_ended(self, kept_step: int, *, anew: bool) -> None:
+        place = standing(self.config, self.at.step, self._epoch(), self.at.elapsed_s)
+        for text in end_sentences(self.config, place, kept_step, patience=self.share() < 1, anew=anew):
+            self.on_event("note", {"text": text})
+
+    def _epoch(self) -> float:
+        return self.at.epoch + self.at.batch / max(len(self._batches(self.at.epoch)), 1)
 
     def share(self) -> float:
         """Return the share of the budget that is spent."""
@@ -242,14 +257,14 @@ class _Trainer:
         if self.fits is not None:
             self.model.linear.use(self.whole)
         row = self._validation_row()
-        row |= {"epoch": at.epoch + at.batch / max(len(self._batches(at.epoch)), 1), "step": at.step}
+        row |= {"epoch": self._epoch(), "step": at.step}
         with (self.run.path / "metrics.jsonl").open("a") as lines:
             lines.write(json.dumps(row | {"tokens": at.tokens, "cut": at.cut, "wall_s": round(at.elapsed_s, 3)}) + "\n")
         if row["r2_gene_mean"] is None:
             raise DataError(f"the validation score is not a number at step {at.step}; lower --lr and try again.")
         better = row["r2_gene_mean"] > at.best
-        warming = self.share() <= config.warmup
-        at.best, at.worse = max(at.best, row["r2_gene_mean"]), 0 if better or warming else at.worse + 1
+        early = self.share() <= max(config.warmup, _EARLY)
+        at.best, at.worse = max(at.best, row["r2_gene_mean"]), 0 if better or early else at.worse + 1
         if better:
             save_model(self.run.path, self.model, row)
         per_epoch = 1 / (config.epochs or DEFAULT_EPOCHS) if config.minutes is None and config.steps is None else 1.0

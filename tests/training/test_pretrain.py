@@ -137,6 +137,35 @@ def test_early_stopping_keeps_the_best_model(simulated, tmp_path):
     assert max(scores[-2:]) <= max(scores)
 
 
+def told(simulated, runs, *, resume=None, **options):
+    """The notes of a training with steps of a given size, 0 for none."""
+    notes = []
+    config = PretrainConfig(**{**SMALL, "gene_lr": 1.0, "steps": 20} | options)
+    pretrain(
+        simulated.path, config, runs=runs, name="run", resume=resume,
+        on_event=lambda kind, facts: notes.append(facts["text"]) if kind == "note" else None,
+    )  # fmt: skip
+    return notes
+
+
+def test_patience_counts_in_the_second_half_and_the_end_says_what_is_kept(simulated, tmp_path):
+    notes = told(simulated, tmp_path, lr=0.3, patience=2)
+    assert [line["step"] for line in validations(tmp_path / "run")] == [0, 2, 4, 6, 8, 10, 12, 14]
+    assert notes[-2:] == [
+        "stopped after step 14 of 20: 2 validations without an improvement",
+        "the kept model is that of step 0, the linear start: nothing that was trained is kept; give more --steps or "
+        "--patience",
+    ]
+    notes = told(simulated, tmp_path, resume=tmp_path / "run")
+    assert notes[-2].endswith("it cannot go on, so start a new run with a larger --patience")
+    assert not any("resuming" in note for note in notes)
+
+
+def test_resuming_a_complete_run_says_so(simulated, tmp_path):
+    assert not [note for note in told(simulated, tmp_path, steps=2, lr=1e-9) if "complete" in note]
+    assert "this run is complete (step 2 of 2)" in told(simulated, tmp_path, resume=tmp_path / "run")
+
+
 def test_accumulated_gradients_are_those_of_one_larger_step(simulated, tmp_path):
     facts = {}
     for name, extra in (("one", {"batch_tokens": 2000}), ("two", {"batch_tokens": 2000, "accumulate": 2})):

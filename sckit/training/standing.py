@@ -1,0 +1,33 @@
+"""How far the training of a run has come, in words."""
+
+from sckit.config import PretrainConfig
+
+DEFAULT_EPOCHS = 5
+
+
+def standing(config: PretrainConfig, step: int, epoch: float, elapsed_s: float) -> str:
+    """Say where training stands in its budget, as in "step 60 of 100"."""
+    if config.steps is not None:
+        return f"step {step:,} of {config.steps:,}"
+    if config.minutes is not None:
+        return f"step {step:,}, minute {elapsed_s / 60:.1f} of {config.minutes:g}"
+    return f"step {step:,}, epoch {epoch:.2f} of {config.epochs or DEFAULT_EPOCHS:g}"
+
+
+def end_sentences(config: PretrainConfig, place: str, kept_step: int, *, patience: bool, anew: bool) -> list[str]:
+    """Say why training ends at a place of its budget, and whether anything that was trained is kept.
+
+    patience: whether it ends because validation stopped improving; anew: whether this process took a step.
+    """
+    found = [] if anew else [f"this run is complete ({place})"]
+    if patience:
+        found = [f"stopped after {place}: {config.patience} validations without an improvement"]
+        if not anew:
+            found[0] += "; it cannot go on, so start a new run with a larger --patience"
+    if kept_step == 0:
+        budget = "minutes" if config.minutes is not None else "steps" if config.steps is not None else "epochs"
+        found.append(
+            "the kept model is that of step 0, the linear start: nothing that was trained is kept; give more "
+            f"--{budget}{' or --patience' if patience else ''}"
+        )
+    return found
