@@ -56,7 +56,8 @@ def evaluate(
         raise ConfigError(f"--decompose takes one run; name one of the folds, such as {found[0][0]}.")
     folds = [Setting([open_run(path) for path in paths], config, on_event) for paths in found]
     path = found[0][0] if len(found) == 1 else found[0][0].parent
-    with keeping(keep, _facts(path, folds[0])) as keeper:
+    facts = _facts(path, folds[0]) | {"kept_steps": [step for fold in folds for step in fold.kept_steps]}
+    with keeping(keep, facts) as keeper:
         return _Evaluator(path, folds, config, keeper).evaluate()
 
 
@@ -111,6 +112,7 @@ class _Evaluator:
             run=self.path,
             cells=cells,
             entries=self.entries,
+            kept_steps=[step for fold in self.folds for step in fold.kept_steps],
             table=table,
             notes=self._notes(total, others),
             best_baseline=best_baselines(_joined(first.errors))["detected"],

@@ -81,7 +81,7 @@ def keeping(folder: Path | None, facts: dict[str, Any]) -> Iterator[Keeper | Non
 class Comparison:
     """Result of `compare`."""
 
-    table: pd.DataFrame  # target, rate, row, entries, r2, r2_other, difference, low, high
+    table: pd.DataFrame  # target, rate, row, entries, r2, r2_other, difference, low, high, untrained
     notes: list[str]
 
     def document(self) -> dict[str, Any]:
@@ -110,6 +110,7 @@ def compare(
         )
     column = group or facts.get("group")
     groups = group_values(_store(facts, run).obs, column) if column else None
+    untrained = [path for path, each in ((run, facts), (other, others)) if set(each.get("kept_steps", ())) == {0}]
     rows, rule, alike = [], None, set()
     for name in common:
         target, _, rate = name.partition("-")
@@ -126,6 +127,7 @@ def compare(
                 {"target": target, "rate": float(rate), "row": row, "entries": scores.entries}
                 | {"r2": scores.r2(f"A {row}"), "r2_other": scores.r2(f"B {row}")}
                 | {"difference": difference["r2_gene_mean"], "low": low, "high": high}
+                | {"untrained": bool(untrained) and row.startswith("model")}
             )
     if rule is None or not rows:
         raise DataError(
@@ -133,6 +135,8 @@ def compare(
             "model."
         )
     notes = [f"the same in both, and left out: {', '.join(sorted(alike))}"] if alike else []
+    said_of = "the model of {} is its linear start (step 0), so this says nothing about its network"
+    notes += [said_of.format(path) for path in untrained]
     return Comparison(pd.DataFrame(rows), [*notes, rule.sentence("cells", "cells" if groups is None else "groups")])
 
 

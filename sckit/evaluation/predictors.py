@@ -61,6 +61,7 @@ class Setting:
         self.store = run.store
         self.compute = choose_compute(config.device, config.engine)
         self.models = [each.model(self.compute.device) for each in runs]
+        self.kept_steps = [each.kept_step for each in runs]
         for model in self.models:
             model.engine = self.compute.engine
         first = self.models[0]

@@ -19,6 +19,7 @@ class Evaluation:
     run: Path
     cells: int
     entries: int
+    kept_steps: list[int | None]  # of each network: the step of its best model, 0 for its linear start
     table: pd.DataFrame  # the columns of `Scores.full_row`; intervals end in _low and _high
     notes: list[str]
     best_baseline: str  # of full-depth values at the lowest rate, by validation cells
@@ -36,7 +37,8 @@ class Evaluation:
 
     def document(self) -> dict[str, Any]:
         """Return the one JSON document that `sckit eval --json` prints."""
-        facts = {"run": str(self.run), "cells": self.cells, "entries": self.entries, "rows": self.rows}
+        facts: dict[str, Any] = {"run": str(self.run), "cells": self.cells, "entries": self.entries}
+        facts |= {"kept_steps": self.kept_steps, "rows": self.rows}
         left = [left_row(row) for row in to_json(self.left.to_dict("records"))]
         more = {"total_from_detection": self.total_from_detection, "calibration": self.calibration}
         facts |= {"best_baseline": self.best_baseline, "left": left[:-2], "left_in_sum": left[-2:]}

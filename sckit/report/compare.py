@@ -19,7 +19,7 @@ def print_comparison(found: Comparison, names: tuple[Path, Path], console: Conso
         title = f"{100 * rate:.4g}% of the values hidden, {target} depth, {rows['entries'].iloc[0]:,} entries in both"
         table = titled_table(title, "row", f"R² {names[0].name}", f"R² {names[1].name}", "difference [95 %]", "verdict")
         for row in rows.itertuples():
-            said = verdict([row.low, row.high], MARGIN)
+            said = "none (linear start)" if row.untrained else verdict([row.low, row.high], MARGIN)
             difference = with_interval(row.difference, row.low, row.high, digits=4, signed=True)
             table.add_row(row.row, number(row.r2), number(row.r2_other), difference, _WORDS.get(said, said))
         console.print(table)

@@ -108,7 +108,9 @@ def _calibration_table(evaluation: Evaluation) -> Table:
 def verdicts(evaluation: Evaluation) -> list[str]:
     """Say in sentences what the rows show: model and linear baselines, the detection set, replicate, labels."""
     models = at(evaluation.table, predictor="model")
-    lines = [_model_line(row) for row in at(models, context="detected").itertuples()]
+    starts, of = evaluation.kept_steps.count(0), len(evaluation.kept_steps)
+    lines = [_model_line(row, untrained=starts == of) for row in at(models, context="detected").itertuples()]
+    lines += [f"{starts} of the {of} networks are their linear start (step 0)"] if 0 < starts < of else []
     for row in at(models, context="visible", rate=1.0).itertuples():
         left = "only the gene is left, so that this has to be 0: it checks the code and is no result"
         if row.known_depth:
@@ -129,8 +131,11 @@ def _where(row: Any) -> str:
     return f"{100 * row.rate:.4g}% hidden, {row.target} depth"
 
 
-def _model_line(row: Any) -> str:
+def _model_line(row: Any, *, untrained: bool) -> str:
     """Compare the model with the best linear baseline."""
+    if untrained:
+        start = "the model of this run is its linear start (step 0), so this says nothing about the network"
+        return f"{_where(row)}: {start}"
     best = f"the best linear baseline ({row.minus_best_predictor})"
     found = verdict([row.minus_best_low, row.minus_best_high], MARGIN)
     if found == "no difference":

@@ -88,6 +88,12 @@ class Run:
             ) from error
         return model.to(device).eval()
 
+    @property
+    def kept_step(self) -> int | None:
+        """Return the step of the best model, 0 for the start of training; None where the run does not say."""
+        written = json.loads((self.path / "model.json").read_text(encoding="utf-8"))
+        return written["score"]["step"] if matches(written, {"score": {"step": int}}) else None
+
     def numbers_in(self, store: Store) -> np.ndarray:
         """Number in the model of each gene of another store, int32 [genes of the store], -1 for genes it does not know.
 

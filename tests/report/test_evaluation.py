@@ -50,7 +50,8 @@ def made_up(rates=(1.0,), targets=("full",), contexts=("detected",), *, model=0.
                 rows.append(row("model", rate, target, context, r2, 0.6 if context == "detected" else 0.0))
     table = pd.DataFrame(rows)
     return Evaluation(
-        run=Path("run"), cells=9, entries=99, table=table, notes=["a note"], best_baseline=BEST, left=left_table(),
+        run=Path("run"), cells=9, entries=99, kept_steps=[40], table=table, notes=["a note"],
+        best_baseline=BEST, left=left_table(),
         total_from_detection={"r2": 0.9, "median_relative_error": 0.1},
         calibration=[{"expected": 1.0 + i, "observed": 1.1 + i} for i in range(10)],
         detection_adds=[{"rate": 0.15, "target": "full", "r2_gene_mean": 0.002, "ci": [0.001, 0.003]}],
@@ -156,6 +157,15 @@ def test_verdicts_have_a_margin():
     unclear = made_up(model=0.0008).table
     unclear.loc[unclear["predictor"] == "model", "minus_best_low"] = -0.01
     assert "not distinguishable" in verdicts(replace(made_up(), table=unclear))[0]
+
+
+def test_a_model_that_was_not_trained_gets_no_verdict():
+    one = verdicts(replace(made_up(), kept_steps=[0]))
+    start = "is its linear start (step 0), so this says nothing about the network"
+    assert one[0] == f"100% hidden, full depth: the model of this run {start}"
+    some = verdicts(replace(made_up(), kept_steps=[0, 40]))
+    assert "are the same" in some[0]
+    assert some[1] == "1 of the 2 networks are their linear start (step 0)"
 
 
 def test_sentences_call_nothing_a_result_that_is_none():

@@ -211,6 +211,18 @@ def test_two_runs_are_compared_on_the_same_entries(folder, pooled, tmp_path):
     assert "value offset ridge" in found.notes[0]
 
 
+def test_a_model_that_was_not_trained_is_not_judged(folder, pooled, tmp_path):
+    changed = shutil.copytree(folder / "eval", tmp_path / "changed")
+    facts = json.loads((changed / "predictions" / "facts.json").read_text())
+    assert len(facts["kept_steps"]) == 4
+    (changed / "predictions" / "facts.json").write_text(json.dumps(facts | {"kept_steps": [0, 0, 0, 0]}))
+    (folder / "eval" / "predictions" / "facts.json").write_text(json.dumps(facts | {"kept_steps": [0, 6, 6, 6]}))
+    found = compare(folder, changed)
+    assert found.table["untrained"].all()
+    assert f"the model of {changed} is its linear start (step 0), so this says nothing about its network" in found.notes
+    assert not compare(folder, folder).table["untrained"].any()
+
+
 def test_runs_that_cannot_be_compared_are_refused(folder, pooled, tmp_path):
     with pytest.raises(DataError, match="--keep-predictions"):
         compare(folder, folder / "fold-0-seed-0")
