@@ -1,6 +1,10 @@
 """How far the training of a run has come, in words."""
 
+import json
+
 from sckit.config import PretrainConfig
+from sckit.training.folders import TRAINED
+from sckit.training.run import Run
 
 DEFAULT_EPOCHS = 5
 
@@ -31,3 +35,15 @@ def end_sentences(config: PretrainConfig, place: str, kept_step: int, *, patienc
             f"--{budget}{' or --patience' if patience else ''}"
         )
     return found
+
+
+def unfinished(run: Run) -> str:
+    """Say where the training of a run that has not come to its end stood at its last validation; empty if it has."""
+    if (run.path / TRAINED).is_file():
+        return ""
+    try:
+        lines = (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        last = json.loads([line for line in lines if line.endswith("}")][-1])
+        return standing(run.config, last["step"], last["epoch"], last["wall_s"])
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return "an unknown step"

@@ -2,6 +2,7 @@ import csv
 import io
 import json
 import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -163,6 +164,16 @@ def test_tables_fit_120_columns_and_say_what_the_intervals_rest_on(evaluation):
     assert "intervals: 95 % bootstrap over cells within one group: they speak of its cells only" in text
     assert "15% hidden, full depth: the model " in text
     assert "worse genes" in printed(evaluation, 200).splitlines()[1]
+
+
+def test_a_run_that_was_not_trained_to_its_end_says_so(run, evaluation, tmp_path):
+    assert not [note for note in evaluation.notes if "to its end" in note]
+    copy = shutil.copytree(run, tmp_path / "run")
+    (copy / "trained.json").unlink()
+    (note,) = [note for note in evaluate(copy, EvalConfig(bootstraps=10)).notes if "to its end" in note]
+    step = json.loads((run / "model.json").read_text())["score"]["step"]
+    assert re.search(rf"last validation at step \d+, epoch 2\.00 of 2\): its model of step {step} is scored", note)
+    assert note.endswith(f"`sckit pretrain --resume {copy}`")
 
 
 def test_intervals_speak_of_cells_or_are_not_there(run):
