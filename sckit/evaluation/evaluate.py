@@ -95,13 +95,18 @@ class _Evaluator:
         """Go through the folds, and return the tables of all."""
         for number, fold in enumerate(self.folds):
             self._evaluate(number, fold)
-        rows, adds, others = [], [], []
+        rows, adds, others, differences = [], [], [], []
         for (target, rate), pooled in self.pooled.items():
             scores, errors = pooled.scores, _joined(pooled.errors)
             rows += self._rows(scores, errors, rate, target)
             if rate < 1:
                 more = scores.difference("value offset ridge", "visible offset ridge", self._groups(scores))
                 adds.append({"rate": rate, "target": target} | more)
+            for other in (CALIBRATED, TREES):
+                if not {other, "model/detected"} <= {*scores.predictors}:
+                    continue
+                less = scores.difference("model/detected", other, self._groups(scores))
+                differences.append({"rate": rate, "target": target, "row": "model", "other": other} | less)
             others += [f"{100 * rate:.4g}% hidden, {target} depth: {sentence}" for sentence in pooled.said]
         order = {rate: i for i, rate in enumerate(self.config.masks)}
         rows.sort(key=lambda row: (row["target"] != "full", order[row["rate"]]))
@@ -121,6 +126,7 @@ class _Evaluator:
             total_from_detection=total,
             calibration=_mean_of_tenths(self.calibration),
             detection_adds=adds,
+            differences=differences,
             replicate_zero=float(self.zeros / self.halved) if self.halved else None,
             decomposition=None if self.decomposition is None else self.decomposition.result(),
         )

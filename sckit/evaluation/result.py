@@ -27,6 +27,7 @@ class Evaluation:
     total_from_detection: dict[str, float]
     calibration: list[dict[str, float]]  # of the best baseline: expected and observed mean counts by tenths
     detection_adds: list[dict[str, Any]]  # value offset ridge less visible offset ridge: rate, target, r2_gene_mean, ci
+    differences: list[dict[str, Any]]  # model less its start or less trees: rate, target, row, other, r2_gene_mean, ci
     replicate_zero: float | None  # share of the scored entries that are zero in the other half
     decomposition: Decomposed | None  # at the lowest rate, of full-depth values
 
@@ -42,7 +43,8 @@ class Evaluation:
         left = [left_row(row) for row in to_json(self.left.to_dict("records"))]
         more = {"total_from_detection": self.total_from_detection, "calibration": self.calibration}
         facts |= {"best_baseline": self.best_baseline, "left": left[:-2], "left_in_sum": left[-2:]}
-        more |= {"detection_adds": to_json(self.detection_adds), "replicate_zero": self.replicate_zero}
+        more |= {"detection_adds": to_json(self.detection_adds), "differences": to_json(self.differences)}
+        more["replicate_zero"] = self.replicate_zero
         if self.decomposition is not None:
             more["decomposition"] = self.decomposition.document()
         return {"command": "eval"} | facts | more

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sckit.evaluation.result import Evaluation
+from sckit.evaluation.trees import TREES
 from sckit.files import replacing
 from sckit.metrics.intervals import verdict
 from sckit.report.decomposition import decomposition_lines, decomposition_tables, save_decomposition
@@ -111,6 +112,7 @@ def verdicts(evaluation: Evaluation) -> list[str]:
     starts, of = evaluation.kept_steps.count(0), len(evaluation.kept_steps)
     lines = [_model_line(row, untrained=starts == of) for row in at(models, context="detected").itertuples()]
     lines += [f"{starts} of the {of} networks are their linear start (step 0)"] if 0 < starts < of else []
+    lines += [_difference_line(row, evaluation.table) for row in evaluation.differences]
     for row in at(models, context="visible", rate=1.0).itertuples():
         left = "only the gene is left, so that this has to be 0: it checks the code and is no result"
         if row.known_depth:
@@ -144,6 +146,19 @@ def _model_line(row: Any, *, untrained: bool) -> str:
         )
     word = {"helps": "above", "hurts": "below"}.get(found, "not distinguishable from")
     return f"{_where(row)}: the model is {word} {best}; R² differs by {_difference(row, 'minus_best')}"
+
+
+def _difference_line(row: dict[str, Any], table: Any) -> str:
+    """Compare the model with the trees, or with what a model with a count loss starts from."""
+    where = f"{100 * row['rate']:.4g}% hidden, {row['target']} depth"
+    less = with_interval(row["r2_gene_mean"], *row["ci"], digits=4, signed=True)
+    if row["other"] == TREES:
+        return f"{where}: R² of the model less that of {TREES}: {less}"
+    (start,) = at(table, predictor=row["other"], rate=row["rate"], target=row["target"]).itertuples()
+    return (
+        f"{where}: of the difference between the model and the best linear baseline, "
+        f"{_difference(start, 'minus_best')} is the model's start ({row['other']}) and {less} is what training added"
+    )
 
 
 def _replicate_lines(evaluation: Evaluation) -> list[str]:

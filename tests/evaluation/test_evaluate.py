@@ -166,6 +166,20 @@ def test_tables_fit_120_columns_and_say_what_the_intervals_rest_on(evaluation):
     assert "worse genes" in printed(evaluation, 200).splitlines()[1]
 
 
+def test_what_training_and_the_network_add_is_compared_in_pairs(simulated, tmp_path):
+    config = PretrainConfig(
+        steps=1, batch_tokens=2000, components=3, factors=2, engine="reference", loss="count", lr=1e-9
+    )
+    path = pretrain(simulated.path, config, runs=tmp_path, name="run").run
+    found = evaluate(path, EvalConfig(masks=(1.0,), bootstraps=20, engine="reference", trees=True))
+    start, trees = found.document()["differences"]
+    assert (start["other"], trees["other"]) == ("value offset ridge, calibrated", "value offset ridge + trees")
+    assert start["r2_gene_mean"] == pytest.approx(0, abs=1e-4)  # the model computes in float32
+    r2 = {row["predictor"]: row["r2_gene_mean"] for row in found.rows}
+    assert trees["r2_gene_mean"] == pytest.approx(r2["model"] - r2[trees["other"]], abs=1e-9)
+    assert trees["ci"][0] <= trees["r2_gene_mean"] <= trees["ci"][1]
+
+
 def test_a_run_that_was_not_trained_to_its_end_says_so(run, evaluation, tmp_path):
     assert not [note for note in evaluation.notes if "to its end" in note]
     copy = shutil.copytree(run, tmp_path / "run")

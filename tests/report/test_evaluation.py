@@ -11,8 +11,10 @@ import pytest
 from rich.console import Console
 
 from sckit.evaluation.decomposition import REST, Decomposed
+from sckit.evaluation.predictors import CALIBRATED
 from sckit.evaluation.result import Evaluation
 from sckit.evaluation.rows import BASELINES
+from sckit.evaluation.trees import TREES
 from sckit.model.calibration import STRATA
 from sckit.report.decomposition import decomposition_figure
 from sckit.report.evaluation import left_lines, print_evaluation, save_evaluation, verdicts
@@ -55,7 +57,7 @@ def made_up(rates=(1.0,), targets=("full",), contexts=("detected",), *, model=0.
         total_from_detection={"r2": 0.9, "median_relative_error": 0.1},
         calibration=[{"expected": 1.0 + i, "observed": 1.1 + i} for i in range(10)],
         detection_adds=[{"rate": 0.15, "target": "full", "r2_gene_mean": 0.002, "ci": [0.001, 0.003]}],
-        replicate_zero=0.62 if "half" in targets else None,
+        differences=[], replicate_zero=0.62 if "half" in targets else None,
         decomposition=decomposed_table() if decomposed else None,
     )  # fmt: skip
 
@@ -157,6 +159,18 @@ def test_verdicts_have_a_margin():
     unclear = made_up(model=0.0008).table
     unclear.loc[unclear["predictor"] == "model", "minus_best_low"] = -0.01
     assert "not distinguishable" in verdicts(replace(made_up(), table=unclear))[0]
+
+
+def test_the_gain_of_a_model_is_divided_into_its_start_and_its_training():
+    start, model = row(CALIBRATED, 1.0, "full", None, 0.6002, 0.6), made_up(model=0.0005)
+    table = pd.concat([model.table, pd.DataFrame([start])], ignore_index=True)
+    less = {"rate": 1.0, "target": "full", "row": "model", "r2_gene_mean": 0.0003, "ci": [0.0001, 0.0005]}
+    found = verdicts(replace(model, table=table, differences=[less | {"other": CALIBRATED}, less | {"other": TREES}]))
+    assert found[1] == (
+        "100% hidden, full depth: of the difference between the model and the best linear baseline, +0.0002 [-0.0002, "
+        f"+0.0006] is the model's start ({CALIBRATED}) and +0.0003 [+0.0001, +0.0005] is what training added"
+    )
+    assert found[2] == f"100% hidden, full depth: R² of the model less that of {TREES}: +0.0003 [+0.0001, +0.0005]"
 
 
 def test_a_model_that_was_not_trained_gets_no_verdict():
