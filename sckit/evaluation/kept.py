@@ -111,10 +111,14 @@ def compare(
     column = group or facts.get("group")
     groups = group_values(_store(facts, run).obs, column) if column else None
     untrained = [path for path, each in ((run, facts), (other, others)) if set(each.get("kept_steps", ())) == {0}]
-    rows, rule, alike = [], None, set()
+    rows, rule, alike, alone = [], None, set(), (set(), set())
     for name in common:
         target, _, rate = name.partition("-")
-        scores = _scores(_table(tables[name]), _table(_folder(other) / f"{name}.parquet"), seed, bootstraps)
+        one, two = _table(tables[name]), _table(_folder(other) / f"{name}.parquet")
+        scores = _scores(one, two, seed, bootstraps)
+        first, second = ({_row(column) for column in table.columns} for table in (one, two))
+        alone[0].update(first - second)
+        alone[1].update(second - first)
         of_cells = None if groups is None else groups[scores.cells]
         rule = resampling(of_cells, len(scores.cells))
         for row in dict.fromkeys(each.removeprefix("A ") for each in scores.predictors if each.startswith("A ")):
@@ -135,6 +139,9 @@ def compare(
             "model."
         )
     notes = [f"the same in both, and left out: {', '.join(sorted(alike))}"] if alike else []
+    notes += [
+        f"only {path} has: {', '.join(sorted(own))}" for path, own in zip((run, other), alone, strict=True) if own
+    ]
     said_of = "the model of {} is its linear start (step 0), so this says nothing about its network"
     notes += [said_of.format(path) for path in untrained]
     return Comparison(pd.DataFrame(rows), [*notes, rule.sentence("cells", "cells" if groups is None else "groups")])

@@ -211,6 +211,16 @@ def test_two_runs_are_compared_on_the_same_entries(folder, pooled, tmp_path):
     assert "value offset ridge" in found.notes[0]
 
 
+def test_rows_that_one_of_two_runs_lacks_are_named(folder, pooled, tmp_path):
+    changed = shutil.copytree(folder / "eval", tmp_path / "changed")
+    for path in (changed / "predictions").glob("*.parquet"):
+        table = pd.read_parquet(path).rename(columns={"count regression": "another row"})
+        table.to_parquet(path)
+    notes = compare(folder, changed).notes
+    assert f"only {folder} has: count regression" in notes
+    assert f"only {changed} has: another row" in notes
+
+
 def test_a_model_that_was_not_trained_is_not_judged(folder, pooled, tmp_path):
     changed = shutil.copytree(folder / "eval", tmp_path / "changed")
     facts = json.loads((changed / "predictions" / "facts.json").read_text())
