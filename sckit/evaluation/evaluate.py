@@ -5,7 +5,7 @@ paired. What is chosen or calibrated is so on validation cells.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,8 @@ def evaluate(
     path = found[0][0] if len(found) == 1 else found[0][0].parent
     facts = _facts(path, folds[0]) | {"kept_steps": [step for fold in folds for step in fold.kept_steps]}
     with keeping(keep, facts) as keeper:
-        return _Evaluator(path, folds, config, keeper).evaluate()
+        found = _Evaluator(path, folds, config, keeper).evaluate()
+    return replace(found, predictions=keep)
 
 
 def _facts(path: Path, fold: Setting) -> dict[str, Any]:
@@ -116,6 +117,7 @@ class _Evaluator:
         cells = sum(len(fold.cells) for fold in self.folds)
         return Evaluation(
             run=self.path,
+            options=asdict(self.config),
             cells=cells,
             entries=self.entries,
             kept_steps=[step for fold in self.folds for step in fold.kept_steps],

@@ -22,8 +22,10 @@ from sckit.metrics.values import Scores, resampling
 PREDICTIONS = "predictions"
 """Name of the folder of tables in the folder of an evaluation."""
 
+FACTS = "facts.json"
+"""What the evaluation was of, in the folder of tables."""
+
 _KEYS = {"fold": pa.int16(), "cell": pa.int32(), "gene": pa.int32(), "truth": pa.float32()}
-_FACTS = "facts.json"
 
 
 class Keeper:
@@ -74,7 +76,7 @@ def keeping(folder: Path | None, facts: dict[str, Any]) -> Iterator[Keeper | Non
             yield keeper
         finally:
             keeper.close()
-        write_json(unfinished / _FACTS, facts)
+        write_json(unfinished / FACTS, facts)
 
 
 @dataclass(frozen=True)
@@ -154,13 +156,13 @@ def _folder(run: Path) -> Path:
 
 def _facts(run: Path) -> dict[str, Any]:
     try:
-        facts = json.loads((_folder(run) / _FACTS).read_text(encoding="utf-8"))
+        facts = json.loads((_folder(run) / FACTS).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(
             f"{run} has no kept predictions; make them with `sckit eval {run} --keep-predictions`."
         ) from error
     if not matches(facts, {"store": str, "seed": int, "known_depth": bool, "store_path": str}):
-        raise DataError(f"{_folder(run) / _FACTS} is damaged; evaluate {run} again with --keep-predictions.")
+        raise DataError(f"{_folder(run) / FACTS} is damaged; evaluate {run} again with --keep-predictions.")
     return facts
 
 

@@ -17,6 +17,7 @@ class Evaluation:
     """Result of `evaluate`: one row for each predictor, rate and target, and sentences on what they rest on."""
 
     run: Path
+    options: dict[str, Any]  # of the evaluation, by field of its config
     cells: int
     entries: int
     kept_steps: list[int | None]  # of each network: the step of its best model, 0 for its linear start
@@ -30,6 +31,7 @@ class Evaluation:
     differences: list[dict[str, Any]]  # model less its start or less trees: rate, target, row, other, r2_gene_mean, ci
     replicate_zero: float | None  # share of the scored entries that are zero in the other half
     decomposition: Decomposed | None  # at the lowest rate, of full-depth values
+    predictions: Path | None = None  # folder of the kept predictions
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -39,7 +41,7 @@ class Evaluation:
     def document(self) -> dict[str, Any]:
         """Return the one JSON document that `sckit eval --json` prints."""
         facts: dict[str, Any] = {"run": str(self.run), "cells": self.cells, "entries": self.entries}
-        facts |= {"kept_steps": self.kept_steps, "rows": self.rows}
+        facts |= {"options": to_json(self.options), "kept_steps": self.kept_steps, "rows": self.rows}
         left = [left_row(row) for row in to_json(self.left.to_dict("records"))]
         more = {"total_from_detection": self.total_from_detection, "calibration": self.calibration}
         facts |= {"best_baseline": self.best_baseline, "left": left[:-2], "left_in_sum": left[-2:]}

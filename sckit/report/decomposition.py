@@ -13,6 +13,9 @@ from sckit.report.evaluation_figure import BLUE, FONT, GREEN, ORANGE, PURPLE, SK
 from sckit.report.files import save_report
 from sckit.report.text import at, number, share_name, titled_table, with_interval
 
+DECOMPOSITION_FILES = (*(f"decomposition.{kind}" for kind in ("json", "csv", "png", "svg")), "genes.csv")
+"""What `save_decomposition` writes."""
+
 _COLOURS = {
     "normaliser": "#000000", "depth": "#6B6B6B", "label": ORANGE, "detection": SKY, "visible values": BLUE,
     "group offsets": GREEN, "network": VERMILLION, REST[0]: PURPLE, REST[1]: "#E3E3E3",

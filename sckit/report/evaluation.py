@@ -1,5 +1,6 @@
 """Evaluation results as tables, sentences, files and figures. Nothing is computed here."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +8,17 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from sckit.evaluation.kept import FACTS, PREDICTIONS
 from sckit.evaluation.result import Evaluation
 from sckit.evaluation.trees import TREES
 from sckit.files import replacing
 from sckit.metrics.intervals import verdict
-from sckit.report.decomposition import decomposition_lines, decomposition_tables, save_decomposition
+from sckit.report.decomposition import (
+    DECOMPOSITION_FILES,
+    decomposition_lines,
+    decomposition_tables,
+    save_decomposition,
+)
 from sckit.report.evaluation_figure import evaluation_figure, left_figure, row_name
 from sckit.report.files import save_figure, save_report
 from sckit.report.text import at, is_number, number, titled_table, with_interval
@@ -207,8 +214,12 @@ def left_lines(evaluation: Evaluation) -> list[str]:
 def save_evaluation(evaluation: Evaluation, folder: Path) -> list[Path]:
     """Write eval.json, .csv, .png, .svg; left.csv, .png, .svg; calibration.csv; and the decomposition if there is one.
 
-    Returns the paths.
+    What an earlier evaluation wrote into the folder and this one does not is removed. Returns the paths.
     """
+    if evaluation.predictions != folder / PREDICTIONS and (folder / PREDICTIONS / FACTS).is_file():
+        shutil.rmtree(folder / PREDICTIONS)
+    for name in DECOMPOSITION_FILES:
+        (folder / name).unlink(missing_ok=True)
     paths = save_report(folder, "eval", evaluation.document(), evaluation.table, evaluation_figure(evaluation.table))
     for name, table in (("left", evaluation.left), ("calibration", pd.DataFrame(evaluation.calibration))):
         paths.append(folder / f"{name}.csv")

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from sckit.config import EvalConfig, PretrainConfig
+from sckit.config.options import options
 from sckit.data.batch import Hiding, Packer
 from sckit.data.halves import Halves, nb_sizes, replicate_values
 from sckit.data.split import HELD_OUT, run_vocabulary
@@ -67,6 +68,8 @@ def test_the_document_has_the_fixed_shape(evaluation, run):
     assert document["command"] == "eval"
     assert document["run"] == str(run)
     assert document["cells"] == 90
+    assert document["options"]["masks"] == [0.15, 1.0]
+    assert set(document["options"]) == set(options(EvalConfig))
     for row in document["rows"]:
         assert set(row) == ROW
         assert set(row["ci"]) == {"pooled_r", "r2_gene_mean"}

@@ -1,6 +1,7 @@
 """Figures and sentences of an evaluation, on a made-up table."""
 
 import io
+import json
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -52,8 +53,8 @@ def made_up(rates=(1.0,), targets=("full",), contexts=("detected",), *, model=0.
                 rows.append(row("model", rate, target, context, r2, 0.6 if context == "detected" else 0.0))
     table = pd.DataFrame(rows)
     return Evaluation(
-        run=Path("run"), cells=9, entries=99, kept_steps=[40], table=table, notes=["a note"],
-        best_baseline=BEST, left=left_table(),
+        run=Path("run"), options={"noise": "poisson"}, cells=9, entries=99, kept_steps=[40], table=table,
+        notes=["a note"], best_baseline=BEST, left=left_table(),
         total_from_detection={"r2": 0.9, "median_relative_error": 0.1},
         calibration=[{"expected": 1.0 + i, "observed": 1.1 + i} for i in range(10)],
         detection_adds=[{"rate": 0.15, "target": "full", "r2_gene_mean": 0.002, "ci": [0.001, 0.003]}],
@@ -218,3 +219,15 @@ def test_every_file_is_written(tmp_path):
     names = {f"{name}.{kind}" for name in ("eval", "decomposition") for kind in ("json", "csv", "png", "svg")}
     assert {path.name for path in paths} == names | {"left.csv", "left.png", "left.svg", "calibration.csv", "genes.csv"}
     assert all(path.stat().st_size for path in paths)
+
+
+def test_what_an_earlier_evaluation_wrote_goes(tmp_path):
+    (tmp_path / "predictions").mkdir()
+    (tmp_path / "predictions" / "facts.json").write_text("{}")
+    (tmp_path / "notes.txt").write_text("my own")
+    whole = replace(made_up(decomposed=True), predictions=tmp_path / "predictions")
+    paths = save_evaluation(whole, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in paths} | {"predictions", "notes.txt"}
+    paths = save_evaluation(made_up(), tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in paths} | {"notes.txt"}
+    assert json.loads((tmp_path / "eval.json").read_text())["options"] == {"noise": "poisson"}
