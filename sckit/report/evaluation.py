@@ -133,7 +133,7 @@ def verdicts(evaluation: Evaluation) -> list[str]:
             f"{100 * row['rate']:.4g}% hidden, {row['target']} depth: knowing which hidden genes are detected adds R² "
             f"{gain} (value offset ridge less visible offset ridge)"
         )
-    return lines + _replicate_lines(evaluation) + _label_lines(evaluation)
+    return lines + _floor_lines(evaluation) + _replicate_lines(evaluation) + _label_lines(evaluation)
 
 
 def _where(row: Any) -> str:
@@ -166,6 +166,20 @@ def _difference_line(row: dict[str, Any], table: Any) -> str:
         f"{where}: of the difference between the model and the best linear baseline, "
         f"{_difference(start, 'minus_best')} is the model's start ({row['other']}) and {less} is what training added"
     )
+
+
+def _floor_lines(evaluation: Evaluation) -> list[str]:
+    """Say where the noise floor is impossible: more noise than the best row leaves, by its whole interval."""
+    known: Any = evaluation.table[evaluation.table["floor_r2_gene_mean"].notna()]
+    other = "" if evaluation.options["noise"] == "poisson" else "; see --noise poisson"
+    return [
+        f"{_where(row)}: this noise floor is above what the best row leaves ({row_name(row)}: R² "
+        f"{number(row.r2_gene_mean)}, attainable {number(row.floor_r2_gene_mean)}), so that it is not usable on these "
+        f"data{other}"
+        for _, rows in known.groupby(["target", "rate"], sort=False)
+        for row in rows.nlargest(1, "r2_gene_mean").itertuples()
+        if row.floor_high < row.r2_gene_mean
+    ]
 
 
 def _replicate_lines(evaluation: Evaluation) -> list[str]:

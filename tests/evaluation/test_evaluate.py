@@ -205,6 +205,7 @@ def test_intervals_speak_of_cells_or_are_not_there(run):
     assert "the model of this run is its linear start (step 0), so this says nothing about the network" in printed(few)
     text = printed(replace(few, kept_steps=[1]))
     assert re.search(r"the model is not distinguishable from .*R² differs by [-+]?0\.\d{4}\n", text)
+    assert "noise floor is above" not in text
 
 
 def test_shuffled_values_leave_nothing_to_find(simulated, tmp_path):

@@ -194,6 +194,17 @@ def test_sentences_call_nothing_a_result_that_is_none():
     assert "square root" not in lines
 
 
+def test_an_impossible_noise_floor_is_named():
+    assert not [line for line in verdicts(made_up()) if "not usable" in line]
+    table = made_up(model=0.01).table.copy()
+    table.loc[table["predictor"] == "model", ["floor_r2_gene_mean", "floor_high"]] = 0.5, 0.6
+    for noise, end in (("nb", "on these data; see --noise poisson"), ("poisson", "on these data")):
+        found = replace(made_up(), table=table, options={"noise": noise})
+        (line,) = [line for line in verdicts(found) if "not usable" in line]
+        assert "is above what the best row leaves (model: R² 0.610, attainable 0.500)" in line
+        assert line.endswith(end)
+
+
 def test_what_is_left_is_said_of_genes_with_few_counts_and_of_all():
     few, every = left_lines(made_up())
     assert few.startswith("genes with a mean count below 2, 84% of the entries: 3.1 % [1.0, 5.0] of what the value")
