@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 import pandas as pd
@@ -34,7 +35,7 @@ _LEGEND = (
     "pooled r: correlation over all scored values; R²: share of the squared error of the gene mean that is removed; "
     "attainable: R² that the row would have if its predictions were the truth and counts varied about them by chance "
     "alone; share: R² as a share of what is attainable; gene r: median over genes of the correlation across cells; "
-    "minus best: R² less that of the best linear baseline."
+    "minus best: R² less that of the best linear baseline that knows no more than the row."
 )
 _MORE_LEGEND = (
     " centred r: pooled r less each gene's mean; cell r: mean over cells of the correlation across genes; minus ridge: "
@@ -53,8 +54,13 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
         known = ", exact total known" if rows["known_depth"].any() else ""
         title = f"{100 * rate:.4g}% of the values hidden, target at {depth}{known}"
         tables.append(titled_table(title, *(_MORE if wide else _CORE)))
+        marks = dict(zip(dict.fromkeys(rows["minus_best_predictor"]), ascii_lowercase, strict=False))
+        if len(marks) > 1:
+            tables[-1].caption = f"minus best: {', '.join(f'{mark} less {name}' for name, mark in marks.items())}"
+            tables[-1].caption_justify = "left"
         for row in rows.itertuples():
-            tables[-1].add_row(*(_wide_cells(row) if wide else _core_cells(row)))
+            mark = f" {marks[row.minus_best_predictor]}" if len(marks) > 1 else ""
+            tables[-1].add_row(*(_wide_cells(row, mark) if wide else _core_cells(row, mark)))
     if wide:
         tables += [_left_table(evaluation), _calibration_table(evaluation)]
     if evaluation.decomposition is not None:
@@ -68,16 +74,16 @@ def print_evaluation(evaluation: Evaluation, console: Console) -> None:
         console.print(line, highlight=False, soft_wrap=True)
 
 
-def _core_cells(row: Any) -> list[str]:
-    r2, best = _numbers(row, "r2_gene_mean", "r2_gene_mean"), _difference(row, "minus_best")
+def _core_cells(row: Any, mark: str) -> list[str]:
+    r2, best = _numbers(row, "r2_gene_mean", "r2_gene_mean"), _difference(row, "minus_best") + mark
     floor = [number(row.floor_r2_gene_mean), number(row.explainable_share, digits=2)]
     return [row_name(row), number(row.pooled_r), r2, *floor, number(row.per_gene_r), best]
 
 
-def _wide_cells(row: Any) -> list[str]:
+def _wide_cells(row: Any, mark: str) -> list[str]:
     scores = [number(row.pooled_r), number(row.centred_r), _numbers(row, "r2_gene_mean", "r2_gene_mean")]
     scores += [_numbers(row, "floor_r2_gene_mean", "floor"), number(row.explainable_share, digits=2)]
-    scores += [number(row.per_gene_r), number(row.per_cell_r), _difference(row, "minus_best")]
+    scores += [number(row.per_gene_r), number(row.per_cell_r), _difference(row, "minus_best") + mark]
     scores.append(number(row.minus_ridge_r2_gene_mean, digits=4, signed=True))
     return [row_name(row), *scores, *map(number, (row.r2_depth, row.deviance_explained, row.genes_worse_than_mean))]
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -223,6 +224,19 @@ def test_tables_fit_their_consoles():
     assert "other half tells" in wide
     assert "observed" in wide
     assert "worse genes" not in narrow
+
+
+@pytest.mark.parametrize("width", [120, 200])
+def test_the_baseline_that_a_row_is_compared_with_is_marked(width):
+    assert "minus best: a" not in printed(made_up(), width)
+    table = made_up((0.15,)).table.copy()
+    other = "value offset ridge + group offsets + neighbours"
+    table.loc[table["predictor"] == other, "minus_best_predictor"] = other
+    text = printed(replace(made_up(), table=table), width)
+    assert f"minus best: a less {BEST}, b less {other}" in text
+    assert len(re.findall(r"\] a( |$)", text, re.MULTILINE)) == len(table) - 1
+    assert len(re.findall(r"\] b( |$)", text, re.MULTILINE)) == 1
+    assert "\u2026" not in text
 
 
 def test_every_file_is_written(tmp_path):
