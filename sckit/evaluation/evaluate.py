@@ -30,7 +30,6 @@ from sckit.metrics.values import Scores, resampling
 from sckit.model.offset_forms import OffsetForms
 from sckit.training.folders import find_runs
 from sckit.training.run import open_run
-from sckit.training.standing import unfinished
 
 _CALIBRATION_DRAWS = 5
 """Draws of what is hidden in validation cells; where everything is hidden one is all."""
@@ -234,16 +233,7 @@ class _Evaluator:
             f"total from detection: the detection set tells the log of the total counts with R² {total['r2']:.3f} "
             f"(median error {total['median_relative_error']:.0%})",
         ]
-        if place := unfinished(run := self.folds[0].run):
-            notes.append(
-                f"this run has not been trained to its end (last validation at {place}): its model of step "
-                f"{run.kept_step} is scored; go on with `sckit pretrain --resume {run.path}`"
-            )
-        if self.config.replicate_halves:
-            notes.append(
-                "half-depth target: the linear baselines, and the one that the model starts from, are refitted on "
-                "halves of the training cells"
-            )
+        notes += self.folds[0].notes()
         notes += others
         less = " (or below the share hidden, where that is less)" if min(self.config.masks) < SCORED_SHARE else ""
         notes.append(

@@ -28,6 +28,7 @@ from sckit.model.predict import predict
 from sckit.model.regression import value_blocks
 from sckit.training.baselines import offset_forms, refit_offset_forms, training_cells
 from sckit.training.run import Run, fit_baselines
+from sckit.training.standing import unfinished
 
 Predictor = Callable[[Batch], np.ndarray]
 Rows = Callable[[Batch], dict[str, np.ndarray]]
@@ -82,6 +83,27 @@ class Setting:
     def log(self, text: str) -> None:
         """Tell a note."""
         self.on_event("note", {"text": text})
+
+    def notes(self) -> list[str]:
+        """Say what a reader of the rows has to know of the run and of how they are made."""
+        run, notes = self.run, []
+        if place := unfinished(run):
+            notes.append(
+                f"this run has not been trained to its end (last validation at {place}): its model of step "
+                f"{run.kept_step} is scored; go on with `sckit pretrain --resume {run.path}`"
+            )
+        if "visible" in self.config.contexts and run.config.context == "detected" and min(self.config.masks) < 1:
+            notes.append(
+                "the model in the context visible starts from the mean of each gene, and saw only "
+                f"{run.config.visible_share:.0%} of the batches in training; a run with `pretrain --context visible` "
+                "trains it properly"
+            )
+        if self.config.replicate_halves:
+            notes.append(
+                "half-depth target: the linear baselines, and the one that the model starts from, are refitted on "
+                "halves of the training cells"
+            )
+        return notes
 
     def targets(self) -> dict[str, Fitted]:
         """Return what is fitted for each target, "full" and, where it is asked for, "half"."""

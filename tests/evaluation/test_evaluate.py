@@ -102,6 +102,7 @@ def test_visible_context_falls_to_the_gene_mean_and_detected_does_not(evaluation
     assert abs(pick(evaluation, "model", context="visible")["r2_gene_mean"]) < 0.02
     assert pick(evaluation, "model", context="detected")["r2_gene_mean"] > 0.2
     assert any("checks the code" in line for line in verdicts(evaluation))
+    assert any("context visible starts from the mean of each gene, and saw only 10% of" in x for x in evaluation.notes)
 
 
 def test_the_best_baseline_knows_no_label_and_what_the_row_knows(evaluation):
