@@ -45,6 +45,8 @@ class EvalConfig:
     """Add linear rows that see the visible values of this many cells with the nearest detection sets; 0 for none."""
     trees: bool = False
     """Add the row "value offset ridge + trees": a gradient-boosted correction of that baseline."""
+    truth: str | None = None
+    """NAME.truth.h5 of simulated data: add the row "truth", the values to expect where all is known but the counts."""
     replicate_halves: Annotated[bool, was(replicate_split="--replicate-split")] = False
     """Halve the molecules of each held-out cell, and predict one half, also by the other half (the replicate)."""
     halving: Annotated[str, one_of("binomial", "nb"), was(split="--split")] = "binomial"

@@ -20,6 +20,7 @@ from sckit.data.split import VALIDATION
 from sckit.errors import ConfigError, DataError
 from sckit.evaluation.decomposition import STEP, Decomposition
 from sckit.evaluation.kept import Keeper, keeping
+from sckit.evaluation.known_truth import TRUTH
 from sckit.evaluation.left import Left
 from sckit.evaluation.predictors import CALIBRATED, Fitted, Pass, Setting
 from sckit.evaluation.result import Evaluation
@@ -197,7 +198,7 @@ class _Evaluator:
         groups, fold = self._groups(scores), self.folds[0]
         for name in [name.removesuffix("/0") for name in scores.predictors if name.endswith("/0")]:
             scores.average(name, [f"{name}/{seed}" for seed in range(len(fold.models))])
-        order = [name for name in (*BASELINES, CALIBRATED, TREES, "replicate") if name in scores.predictors]
+        order = [name for name in (*BASELINES, CALIBRATED, TREES, TRUTH, "replicate") if name in scores.predictors]
         for name in order + [name for name in scores.predictors if name.startswith("model")]:
             predictor, _, context = name.partition("/")
             where = {"rate": rate, "context": context or None, "known_depth": fold.known_depth, "target": target}

@@ -18,6 +18,7 @@ from sckit.data.split import HELD_OUT, TRAIN, VALIDATION
 from sckit.data.views import CountsView, CutView
 from sckit.device import choose_compute
 from sckit.evaluation.association import Association, group_codes, may_be_neighbours
+from sckit.evaluation.known_truth import TRUTH, KnownTruth
 from sckit.evaluation.other_cells import shown
 from sckit.evaluation.trees import TREES, Trees, fit_trees
 from sckit.model.closed_forms import ClosedForms, fit_label_depth
@@ -78,6 +79,7 @@ class Setting:
         self.groups = group_values(self.store.obs, column) if column else None
         column = config.offset_group or (run.config.group if config.neighbours else None)
         self.codes = group_codes(group_values(self.store.obs, column), config.offset_group) if column else None
+        self.truth = KnownTruth(config.truth, self.store, run.genes["symbol"]) if config.truth else None
         self.association: Association | None = None  # of the target and mask rate that are being scored
 
     def log(self, text: str) -> None:
@@ -165,6 +167,8 @@ class Setting:
                     rows["visible offset ridge"] = visible.predict(batch)
                 if trees is not None:
                     rows[TREES] = trees.predict(batch)
+                if self.truth is not None:
+                    rows[TRUTH] = self.truth.predict(batch, fitted.view.totals(batch.cells))
                 if fitted.labels is not None:
                     rows["label + depth"] = fitted.labels(batch)
                 if self.counts is not None:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sckit.evaluation.kept import FACTS, PREDICTIONS
+from sckit.evaluation.known_truth import TRUTH
 from sckit.evaluation.result import Evaluation
 from sckit.evaluation.trees import TREES
 from sckit.files import replacing
@@ -175,8 +176,8 @@ def _difference_line(row: dict[str, Any], table: Any) -> str:
 
 
 def _floor_lines(evaluation: Evaluation) -> list[str]:
-    """Say where the noise floor is impossible: more noise than the best row leaves, by its whole interval."""
-    known: Any = evaluation.table[evaluation.table["floor_r2_gene_mean"].notna()]
+    """Say where the noise floor is impossible: more noise than the best row leaves; the truth leaves just the noise."""
+    known: Any = evaluation.table[evaluation.table["floor_high"].notna() & (evaluation.table["predictor"] != TRUTH)]
     other = "" if evaluation.options["noise"] == "poisson" else "; see --noise poisson"
     return [
         f"{_where(row)}: this noise floor is above what the best row leaves ({row_name(row)}: R² "
@@ -184,7 +185,7 @@ def _floor_lines(evaluation: Evaluation) -> list[str]:
         f"data{other}"
         for _, rows in known.groupby(["target", "rate"], sort=False)
         for row in rows.nlargest(1, "r2_gene_mean").itertuples()
-        if row.floor_high < row.r2_gene_mean
+        if row.floor_r2_gene_mean < row.r2_gene_mean
     ]
 
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from sckit.config import EvalConfig, PretrainConfig
+from sckit.config import EvalConfig, PretrainConfig, SimulateConfig
 from sckit.config.options import options
 from sckit.data.batch import Hiding, Packer
 from sckit.data.halves import Halves, nb_sizes, replicate_values
+from sckit.data.simulate import simulate
 from sckit.data.split import HELD_OUT, run_vocabulary
 from sckit.data.views import CutView
 from sckit.errors import DataError
@@ -192,6 +193,27 @@ def test_a_run_that_was_not_trained_to_its_end_says_so(run, evaluation, tmp_path
     step = json.loads((run / "model.json").read_text())["score"]["step"]
     assert re.search(rf"last validation at step \d+, epoch 2\.00 of 2\): its model of step {step} is scored", note)
     assert note.endswith(f"`sckit pretrain --resume {copy}`")
+
+
+@pytest.mark.parametrize("dispersion", [0.0, 0.3])
+def test_the_truth_of_simulated_data_reaches_what_is_attainable(tmp_path, dispersion):
+    data = SimulateConfig(cells=800, genes=300, libraries=1, dispersion=dispersion)
+    simulate(data, tmp_path / "known.sckit")
+    config = PretrainConfig(steps=1, batch_tokens=2000, components=2, factors=2, engine="reference")
+    path = pretrain(tmp_path / "known.sckit", config, runs=tmp_path, name="run").run
+    asked = EvalConfig(
+        masks=(0.3,), truth=str(tmp_path / "known.truth.h5"), replicate_halves=True, bootstraps=20, engine="reference",
+    )  # fmt: skip
+    found = evaluate(path, asked)
+    for target in ("full", "half"):
+        truth, model = (pick(found, name, 0.3, target, *rest) for name, *rest in (("truth",), ("model", "detected")))
+        assert truth["minus_best"]["ci"][0] > 0
+        assert truth["r2_gene_mean"] > model["r2_gene_mean"]
+        if not dispersion:  # the noise floor is that of the law that the counts were drawn from
+            assert truth["explainable_share"] == pytest.approx(1, abs=0.1)
+    simulate(replace(data, seed=1), tmp_path / "other.h5ad")
+    with pytest.raises(DataError, match=r"other\.truth\.h5 is not the truth of"):
+        evaluate(path, replace(asked, truth=str(tmp_path / "other.truth.h5")))
 
 
 def test_intervals_speak_of_cells_or_are_not_there(run):

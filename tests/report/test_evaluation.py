@@ -198,7 +198,7 @@ def test_sentences_call_nothing_a_result_that_is_none():
 def test_an_impossible_noise_floor_is_named():
     assert not [line for line in verdicts(made_up()) if "not usable" in line]
     table = made_up(model=0.01).table.copy()
-    table.loc[table["predictor"] == "model", ["floor_r2_gene_mean", "floor_high"]] = 0.5, 0.6
+    table.loc[table["predictor"] == "model", "floor_r2_gene_mean"] = 0.5
     for noise, end in (("nb", "on these data; see --noise poisson"), ("poisson", "on these data")):
         found = replace(made_up(), table=table, options={"noise": noise})
         (line,) = [line for line in verdicts(found) if "not usable" in line]
