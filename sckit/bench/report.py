@@ -48,7 +48,9 @@ def print_kernels(document: dict[str, Any], console: Console) -> None:
 
 
 def _where(row: Row) -> str:
-    return f"{row['device']}, {row['threads']} threads, {row['dtype']}, torch {row['torch']}"
+    return (
+        f"{row['device']}, {row['threads']} thread{'s' * (row['threads'] != 1)}, {row['dtype']}, torch {row['torch']}"
+    )
 
 
 def _by_case(rows: Sequence[Row]) -> list[list[tuple[Row, Row]]]:

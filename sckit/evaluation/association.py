@@ -138,9 +138,16 @@ class Association:
         if self._last is not None:
             groups_seen = np.unique(self._last.codes[scores.cells])
             kappa = ", ".join(f"{k:.0f}" if np.isfinite(k) else "-" for k in self._last.kappa)
-            text = f"group offsets of {(groups_seen >= 0).sum()} groups: kappa {kappa} for genes of rising mean counts"
+            count = (groups_seen >= 0).sum()
+            of = "one group" if count == 1 else f"{count} groups"
+            text = f"group offsets of {of}: kappa {kappa} for genes of rising mean counts"
             none = "nothing that is visible tells groups apart, so that group offsets are zero"
             said.append(f"{text} (-: no offset)" if np.isfinite(self._last.kappa).any() else none)
+            if count == 1 and said != [none]:
+                said.append(
+                    "only one group is scored: its offsets also hold what any new group has, and nothing here tells "
+                    "groups apart"
+                )
         if gains:
             found = (f"{_signed(gain)} with {_WORDS[name]}" for name, gain in gains.items())
             said.append(f"the R² of the {BASE} differs by {', '.join(found)}")

@@ -36,7 +36,8 @@ def prepare_run(path: Path, store: Store, config: PretrainConfig, on_event: Call
     vocabulary = run_vocabulary(store, train, config.min_cells)
     counts = {part: int((split == part).sum()) for part in (TRAIN, VALIDATION, HELD_OUT)}
     text = f"{counts[TRAIN]:,} training, {counts[VALIDATION]:,} validation and {counts[HELD_OUT]:,} held-out cells"
-    text += f"; {vocabulary.max() + 1:,} genes seen in at least {config.min_cells} training cells"
+    few = f"{config.min_cells} training cell{'s' * (config.min_cells > 1)}"
+    text += f"; {vocabulary.max() + 1:,} genes seen in at least {few}"
     on_event("note", {"text": text})
     view = training_view(store, config)
 

@@ -240,6 +240,7 @@ def test_an_evaluation_has_the_rows_and_says_what_carries_the_gain(simulated, tm
         assert table.loc[(1.0, name), "r2_gene_mean"] == table.loc[(1.0, f"{name} + group offsets"), "r2_gene_mean"]
     assert "group" not in table.loc[(0.15, "model"), "minus_best_predictor"]
     text = "\n".join(found.notes)
-    assert "15% hidden, full depth: group offsets of 1 groups: kappa" in text
+    assert "15% hidden, full depth: group offsets of one group: kappa" in text
+    assert text.count("only one group is scored: its offsets also hold what any new group has") == 1
     assert "with group offsets, " in text
     assert "100% hidden, full depth: nothing that is visible tells groups apart" in text
