@@ -19,5 +19,8 @@ class ConfigError(SckitError):
 
 def said(error: Exception) -> str:
     """Return what an error of a library says, in one line of bearable length."""
-    text = " ".join(str(error).split()).strip("'\"").rstrip(".")
+    text = " ".join(str(error).split()).rstrip(".")
+    if isinstance(error, OSError) and error.strerror:  # without its number
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    text = text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
     return text if len(text) <= 200 else text[:200] + "..."

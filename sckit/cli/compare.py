@@ -11,7 +11,7 @@ from sckit.cli.options import Runs, command_of, result_console
 @command_of()
 def compare(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder or name, or the folder of an evaluation.")],
-    other: Annotated[str, typer.Argument(metavar="RUN", help="Another one on the same data.")],
+    other: Annotated[str, typer.Argument(metavar="OTHER", help="Another one on the same data.")],
     *,
     group: Annotated[
         str | None, typer.Option(help="Column of obs for the intervals; by default the run's own.")

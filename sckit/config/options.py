@@ -27,15 +27,17 @@ C = TypeVar("C")
 LARGEST_SEED = 2**32 - 1
 """What all libraries that draw random numbers take."""
 
+_LEAST_PERCENT = 2  # from here on a share that is too large may be meant as a percentage
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 
 class Bound(NamedTuple):
-    """A test of one value, and what an error says of a wrong value, or of a list that holds a wrong value."""
+    """A test of one value; what an error says of a wrong value, or of a list that holds one; and how it ends."""
 
     holds: Callable[[Any], bool]
     one: str
     several: str = ""
+    end: Callable[[Any], str] = lambda _: "."
 
 
 def at_least(limit: float) -> Bound:
@@ -64,7 +66,11 @@ def share(interval: str, word: str = "") -> Bound:
             return value == word
         return low <= value <= high and (value > low or interval[0] == "[") and (value < high or interval[-1] == "]")
 
-    return Bound(holds, f"{{}} is not a share {words}", f"{{}} are not all shares {words}")
+    def end(value: Any) -> str:
+        percent = isinstance(value, int | float) and value >= _LEAST_PERCENT and holds(value / 100)
+        return f"; did you mean {value / 100:g}?" if percent else "."
+
+    return Bound(holds, f"{{}} is not a share {words}", f"{{}} are not all shares {words}", end)
 
 
 def one_of(*choices: str) -> Bound:
@@ -145,7 +151,7 @@ def check(config: Any) -> None:
             if wrong and option.many and not option.repeated:
                 raise ConfigError(f"{option.flag} {bound.several.format(_shown(value))}.")
             if wrong:
-                raise ConfigError(f"{option.flag} {bound.one.format(_shown(wrong[0]))}.")
+                raise ConfigError(f"{option.flag} {bound.one.format(_shown(wrong[0]))}{bound.end(wrong[0])}")
 
 
 def read_toml(config: type[C], path: Path | None, **overrides: Any) -> C:
@@ -161,7 +167,8 @@ def read_configs(path: Path | None, overrides: dict[str, Any], *types: type) -> 
     try:
         loaded = tomllib.loads(path.read_text(encoding="utf-8")) if path else {}
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"the config file {path} cannot be read: {error}.") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"the config file {path} cannot be read: {reason}.") from error
     names = {name: config for config in types for name in _names(config)}
     for values, origin in ((loaded, str(path)), (overrides, "the command line")):
         for name in values:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sckit.data.manifest import OWN_COLUMNS
 from sckit.errors import ConfigError
 
 
@@ -16,11 +17,25 @@ def group_values(obs: pd.DataFrame, column: str) -> np.ndarray:
     """Return a column of obs as strings [C], empty where missing; raises `ConfigError` when it is not there."""
     if column not in obs.columns:
         known = list(map(str, obs.columns))
-        close = get_close_matches(column, known, 1)
-        hint = f"; did you mean {close[0]!r}?" if close else "."
+        close = _closest(column, known)
+        hint = f"; did you mean {close!r}?" if close else "."
         raise ConfigError(f"there is no column {column!r} in obs; it has {', '.join(map(repr, known))}{hint}")
     values = as_text(obs[column]) if holds_numbers(obs[column]) else obs[column]
     return np.where(values.isna(), "", values.astype(str)).astype(str)
+
+
+def _closest(column: str, known: Sequence[str]) -> str:
+    """Return the column that a name may mean, one of the input before the store's own; empty where none is close."""
+
+    def plain(name: str) -> str:
+        return name.replace("_", "").lower()
+
+    for names in ([name for name in known if name not in OWN_COLUMNS], known):
+        by_plain = {plain(name): name for name in names}
+        close = [name for name in by_plain if plain(column) in name] or get_close_matches(plain(column), by_plain, 1)
+        if close and column:
+            return by_plain[close[0]]
+    return ""
 
 
 def choose_labels(

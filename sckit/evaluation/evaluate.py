@@ -67,7 +67,8 @@ def _facts(path: Path, fold: Setting) -> dict[str, Any]:
     """Return what has to be the same in evaluations that are compared, and where they come from."""
     facts = {"store": checksum(fold.store.path / MANIFEST), "seed": fold.config.seed, "known_depth": fold.known_depth}
     column = fold.config.group or fold.run.config.group
-    return facts | {"run": str(path), "store_path": str(fold.store.path), "group": column}
+    facts |= {"run": str(path), "store_path": str(fold.store.path), "cells": fold.store.n_cells}
+    return facts | {"group": column}
 
 
 @dataclass

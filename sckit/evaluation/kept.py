@@ -103,7 +103,8 @@ def compare(
     facts, others = (_facts(each) for each in (run, other))
     for name, what in (("store", "data"), ("seed", "--seed"), ("known_depth", "--known-depth")):
         if facts[name] != others[name]:
-            raise DataError(f"{run} and {other} were evaluated with other {what}; evaluate both alike.")
+            one, two = (_shown(name, each) for each in (facts, others))
+            raise DataError(f"{run} and {other} were evaluated with other {what} ({one}, {two}); evaluate both alike.")
     tables = {path.stem: path for path in _folder(run).glob("*.parquet")}
     common = sorted(name for name in tables if (_folder(other) / f"{name}.parquet").is_file())
     if not common:
@@ -147,6 +148,14 @@ def compare(
     said_of = "the model of {} is its linear start (step 0), so this says nothing about its network"
     notes += [said_of.format(path) for path in untrained]
     return Comparison(pd.DataFrame(rows), [*notes, rule.sentence("cells", "cells" if groups is None else "groups")])
+
+
+def _shown(name: str, facts: dict[str, Any]) -> str:
+    """Write a fact as a user knows it; a store by its path and its number of cells, where that is known."""
+    if name != "store":
+        return str(facts[name])
+    cells = f" with {facts['cells']:,} cells" if matches(facts, {"cells": int}) else ""
+    return facts["store_path"] + cells
 
 
 def _folder(run: Path) -> Path:

@@ -57,7 +57,7 @@ def find_run(path: Path | str | None, root: Path) -> Path:
     if found is None and find_folds(path, root) is not None:
         raise ConfigError(f"{path} holds a run for each fold; name one of them, such as {path}/fold-0-seed-0.")
     if found is None:
-        raise ConfigError(f"{path} is not a run: no config.toml in it; name a folder that `sckit pretrain` made.")
+        raise ConfigError(f"{path} is not a run: no config.toml in it; {_runs_in(root)}")
     return found
 
 
@@ -98,6 +98,17 @@ def folder_of(path: Path | str | None, root: Path) -> Path:
 def fold_folder(folder: Path, fold: int, seed: int) -> Path:
     """Return the folder of one of the runs that `--folds` makes."""
     return folder / f"fold-{fold}-seed-{seed}"
+
+
+def _runs_in(root: Path) -> str:
+    """Say which runs there are, as the end of a sentence."""
+    names = sorted(each.parent.name for name in ("config.toml", FOLDS) for each in root.glob(f"*/{name}"))
+    names = [name for name in names if name != "latest"]
+    if not names:
+        return "name a folder that `sckit pretrain` made."
+    latest = root / "latest"
+    last = f" (latest: {latest.resolve().name})" if latest.exists() else ""
+    return f"{root} has {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}{last}."
 
 
 def _with_file(name: str, path: Path | str, root: Path) -> Path | None:

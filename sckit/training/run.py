@@ -49,14 +49,14 @@ class Run:
         try:
             where = json.loads((self.path / "data.json").read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
-            raise DataError(f"{self.path / 'data.json'} is damaged ({error}); train again.") from error
+            raise DataError(f"{self.path / 'data.json'} is damaged ({said(error)}); train again.") from error
         if not matches(where, {"store": str, "inside": bool, "manifest_sha256": str}):
             raise DataError(f"{self.path / 'data.json'} is damaged: it does not say where the store is; train again.")
         path = self.path / where["store"] if where["inside"] else Path(where["store"])
         try:
             outside = where["inside"] and not path.resolve().is_relative_to(home(self.path, self.config))
         except (OSError, ValueError) as error:  # of a name that no file system has
-            raise DataError(f"{self.path / 'data.json'} is damaged ({error}); train again.") from error
+            raise DataError(f"{self.path / 'data.json'} is damaged ({said(error)}); train again.") from error
         if outside:
             raise DataError(f"{self.path / 'data.json'} names a store outside of the run as inside; train again.")
         store = open_store(path)
@@ -69,6 +69,8 @@ class Run:
 
     def model(self, device: torch.device | str = "cpu") -> Model:
         """Load the best model of the run, in evaluation mode."""
+        if not (self.path / "model.json").exists() and not (self.path / "checkpoints").exists():
+            raise DataError(f"the run {self.path} stopped before its first model; go on with --resume {self.path}.")
         try:
             written = json.loads((self.path / "model.json").read_text(encoding="utf-8"))
             weights = load_file(self.path / "model.safetensors")

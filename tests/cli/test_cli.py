@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -201,6 +202,22 @@ def test_unknown_group_and_label_columns(simulated, tmp_path):
     assert invoke("pretrain", simulated.path, "--steps", "1", "--runs", tmp_path, "--name", "ok", *FAST).exit_code == 0
     result = invoke("eval", "ok", "--label", "kind", "--runs", tmp_path, "--engine", "reference")
     assert "no column 'kind'" in one_sentence(result)
+
+
+def test_a_wrong_name_of_a_run_is_answered_with_the_runs_there_are(simulated, tmp_path):
+    runs = tmp_path / "runs"
+    for name in ("kang", "small"):
+        assert invoke("pretrain", simulated.path, "--steps", "1", "--runs", runs, "--name", name, *FAST).exit_code == 0
+    for wrong in ("nothing", runs):
+        assert one_sentence(invoke("eval", wrong, "--runs", runs)).endswith(f"{runs} has kang, small (latest: small).")
+    (runs / "small" / "model.json").unlink()
+    shutil.rmtree(runs / "small" / "checkpoints")
+    sentence = one_sentence(invoke("eval", "small", "--runs", runs, "--engine", "reference"))
+    place = runs / "small"
+    assert sentence == f"Error: the run {place} stopped before its first model; go on with --resume {place}."
+    sentence = one_sentence(invoke("eval", "kang", "--config", tmp_path / "no.toml"))
+    assert sentence == f"Error: the config file {tmp_path / 'no.toml'} cannot be read: No such file or directory."
+    assert "Missing argument 'OTHER'" in invoke("compare", "kang").stderr
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,7 @@ def test_every_choice_is_explained_in_its_sentence(config):
         (lambda: PretrainConfig(preset="huge"), "--preset huge is unknown; choose tiny, small, medium, base or large."),
         (lambda: PretrainConfig(epochs=1, steps=2), "--epochs and --steps are all budgets; give one of them."),
         (lambda: PretrainConfig(minutes=-1), "--minutes must be above 0, not -1."),
+        (lambda: EvalConfig(masks=(15.0,)), "--mask 15 is not a share above 0 and at most 1; did you mean 0.15?"),
         (lambda: EvalConfig(masks=(0.5, 0.0)), "--mask 0 is not a share above 0 and at most 1."),
         (lambda: EvalConfig(masks=("uniform",)), "--mask uniform is not a share above 0 and at most 1."),
         (lambda: EvalConfig(masks=()), "--mask needs at least one value."),
