@@ -71,6 +71,11 @@ def may_be_neighbours(training: np.ndarray, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).permutation(training)[:_MOST_TRAINING])
 
 
+def most_neighbours(training: int, of_pass: int) -> int:
+    """Return how many neighbours a cell can have, from the numbers of training cells and of cells of its pass."""
+    return min(training, _MOST_TRAINING) + min(of_pass, _MOST_OF_PASS) - 1
+
+
 class Association:
     """What other cells add to the rows of one target and mask rate."""
 

@@ -17,7 +17,7 @@ from sckit.data.loader import batches_by_tokens, detected_in
 from sckit.data.split import HELD_OUT, TRAIN, VALIDATION
 from sckit.data.views import CountsView, CutView
 from sckit.device import choose_compute
-from sckit.evaluation.association import Association, group_codes, may_be_neighbours
+from sckit.evaluation.association import Association, group_codes, may_be_neighbours, most_neighbours
 from sckit.evaluation.known_truth import TRUTH, KnownTruth
 from sckit.evaluation.other_cells import shown
 from sckit.evaluation.trees import TREES, Trees, fit_trees
@@ -99,6 +99,12 @@ class Setting:
                 "the model in the context visible starts from the mean of each gene, and saw only "
                 f"{run.config.visible_share:.0%} of the batches in training; a run with `pretrain --context visible` "
                 "trains it properly"
+            )
+        most = most_neighbours(len(run.cells(TRAIN)), len(self.cells))
+        if self.config.neighbours > most:
+            notes.append(
+                f"--neighbours {self.config.neighbours} is more than there are: the {most:,} other cells are all "
+                "neighbours of each cell"
             )
         if self.config.replicate_halves:
             notes.append(

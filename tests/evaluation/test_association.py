@@ -1,5 +1,7 @@
 """Rows that know other cells: planted offsets of groups are found, hidden values do not leak, noise gives nothing."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -243,4 +245,7 @@ def test_an_evaluation_has_the_rows_and_says_what_carries_the_gain(simulated, tm
     assert "15% hidden, full depth: group offsets of one group: kappa" in text
     assert text.count("only one group is scored: its offsets also hold what any new group has") == 1
     assert "with group offsets, " in text
+    assert "--neighbours" not in text
+    more = "\n".join(evaluate(run, replace(asked, neighbours=1000)).notes)
+    assert "--neighbours 1000 is more than there are: the 332 other cells are all neighbours of each cell" in more
     assert "100% hidden, full depth: nothing that is visible tells groups apart" in text
