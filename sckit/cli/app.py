@@ -140,7 +140,9 @@ def pretrain(
     *,
     given: dict[str, Any],
     name: Annotated[str | None, typer.Option(help="Name of the run; by default its date.")] = None,
-    resume: Annotated[str | None, typer.Option(help="Go on with this run; bit for bit on a CPU.")] = None,
+    resume: Annotated[
+        str | None, typer.Option(help="Go on with a run that began to train; bit for bit on a CPU.")
+    ] = None,
     config: ConfigFile = None,
     runs: Runs = Path("runs"),
 ) -> dict[str, Any]:
