@@ -132,7 +132,7 @@ def _draw_sweep(left: Any, right: Any, table: Any) -> None:
     _mark_replicate(left, at(table, predictor="replicate")["r2_gene_mean"], across=False)
     right.axhline(0, color="black", lw=0.7, zorder=0)
     if others:
-        names[0].append((*sorted(others)[min(1, len(others) - 1)], "other linear baselines", GREY))
+        names[0].append((*sorted(others)[min(1, len(others) - 1)], "other rows", GREY))
     for panel, found in zip((left, right), names, strict=True):
         panel.set_xlim(rates[0] - 0.04, rates[-1] + 0.03)
         panel.set_xticks(rates, [f"{rate * 100:.3g}" for rate in rates])
