@@ -12,8 +12,8 @@ that one pass over the training cells serves them all:
     group offsets     and what the cell's group adds to each gene, with `--offset-group`
     network           the model's own prediction, with group offsets where there are any
 
-The rest is what no step explains: the part that is explainable, given the noise floor of the best row, and sampling
-noise. All parts add up to 1. A part depends on the order, because what two steps both know goes to the first.
+The rest is what no step explains: the part that is explainable, given the noise floor of the best linear baseline, and
+sampling noise. All parts add up to 1. A part depends on the order, because what two steps both know goes to the first.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,6 @@ from sckit.data.views import cell_of_entry
 from sckit.evaluation.association import GROUP_OFFSETS
 from sckit.evaluation.gains import GeneGains
 from sckit.evaluation.predictors import Fitted, Pass, Rows, Setting
-from sckit.evaluation.rows import Floors
 from sckit.files import to_json
 from sckit.kernels.count_law import draw_counts, value_moments
 from sckit.kernels.counts_numba import entry_dot
@@ -169,10 +168,9 @@ class Decomposition:
 
         return over
 
-    def calibrated(self, floors: Floors) -> "Decomposition":
-        """Take the noise floor of the row with the least squared error on validation cells."""
-        errors = floors.errors
-        self._best = min(errors, key=lambda name: errors[name].sum())
+    def watch(self, best: str) -> "Decomposition":
+        """Name the row whose noise floor is taken."""
+        self._best = best
         return self
 
     def add(self, batch: Batch, predicted: Mapping[str, np.ndarray], laws: Laws) -> None:

@@ -152,7 +152,7 @@ class _Evaluator:
                     best = best_baselines(floors.errors)["detected"]
                     self.calibration.append(floors.deciles[best])
                     watched = [self.left.watch(best, offsets)]
-                    watched += [] if self.decomposition is None else [self.decomposition.calibrated(floors)]
+                    watched += [] if self.decomposition is None else [self.decomposition.watch(best)]
                     first = False
                 self._score(number, fitted, rate, target, predictor, floors, watched)
 

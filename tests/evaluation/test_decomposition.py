@@ -182,3 +182,14 @@ def test_the_network_step_knows_the_group_offsets_that_the_step_above_it_knows(o
     part = found[found["kind"] == "all"].set_index("step")["r2"]
     assert part["group offsets"] > 0.01
     assert abs(part["network"]) < 1e-4  # the start of the model is the row that the step above it is
+
+
+def test_sampling_noise_does_not_depend_on_which_rows_are_asked_for(of_libraries):
+    def found(**more):
+        config = EvalConfig(masks=(0.15,), decompose=True, bootstraps=2, engine="reference", **more)
+        return evaluate(of_libraries, config).decomposition
+
+    one, two = found(), found(offset_group="library", neighbours=10)
+    assert one.floor_of == two.floor_of == "value offset ridge"
+    noise = [each.table[each.table["step"] == REST[1]]["r2"].to_numpy() for each in (one, two)]
+    np.testing.assert_array_equal(*noise)
