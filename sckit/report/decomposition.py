@@ -24,6 +24,11 @@ _ON_DARK = {"normaliser", "depth", "visible values", "group offsets", "network"}
 _SHORT = {"visible values": "values", "group offsets": "group", REST[0]: "unexplained", REST[1]: "noise"}
 _LEAST_WRITTEN = 0.045
 _GENES = 10
+_GENES_LEGEND = (
+    "R² without: R² of the gene without visible values (detection + total offset ridge); gain: what the value offset "
+    "ridge adds to it; of all: the gain as a share of the squared error of all genes, the largest first; z: gain over "
+    "its standard error; from: the genes whose values move the prediction most, with their shares"
+)
 
 
 def decomposition_tables(found: Decomposed) -> list[Table]:
@@ -44,12 +49,17 @@ def decomposition_tables(found: Decomposed) -> list[Table]:
         tables[1].add_row(name, entries, *(number(values[step]) for step in steps))
     if len(found.genes):
         title = "Genes whose visible values in the same cell remove the most squared error"
-        columns = ("gene", "mean count", "R² without", "gain", "z", "from")
+        columns = ("gene", "mean count", "R² without", "gain", "of all", "z", "from")
         tables.append(titled_table(title, *columns, left=("gene", "from")))
+        tables[2].caption, tables[2].caption_justify = _GENES_LEGEND, "left"
         for row in found.genes.head(_GENES).to_dict("records"):
             sources = [f"{row[f'source_{i}']} {row[f'share_{i}']:.0%}" for i in (1, 2, 3) if f"source_{i}" in row]
             numbers = [number(row["mean_count"]), number(row["r2_without_values"])]
-            numbers += [number(row["gain"], signed=True), number(row["z"], digits=1)]
+            numbers += [
+                number(row["gain"], signed=True),
+                f"{number(100 * row['of_all'], digits=2)} %",
+                number(row["z"], digits=1),
+            ]
             tables[2].add_row(row["gene"], *numbers, ", ".join(sources))
     return tables
 

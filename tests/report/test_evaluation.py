@@ -220,6 +220,8 @@ def test_tables_fit_their_consoles():
         assert "\u2026" not in text
         assert "attainable" in text
         assert "sampling noise" in text
+        assert re.search(r" A +2\.000 +0\.300 +\+0\.100 +1\.00 % +3\.0 +B 40%", text)
+        assert "of all: the gain as a share of the squared error of all genes" in " ".join(text.split())
     assert "worse genes" in wide
     assert "other half tells" in wide
     assert "observed" in wide
