@@ -22,7 +22,8 @@ document. An error is one sentence on stderr; the exit code is 1 for bad data an
 
 `--config FILE` reads the options of the tables with a heading from a TOML file, in which `--batch-tokens 4096` is
 `batch_tokens = 4096`. Options of the command line win over those of the file. A list is given as `a,b,c` on the command
-line, unless the option may be repeated, and as `["a", "b", "c"]` in a file.
+line and as `["a", "b", "c"]` in a file. An option that may be repeated takes one value each time, as in
+`--mask 0.15 --mask 1.0`; where its values are labels, such as those of `--hold-out`, one list `a,b` does as well.
 """
 CONFIGS = {
     "prepare": PrepareConfig,

@@ -86,9 +86,9 @@ class PretrainConfig:
     hidden_sum: Annotated[bool, mark(file_only=True)] = True
     """Give the network the sum of a cell's hidden counts, which its total and its visible values give away."""
     components: Annotated[int, at_least(0)] = 11
-    """Principal components of the binary detection matrix that the linear baselines use."""
+    """Components of the detection matrix in the ridges; the offset baselines choose their own."""
     factors: Annotated[int, at_least(0)] = 8
-    """Factors of the visible values that the linear baselines use."""
+    """Factors of the visible values in the value ridge; the offset baselines choose their own."""
     epochs: Annotated[float | None, above(0), mark(panel="Budget")] = None
     """Train for this many passes over the training cells; 5 when no budget is given."""
     steps: Annotated[int | None, above(0)] = None
