@@ -237,10 +237,10 @@ class _Evaluator:
         ]
         notes += self.folds[0].notes()
         notes += others
-        less = " (or below the share hidden, where that is less)" if min(self.config.masks) < SCORED_SHARE else ""
+        less = " (or the share hidden, where that is less)" if min(self.config.masks) < SCORED_SHARE else ""
         notes.append(
-            f"{len(cells):,} held-out cells{self._of_folds()}; scored: detected entries with a hash below "
-            f"{SCORED_SHARE}{less}"
+            f"{len(cells):,} held-out cells{self._of_folds()}; scored: a fixed random "
+            f"{100 * SCORED_SHARE:g} %{less} of the detected entries"
         )
         if self.cut:
             notes.append(f"{self.cut:,} entries of cells over {self.folds[0].run.config.max_genes} genes were cut")

@@ -34,9 +34,9 @@ _MORE = ("predictor", "pooled r", "centred r", "R² [95 %]", "attainable [95 %]"
 _MORE += ("minus best [95 %]", "minus ridge", "R² depth", "deviance", "worse genes")
 _LEGEND = (
     "pooled r: correlation over all scored values; R²: share of the squared error of the gene mean that is removed; "
-    "attainable: R² that the row would have if its predictions were the truth and counts varied about them by chance "
-    "alone; share: R² as a share of what is attainable; gene r: median over genes of the correlation across cells; "
-    "minus best: R² less that of the best linear baseline that knows no more than the row."
+    "attainable: R² that the row would have if its predictions were the true expected values and counts varied about "
+    "them by chance alone; share: R² as a share of what is attainable; gene r: median over genes of the correlation "
+    "across cells; minus best: R² less that of the best linear baseline that knows no more than the row."
 )
 _MORE_LEGEND = (
     " centred r: pooled r less each gene's mean; cell r: mean over cells of the correlation across genes; minus ridge: "

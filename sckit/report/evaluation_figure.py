@@ -59,7 +59,7 @@ def evaluation_figure(table: pd.DataFrame) -> Any:
 
 
 def _draw_dots(left: Any, right: Any, table: Any) -> None:
-    """Draw one line per row, the best on top, with the score it would have if it were the truth."""
+    """Draw one line per row, the best on top, with its attainable score."""
     replicate = at(table, predictor="replicate")["r2_gene_mean"]
     rows = table[table["predictor"] != "replicate"].sort_values("r2_gene_mean", kind="stable")
     best, heights = _best(rows), np.arange(len(rows))
@@ -73,7 +73,9 @@ def _draw_dots(left: Any, right: Any, table: Any) -> None:
             left.plot(row.floor_r2_gene_mean, height, "|", color="black", ms=9, mew=1.6)
         if abs(difference) <= _WITHIN:
             right.errorbar(difference, height, xerr=_reach(row, "minus_best_r2_gene_mean", "minus_best"), **style)
-    left.plot([], [], "|", color="black", ms=9, mew=1.6, label="attainable: if the row were the truth")
+    left.plot(
+        [], [], "|", color="black", ms=9, mew=1.6, label="attainable: if the predictions were the true expected values"
+    )
     ends = _ends(rows[np.abs(away) <= _WITHIN], "minus_best")
     room = 0.08 * (ends[1] - ends[0])
     right.set_xlim(ends[0] - 4 * room * (np.abs(away) > _WITHIN).any() - room, ends[1] + room)
