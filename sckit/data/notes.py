@@ -15,7 +15,7 @@ _FEW = 10  # counts: most barcodes of an unfiltered matrix have fewer
 _SPREAD = 0.01  # of totals around their median: normalised cells all have the same, measured ones never
 _ENOUGH = 20  # cells
 _LARGE = 10  # for a count of a gene that is one in all other cells
-_LONE_GENES, _LONE_SHARE = 10, 0.005  # of the detected genes: pbmc3k has 122, 0.9 %; of 17 other files none has 10
+_LONE_GENES, _LONE_SHARE = 10, 0.005  # of the detected genes: pbmc3k has 122, 0.9 %; Kang has nine
 _MOST_CELLS = 10_000  # that are looked at: in more cells fewer genes are one everywhere
 _LIKE_TOTALS = re.compile(r"total|n_?counts?|n_?umis?", re.IGNORECASE)
 
