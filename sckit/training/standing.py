@@ -1,7 +1,5 @@
 """How far the training of a run has come, in words."""
 
-import json
-
 from sckit.config import PretrainConfig
 from sckit.training.folders import TRAINED
 from sckit.training.run import Run
@@ -38,12 +36,8 @@ def end_sentences(config: PretrainConfig, place: str, kept_step: int, *, patienc
 
 
 def unfinished(run: Run) -> str:
-    """Say where the training of a run that has not come to its end stood at its last validation; empty if it has."""
+    """Say where the last checkpoint of a run is that has not been trained to its end; empty for one that has."""
     if (run.path / TRAINED).is_file():
         return ""
-    try:
-        lines = (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        last = json.loads([line for line in lines if line.endswith("}")][-1])
-        return standing(run.config, last["step"], last["epoch"], last["wall_s"])
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
-        return "an unknown step"
+    steps = [int(path.name.removeprefix("step-")) for path in (run.path / "checkpoints").glob("step-*[0-9]")]
+    return f"step {max(steps, default=0):,}" + (f" of {run.config.steps:,}" if run.config.steps else "")

@@ -191,7 +191,7 @@ def test_a_run_that_was_not_trained_to_its_end_says_so(run, evaluation, tmp_path
     (copy / "trained.json").unlink()
     (note,) = [note for note in evaluate(copy, EvalConfig(bootstraps=10)).notes if "to its end" in note]
     step = json.loads((run / "model.json").read_text())["score"]["step"]
-    assert re.search(rf"last validation at step \d+, epoch 2\.00 of 2\): its model of step {step} is scored", note)
+    assert re.search(rf"last checkpoint: step \d+\): its model of step {step} is scored", note)
     assert note.endswith(f"`sckit pretrain --resume {copy}`")
 
 
