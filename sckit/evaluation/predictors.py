@@ -91,7 +91,7 @@ class Setting:
         run, notes = self.run, []
         if place := unfinished(run):
             notes.append(
-                f"this run has not been trained to its end (last checkpoint: {place}): its model of step "
+                f"this run is not marked as trained to its end (last checkpoint: {place}): its model of step "
                 f"{run.kept_step} is scored; go on with `sckit pretrain --resume {run.path}`"
             )
         if "visible" in self.config.contexts and run.config.context == "detected" and min(self.config.masks) < 1:
