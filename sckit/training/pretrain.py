@@ -174,16 +174,16 @@ class _Trainer:
         self._checkpoint()
         write_json(self.run.path / TRAINED, {"step": self.at.step})
         best = json.loads((self.run.path / "model.json").read_text())["score"]
-        self._say_how_it_ended(best["step"], anew=self.at.step > begun_at)
+        self._say_how_it_ended(best["step"], trained=self.at.step > begun_at)
         at, wall_s = self.at, max(self.at.elapsed_s, 1e-9)
         return Pretrained(self.run.path, at.tokens / wall_s, at.cells / wall_s, wall_s, at.epoch, best)
 
     def _ended(self) -> bool:
         return self.share() >= 1 or self.at.worse >= self.config.patience
 
-    def _say_how_it_ended(self, kept_step: int, *, anew: bool) -> None:
+    def _say_how_it_ended(self, kept_step: int, *, trained: bool) -> None:
         place = standing(self.config, self.at.step, self._epoch(), self.at.elapsed_s)
-        for text in end_sentences(self.config, place, kept_step, patience=self.share() < 1, anew=anew):
+        for text in end_sentences(self.config, place, kept_step, patience=self.share() < 1, trained=trained):
             self.on_event("note", {"text": text})
 
     def _epoch(self) -> float:

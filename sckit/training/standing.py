@@ -16,15 +16,15 @@ def standing(config: PretrainConfig, step: int, epoch: float, elapsed_s: float) 
     return f"step {step:,}, epoch {epoch:.2f} of {config.epochs or DEFAULT_EPOCHS:g}"
 
 
-def end_sentences(config: PretrainConfig, place: str, kept_step: int, *, patience: bool, anew: bool) -> list[str]:
+def end_sentences(config: PretrainConfig, place: str, kept_step: int, *, patience: bool, trained: bool) -> list[str]:
     """Say why training ends at a place of its budget, and whether anything that was trained is kept.
 
-    patience: whether it ends because validation stopped improving; anew: whether this process took a step.
+    patience: whether it ends because validation stopped improving; trained: whether this process took a step.
     """
-    found = [] if anew else [f"this run is complete ({place})"]
+    found = [] if trained else [f"this run is complete ({place})"]
     if patience:
         found = [f"stopped after {place}: {config.patience} validations without an improvement"]
-        if not anew:
+        if not trained:
             found[0] += "; it cannot go on, so start a new run with a larger --patience"
     if kept_step == 0:
         budget = "minutes" if config.minutes is not None else "steps" if config.steps is not None else "epochs"
