@@ -19,7 +19,7 @@ from sckit.data.views import in_blocks
 from sckit.model.offset_fit import cross_fitted
 from sckit.model.offset_forms import OffsetForms
 from sckit.model.regression import TrainingCells
-from sckit.model.tokens import Tokens
+from sckit.model.tokens import hidden_sum
 
 TREES = "value offset ridge + trees"
 
@@ -80,8 +80,8 @@ def _seen(forms: OffsetForms, fit: OffsetForms, batch: Batch) -> np.ndarray:
     hidden = replace(batch, targets=np.flatnonzero(batch.hidden))  # more than the targets, where these are a sample
     values = batch.values.astype(np.float64)
     values[hidden.targets] = fit.value_ridge(hidden, fit.of_cells(batch))
-    tokens = Tokens.of(batch, torch.device("cpu"))
-    of_hidden = tokens.hidden_sum(torch.from_numpy(values), torch.from_numpy(batch.log_total)).numpy()
+    of_tokens = values, batch.hidden, batch.offsets.astype(np.int64), batch.log_total
+    of_hidden = hidden_sum(*map(torch.from_numpy, of_tokens)).numpy()
     of_gene = forms.gene_mean[genes], np.log1p(forms.cells[genes]), forms.deviation[genes]
     of_cell = cells.x[cell, 2 : 2 + _COMPONENTS], of_hidden[cell]
     return np.column_stack([values[batch.targets], cells.one[cell], cells.x[cell, 1], *of_gene, *of_cell])

@@ -23,6 +23,25 @@ class Perturbed(NamedTuple):
     dose: Tensor  # float32 [P], log1p of the dose, 0 without one
 
 
+def hidden_sum(values: Tensor, hidden: Tensor, offsets: Tensor, log_total: Tensor) -> Tensor:
+    """Return what the totals of C cells say of their hidden tokens, [C, 2].
+
+    The total less the visible counts is the sum of the hidden ones (and of counts of genes that the model does not
+    know). Its log is returned less that of the expected sum, and the log of the expected sum itself.
+    values: [T], expected ones where hidden [T] holds, and the cells' own elsewhere; offsets: [C + 1], where each cell
+    begins; log_total: [C], NaN where unknown. Zeros are returned there and where nothing is hidden.
+    """
+    known = torch.isfinite(log_total)
+    total = torch.exp(torch.where(known, log_total, 0.0))
+    counts = torch.expm1(values) * torch.repeat_interleave(total / TARGET_SUM, offsets.diff(), output_size=len(values))
+    parts = torch.stack([counts * hidden, counts * ~hidden], 1)
+    of_hidden, visible = torch.segment_reduce(parts, "sum", offsets=offsets, axis=0).unbind(1)
+    expected = torch.log(of_hidden.clamp(min=1.0))
+    excess = torch.log((total - visible).clamp(min=1.0)) - expected
+    found = torch.stack([excess.clamp(-HIDDEN_RANGE, HIDDEN_RANGE), expected], 1)
+    return torch.where((known & (of_hidden > 0))[:, None], found, 0.0)
+
+
 @dataclass(frozen=True)
 class Tokens:
     """C cells packed into T tokens, M of which are targets; a cell's context tokens come first (see `Batch`)."""
@@ -53,21 +72,9 @@ class Tokens:
         """Return the sum over the tokens of each cell, [T, K] to [C, K]; the order of summing never changes."""
         return torch.segment_reduce(of_tokens, "sum", offsets=self.offsets, axis=0)
 
-    def hidden_sum(self, values: Tensor, log_total: Tensor) -> Tensor:
-        """Return what the total says of the hidden tokens of each cell, [C, 2].
-
-        The total less the visible counts is the sum of the hidden ones (and of counts of genes that the model does not
-        know). Its log is returned less that of the sum expected by values [T], and that expected log itself.
-        log_total: [C], NaN where unknown; zeros are returned there and where nothing is hidden.
-        """
-        known = torch.isfinite(log_total)
-        total = torch.exp(torch.where(known, log_total, 0.0))
-        counts = torch.expm1(torch.where(self.hidden, values, self.values)) * (total / TARGET_SUM)[self.cell]
-        hidden, visible = self.sums(torch.stack([counts * self.hidden, counts * ~self.hidden], 1)).unbind(1)
-        expected = torch.log(hidden.clamp(min=1.0))
-        excess = torch.log((total - visible).clamp(min=1.0)) - expected
-        found = torch.stack([excess.clamp(-HIDDEN_RANGE, HIDDEN_RANGE), expected], 1)
-        return torch.where((known & (hidden > 0))[:, None], found, 0.0)
+    def hidden_sum(self, expected: Tensor, log_total: Tensor) -> Tensor:
+        """Return what the total says of the hidden tokens of each cell, [C, 2]: see the function of this name."""
+        return hidden_sum(torch.where(self.hidden, expected, self.values), self.hidden, self.offsets, log_total)
 
     @classmethod
     def of(cls, batch: Batch, device: torch.device) -> "Tokens":

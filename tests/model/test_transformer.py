@@ -186,7 +186,7 @@ def test_bad_shapes_are_refused(bad):
 
 def test_the_model_compiles_into_one_graph_whatever_the_batch(world):
     store, vocabulary, forms = world
-    model = disturbed(Model(ModelConfig(), forms))
+    model = disturbed(Model(ModelConfig(hidden_sum=True), forms))
     compiled = torch.compile(model.loss, fullgraph=True, backend="aot_eager")
     for cells, rate, context in (
         (range(12), 0.5, "detected"),
