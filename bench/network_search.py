@@ -44,7 +44,7 @@ def score(store: Path, config: PretrainConfig, folder: Path, *, trees: bool) -> 
     for name, options in SETTINGS.items():
         rows = evaluate(run, EvalConfig(bootstraps=500, trees=trees, **options)).rows
         for row in rows:
-            if row["predictor"] == "model" or "trees" in row["predictor"]:
+            if row["predictor"] == "model" or " + " in row["predictor"]:
                 best = row["minus_best"]
                 record[f"{row['predictor']}, {name}"] = [round(best["r2_gene_mean"], 5), *np.round(best["ci"], 5)]
     return record

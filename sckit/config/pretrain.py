@@ -32,6 +32,8 @@ class ModelConfig:
     """What the model is trained to lower."""
     hidden_sum: bool = False
     """Whether the network sees the sum of the hidden counts, where the total is known."""
+    correction: bool = False
+    """Whether a small network corrects the linear baseline entry by entry before attention adds to it."""
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.layers < 0 or self.heads < 1 or self.knots < 2:
@@ -85,6 +87,8 @@ class PretrainConfig:
     """
     hidden_sum: Annotated[bool, mark(file_only=True)] = True
     """Give the network the sum of a cell's hidden counts, which its total and its visible values give away."""
+    correction_steps: Annotated[int, at_least(0), mark(file_only=True)] = 4000
+    """Train the correction of the linear baseline for at most this many steps, before the network; 0 for none."""
     components: Annotated[int, at_least(0)] = 11
     """Components of the detection matrix in the ridges; the offset baselines choose their own."""
     factors: Annotated[int, at_least(0)] = 8
@@ -150,7 +154,9 @@ class PretrainConfig:
     def model(self) -> ModelConfig:
         """The shape that the preset names."""
         start = self.start if self.warm_start else "ridge"
-        return ModelConfig(**PRESETS[self.preset], start=start, loss=self.loss, hidden_sum=self.hidden_sum)
+        corrected = self.correction_steps > 0 and start == "offset" and self.context == "detected" and self.hidden_sum
+        more = {"hidden_sum": self.hidden_sum, "correction": corrected}
+        return ModelConfig(**PRESETS[self.preset], start=start, loss=self.loss, **more)
 
 
 def check_mask(mask: float | str) -> None:

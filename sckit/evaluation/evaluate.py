@@ -22,7 +22,7 @@ from sckit.evaluation.decomposition import STEP, Decomposition
 from sckit.evaluation.kept import Keeper, keeping
 from sckit.evaluation.known_truth import TRUTH
 from sckit.evaluation.left import Left
-from sckit.evaluation.predictors import CALIBRATED, Fitted, Pass, Setting
+from sckit.evaluation.predictors import CALIBRATED, CORRECTED, Fitted, Pass, Setting
 from sckit.evaluation.result import Evaluation
 from sckit.evaluation.rows import BASELINES, Errors, Floors, best_baselines, best_of
 from sckit.evaluation.trees import TREES
@@ -57,7 +57,8 @@ def evaluate(
         raise ConfigError(f"--decompose takes one run; name one of the folds, such as {found[0][0]}.")
     folds = [Setting([open_run(path) for path in paths], config, on_event) for paths in found]
     path = found[0][0] if len(found) == 1 else found[0][0].parent
-    facts = _facts(path, folds[0]) | {"kept_steps": [step for fold in folds for step in fold.kept_steps]}
+    networks = {"networks": sum(len(fold.models) for fold in folds), "untrained": sum(fold.untrained for fold in folds)}
+    facts = _facts(path, folds[0]) | networks
     with keeping(keep, facts) as keeper:
         found = _Evaluator(path, folds, config, keeper).evaluate()
     return replace(found, predictions=keep)
@@ -104,7 +105,7 @@ class _Evaluator:
             if rate < 1:
                 more = scores.difference("value offset ridge", "visible offset ridge", self._groups(scores))
                 adds.append({"rate": rate, "target": target} | more)
-            for other in (CALIBRATED, TREES):
+            for other in (CALIBRATED, CORRECTED, TREES):
                 if not {other, "model/detected"} <= {*scores.predictors}:
                     continue
                 less = scores.difference("model/detected", other, self._groups(scores))
@@ -122,6 +123,7 @@ class _Evaluator:
             cells=cells,
             entries=self.entries,
             kept_steps=[step for fold in self.folds for step in fold.kept_steps],
+            untrained=sum(fold.untrained for fold in self.folds),
             table=table,
             notes=self._notes(total, others),
             best_baseline=best_baselines(_joined(first.errors))["detected"],
@@ -199,7 +201,9 @@ class _Evaluator:
         groups, fold = self._groups(scores), self.folds[0]
         for name in [name.removesuffix("/0") for name in scores.predictors if name.endswith("/0")]:
             scores.average(name, [f"{name}/{seed}" for seed in range(len(fold.models))])
-        order = [name for name in (*BASELINES, CALIBRATED, TREES, TRUTH, "replicate") if name in scores.predictors]
+        order = [
+            name for name in (*BASELINES, CALIBRATED, CORRECTED, TREES, TRUTH, "replicate") if name in scores.predictors
+        ]
         for name in order + [name for name in scores.predictors if name.startswith("model")]:
             predictor, _, context = name.partition("/")
             where = {"rate": rate, "context": context or None, "known_depth": fold.known_depth, "target": target}

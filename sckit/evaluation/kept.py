@@ -113,7 +113,9 @@ def compare(
         )
     column = group or facts.get("group")
     groups = group_values(_store(facts, run).obs, column) if column else None
-    untrained = [path for path, each in ((run, facts), (other, others)) if set(each.get("kept_steps", ())) == {0}]
+    untrained = [
+        path for path, each in ((run, facts), (other, others)) if each.get("untrained") == each.get("networks", 0)
+    ]
     rows, rule, alike, alone = [], None, set(), (set(), set())
     for name in common:
         target, _, rate = name.partition("-")

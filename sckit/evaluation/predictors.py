@@ -39,6 +39,9 @@ Pass = Callable[[Packer, np.ndarray], Rows]
 CALIBRATED = "value offset ridge, calibrated"
 """Row of what a model with a count loss starts from."""
 
+CORRECTED = "value offset ridge + correction"
+"""Row of the model without attention."""
+
 _CLUSTERS = 20
 _TREE_DRAWS = 3  # of what is hidden, where not everything is
 _NOTHING_HIDDEN = 1e-12  # mask rate at which no hash is below
@@ -64,6 +67,7 @@ class Setting:
         self.compute = choose_compute(config.device, config.engine)
         self.models = [each.model(self.compute.device) for each in runs]
         self.kept_steps = [each.kept_step for each in runs]
+        self.untrained = sum(each.untrained for each in runs)
         for model in self.models:
             model.engine = self.compute.engine
         first = self.models[0]
@@ -179,6 +183,9 @@ class Setting:
                     rows["label + depth"] = fitted.labels(batch)
                 if self.counts is not None:
                     rows[CALIBRATED] = self._calibrated(batch, fitted, self.counts)
+                for number, model in enumerate(self.models if self.models[0].correction is not None else []):
+                    row = CORRECTED + (f"/{number}" if len(self.models) > 1 else "")
+                    rows[row] = self._adapted(predict(model, batch, self.compute, attention=False), batch, fitted)
                 for context in self.config.contexts:
                     shown = batch if context == "detected" else replace(packer, context=context)(batch.cells)
                     rows |= dict(zip(self.model_rows(context), self._predict(shown, fitted), strict=True))
@@ -232,11 +239,13 @@ class Setting:
         Every linear baseline in the table was fitted on halves. The one that the model started from is therefore
         exchanged for the one fitted on halves, which changes nothing for the full-depth target.
         """
-        values = [predict(model, batch, self.compute) for model in self.models]
+        return [self._adapted(predict(model, batch, self.compute), batch, fitted) for model in self.models]
+
+    def _adapted(self, values: np.ndarray, batch: Batch, fitted: Fitted) -> np.ndarray:
+        """Return a model's values with its linear part as fitted for a target."""
         if fitted is self.full:
             return values
-        difference = self._start(batch, fitted) - self._start(batch, self.full)
-        return [each + difference for each in values]
+        return values + self._start(batch, fitted) - self._start(batch, self.full)
 
     def _start(self, batch: Batch, fitted: Fitted) -> np.ndarray:
         """Return the values of the linear baseline that the model started from, as fitted for a target."""

@@ -31,7 +31,7 @@ def predictions(
         yield plain, rows | {"model": predict(model, seen, compute)}
 
 
-def predict(model: Model, batch: Batch, compute: Compute) -> np.ndarray:
-    """Return the model's values for the targets of a batch, float64 [M]."""
+def predict(model: Model, batch: Batch, compute: Compute, *, attention: bool = True) -> np.ndarray:
+    """Return the model's values for the targets of a batch, float64 [M]; without attention, those it adds to."""
     with torch.inference_mode(), compute.cast():
-        return model.values(Tokens.of(batch, compute.device))
+        return model.values(Tokens.of(batch, compute.device), attention=attention)

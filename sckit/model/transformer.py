@@ -5,10 +5,6 @@ equals the best of them to rounding. What is known of a whole cell (depth, compo
 and added to each of its tokens: the same as a cell token that every token attends to, without one more token to pack.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from typing import NamedTuple
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -17,142 +13,19 @@ from torch import Tensor, nn
 from sckit.config import ModelConfig
 from sckit.kernels.counts_reference import TARGET_SUM
 from sckit.kernels.head import masked_head
-from sckit.model.closed_forms import TOTAL_RANGE, ClosedForms
+from sckit.model.closed_forms import ClosedForms
+from sckit.model.correction import Correction, Entries, entries_of
 from sckit.model.count_start import CountLaw, CountStart
+from sckit.model.linear import Expected, Linear, Start, float32, value_of_one_count
 from sckit.model.offset_forms import OffsetForms
 from sckit.model.tokens import Tokens
-from sckit.model.trunk import Block, Trunk, factor_means
+from sckit.model.trunk import Block, Trunk
 
 STATE_RANGE = 3.0  # standard deviations over the training cells
+_FACT_RANGE = 4.0  # of a fact of a cell that the correction sees
+_OF_CELL = 6  # facts of a cell that the correction sees besides its components
 _CELL_EXTRAS = 5  # depth, total, whether the total is known, whether the context is visible only, log visible
 _HIDDEN_SCALES = 0.25, 3.0  # of what the total says of the hidden tokens
-
-
-@dataclass(frozen=True)
-class Start:
-    """The linear baseline that a model starts from; `ClosedForms` and `OffsetForms` say what each array is."""
-
-    axes: np.ndarray  # [G, K]
-    origin: np.ndarray  # [K]
-    scales: np.ndarray  # [4]
-    total_of_x: np.ndarray  # [K + 2]
-    ridge: np.ndarray  # [G, K + 2]
-    total: np.ndarray  # [G, K + 3]
-    loadings: np.ndarray  # [G, J]
-    noise: np.ndarray  # [G]
-    gene_mean: np.ndarray  # [G]
-    mean_above: np.ndarray | None = None  # [G]; the value ridge has none
-
-    @classmethod
-    def of(cls, forms: ClosedForms | OffsetForms) -> "Start":
-        """Take what a model needs of fitted baselines."""
-        return cls(**{name: getattr(forms, name) for name in LINEAR}, mean_above=getattr(forms, "mean_above", None))
-
-    @classmethod
-    def of_weights(cls, weights: Mapping[str, Tensor], genes: int) -> "Start":
-        """Take the linear baseline of G genes out of a model's weights. Raises ValueError where they do not fit."""
-        arrays = {name: weights[f"linear.{name}"].double().numpy() for name in LINEAR}
-        k, j = (arrays[name].shape[-1] for name in ("axes", "loadings"))
-        shapes = {
-            **{"axes": (genes, k), "origin": (k,), "scales": (4,), "total_of_x": (k + 2,), "ridge": (genes, k + 2)},
-            **{"total": (genes, k + 3), "loadings": (genes, j), "noise": (genes,), "gene_mean": (genes,)},
-        }
-        if "linear.mean_above" in weights:
-            arrays["mean_above"] = weights["linear.mean_above"].double().numpy()
-            shapes["mean_above"] = (genes,)
-        if {name: array.shape for name, array in arrays.items()} != shapes:
-            message = "the linear baseline of the model does not fit its genes"
-            raise ValueError(message)
-        return cls(**arrays)
-
-    def without(self) -> "Start":
-        """Return the same shapes with nothing but the gene means: `--no-warm-start`."""
-        ridge, total = np.zeros_like(self.ridge), np.zeros_like(self.total)
-        ridge[:, 0] = total[:, 0] = self.gene_mean
-        return replace(self, ridge=ridge, total=total, loadings=np.zeros_like(self.loadings))
-
-
-LINEAR = tuple(field.name for field in fields(Start) if field.name != "mean_above")
-"""The arrays of every linear baseline inside a model."""
-
-CROSS_FITTED = ("ridge", "total", "loadings", "noise")
-"""Those that are fitted without a fold of the training cells."""
-
-
-class Linear(nn.Module):
-    """The linear baseline as a module: the value ridge is trained with the model, the value offset ridge is not."""
-
-    axes: Tensor
-    origin: Tensor
-    scales: Tensor
-    total_of_x: Tensor
-    ridge: Tensor
-    total: Tensor
-    loadings: Tensor
-    noise: Tensor
-    gene_mean: Tensor
-
-    def __init__(self, start: Start, *, trained: bool) -> None:
-        super().__init__()
-        for name in ("axes", "ridge", "total", "loadings"):
-            tensor = _float32(getattr(start, name))
-            setattr(self, name, nn.Parameter(tensor) if trained else nn.Buffer(tensor))
-        for name in ("gene_mean", "origin", "noise", "total_of_x", "scales"):
-            setattr(self, name, nn.Buffer(_float32(getattr(start, name))))
-        self.mean_above = None if start.mean_above is None else nn.Buffer(_float32(start.mean_above))
-
-    def use(self, fitted: Mapping[str, Tensor]) -> None:
-        """Take over the arrays of `CROSS_FITTED` from another fit."""
-        for name in CROSS_FITTED:
-            getattr(self, name).copy_(fitted[name])
-
-    def cell_state(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
-        """Return x [C, F] and t [C] as in `ClosedForms.features`, by sums over the context tokens."""
-        known = F.embedding(tokens.genes, self.axes) * tokens.in_context[:, None]  # [T, K]
-        components = tokens.sums(known) - self.origin
-        depth = (tokens.log_detected - self.scales[0]) / self.scales[1]
-        x = torch.cat([torch.ones_like(depth)[:, None], depth[:, None], components], 1)
-        return x, ((tokens.log_total - self.scales[2]) / self.scales[3]).clamp(-TOTAL_RANGE, TOTAL_RANGE)
-
-    def forward(self, tokens: Tokens, x: Tensor, t: Tensor) -> Tensor:
-        """Return the detection + total ridge of each token [T]; the detection ridge where the total is unknown."""
-        genes, cell = tokens.genes, tokens.cell
-        if tokens.totals == "none":
-            return (F.embedding(genes, self.ridge) * F.embedding(cell, x)).sum(1)
-        known = torch.isfinite(t)
-        full = torch.cat([x, torch.where(known, t, 0.0)[:, None]], 1)
-        with_total = (F.embedding(genes, self.total) * F.embedding(cell, full)).sum(1)
-        if tokens.totals == "all":
-            return with_total
-        return torch.where(known[cell], with_total, (F.embedding(genes, self.ridge) * F.embedding(cell, x)).sum(1))
-
-    def log_total(self, log_total: Tensor, x: Tensor | None) -> Tensor:
-        """Return the log of the total of each cell [C]: as it is where it is known, else as x predicts it."""
-        expected = torch.zeros_like(log_total) if x is None else x @ self.total_of_x
-        return torch.where(torch.isfinite(log_total), log_total, expected * self.scales[3] + self.scales[2])
-
-    def factors(self, tokens: Tokens, residual: Tensor) -> Tensor:
-        """Return the posterior means [C, J] of the value factors; residual [T] is zero at hidden tokens."""
-        loadings = F.embedding(tokens.genes, self.loadings.detach())  # [T, J]
-        weighted = loadings * ((~tokens.hidden) / self.noise[tokens.genes])[:, None]
-        return factor_means(weighted, loadings, residual, tokens)
-
-
-class Expected(NamedTuple):
-    """What the linear baseline says of a batch."""
-
-    values: Tensor  # [T], expected value of each token
-    log_total: Tensor  # [C], known or guessed
-    state: Tensor  # [C, S], what is known of each cell
-
-    def above(self, tokens: Tokens) -> Tensor:
-        """Return how far each expected value lies above that of a single count, [T]."""
-        return self.values - value_of_one_count(self.log_total)[tokens.cell]
-
-
-def value_of_one_count(log_total: Tensor) -> Tensor:
-    """Return the value of a single count in cells with these logs of total counts."""
-    return torch.log1p(TARGET_SUM * torch.exp(-log_total))
 
 
 class Model(Trunk):
@@ -188,6 +61,9 @@ class Model(Trunk):
             self.norm = nn.LayerNorm(width)
             self.head = nn.Embedding(genes, width)
             self.shared_head = nn.Parameter(torch.zeros(width))
+            of_cell = _OF_CELL + forms.axes.shape[1]
+            of_genes = forms.facts if config.correction else None
+            self.correction = None if of_genes is None else Correction(of_genes, of_cell)
         nn.init.zeros_(self.head.weight)
         with torch.no_grad():
             self.gene.weight.copy_(_gene_vectors(forms, width, generator))
@@ -196,6 +72,19 @@ class Model(Trunk):
         """Return where the predictions of the targets start [M] and their final states [M, E]."""
         expected, h = self._states(tokens, tokens.targets)
         return self._start(tokens, expected), self._shown(tokens, h)
+
+    def to_correct(self, tokens: Tokens) -> tuple[Entries, Tensor, Tensor]:
+        """Return what the correction sees of the targets, where they start [M], and the truth that `loss_of` takes."""
+        expected = self._expected(tokens)
+        truth = tokens.truth if self.counts is None else tokens.counts
+        if truth is None:
+            message = "a correction needs the truth of every target"
+            raise ValueError(message)
+        return self._seen(tokens, expected), self._linear_start(tokens, expected), truth
+
+    def loss_of(self, predicted: Tensor, truth: Tensor, genes: Tensor) -> Tensor:
+        """Return the loss of predictions [M] for values, or with a count loss of log rates [M] for counts."""
+        return F.mse_loss(predicted, truth) if self.counts is None else self.counts.loss(predicted, truth, genes)
 
     def loss(self, tokens: Tokens) -> Tensor:
         """Return the mean squared error, or with a count loss the mean negative log likelihood of the counts."""
@@ -206,11 +95,19 @@ class Model(Trunk):
             raise ValueError(message)
         return self.counts.loss(self(tokens), tokens.counts, tokens.genes[tokens.targets])
 
-    def values(self, tokens: Tokens) -> np.ndarray:
-        """Return the predicted values of the targets, float64 [M]; none lies below the value of a single count."""
-        expected, h = self._states(tokens, tokens.targets)
-        start, h = self._start(tokens, expected), self._shown(tokens, h)
-        predicted = masked_head(h, start, self.shared_head, self.head.weight, tokens.target_rows, engine=self.engine)
+    def values(self, tokens: Tokens, *, attention: bool = True) -> np.ndarray:
+        """Return the predicted values of the targets, float64 [M]; none lies below the value of a single count.
+
+        Without attention they are what the linear baseline and its correction say.
+        """
+        if attention:
+            expected, h = self._states(tokens, tokens.targets)
+            start, h = self._start(tokens, expected), self._shown(tokens, h)
+            heads = self.shared_head, self.head.weight
+            predicted = masked_head(h, start, *heads, tokens.target_rows, engine=self.engine)
+        else:
+            expected = self._expected(tokens)
+            predicted = self._start(tokens, expected)
         predicted = predicted.double().cpu().numpy()
         if self.config.start == "ridge":
             return predicted
@@ -226,6 +123,29 @@ class Model(Trunk):
         return tokens.sums(h.float()) / tokens.offsets.diff().clamp(min=1)[:, None]
 
     def _start(self, tokens: Tokens, expected: Expected) -> Tensor:
+        """Return where the predictions of the targets start [M]: with the linear baseline and its correction."""
+        start = self._linear_start(tokens, expected)
+        if self.correction is None or tokens.visible_only:
+            return start
+        with torch.autocast(tokens.values.device.type, enabled=False):
+            return start + self.correction(self._seen(tokens, expected))
+
+    def _seen(self, tokens: Tokens, expected: Expected) -> Entries:
+        """Return what the correction sees of the targets."""
+        at, total = tokens.targets, torch.exp(expected.log_total)
+        genes, cell, values = tokens.genes[at], tokens.cell[at], expected.values.detach()
+        counts = torch.expm1(values) * (total / TARGET_SUM)[tokens.cell]
+        sums = tokens.sums(torch.stack([counts * tokens.hidden, tokens.hidden.float()], 1))
+        of_hidden = sums[:, 0].clamp(min=1.0)
+        share = sums[:, 1] / tokens.offsets.diff().clamp(min=1)
+        k = self.linear.axes.shape[1]
+        known = expected.state[:, [0, 1, 2, *range(_CELL_EXTRAS, _CELL_EXTRAS + k), -2]]
+        of_cell = [known.clamp(-_FACT_RANGE, _FACT_RANGE), torch.log(of_hidden)[:, None] - 5, share[:, None]]
+        one = value_of_one_count(expected.log_total)[cell]
+        entries = entries_of(values[at] - one, one, counts[at], of_hidden[cell])
+        return Entries(entries, genes, cell, torch.cat(of_cell, 1))
+
+    def _linear_start(self, tokens: Tokens, expected: Expected) -> Tensor:
         """Return the expected values of the targets [M], or with a count loss the log rates that they stand for."""
         if self.counts is None:
             return expected.values.index_select(0, tokens.targets)
@@ -286,8 +206,4 @@ def _gene_vectors(start: Start, width: int, generator: torch.Generator) -> Tenso
     known = (known - known.mean(0)) / (known.std(0) + 1e-9)
     projection = torch.randn(known.shape[1], width, generator=generator) / known.shape[1] ** 0.5
     noise = torch.randn(len(known), width, generator=generator)
-    return 0.5 * (_float32(known).clamp(-4, 4) @ projection) + 0.25 * noise
-
-
-def _float32(array: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+    return 0.5 * (float32(known).clamp(-4, 4) @ projection) + 0.25 * noise

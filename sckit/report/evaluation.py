@@ -11,6 +11,7 @@ from rich.table import Table
 
 from sckit.evaluation.kept import FACTS, PREDICTIONS
 from sckit.evaluation.known_truth import TRUTH
+from sckit.evaluation.predictors import CORRECTED
 from sckit.evaluation.result import Evaluation
 from sckit.evaluation.trees import TREES
 from sckit.files import replacing
@@ -123,9 +124,13 @@ def _calibration_table(evaluation: Evaluation) -> Table:
 def verdicts(evaluation: Evaluation) -> list[str]:
     """Say in sentences what the rows show: model and linear baselines, the detection set, replicate, labels."""
     models = at(evaluation.table, predictor="model")
-    starts, of = evaluation.kept_steps.count(0), len(evaluation.kept_steps)
+    starts, of = evaluation.untrained, len(evaluation.kept_steps)
     lines = [_model_line(row, untrained=starts == of) for row in at(models, context="detected").itertuples()]
     lines += [f"{starts} of the {of} networks are their linear start (step 0)"] if 0 < starts < of else []
+    corrected = evaluation.kept_steps.count(0) - starts
+    if corrected:
+        kept = "the kept model is" if of == 1 else f"{corrected} of the {of} kept models are"
+        lines.append(f"{kept} the correction alone: attention did not add to it on validation cells")
     lines += [_difference_line(row, evaluation.table) for row in evaluation.differences]
     for row in at(models, context="visible", rate=1.0).itertuples():
         left = "only the gene is left, so that this has to be 0: it checks the code and is no result"
@@ -166,8 +171,9 @@ def _difference_line(row: dict[str, Any], table: Any) -> str:
     """Compare the model with the trees, or with what a model with a count loss starts from."""
     where = f"{100 * row['rate']:.4g}% hidden, {row['target']} depth"
     less = with_interval(row["r2_gene_mean"], *row["ci"], digits=4, signed=True)
-    if row["other"] == TREES:
-        return f"{where}: R² of the model less that of {TREES}: {less}"
+    if row["other"] in (CORRECTED, TREES):
+        said = ", which is what attention adds" if row["other"] == CORRECTED else ""
+        return f"{where}: R² of the model less that of {row['other']}: {less}{said}"
     (start,) = at(table, predictor=row["other"], rate=row["rate"], target=row["target"]).itertuples()
     return (
         f"{where}: of the difference between the model and the best linear baseline, "

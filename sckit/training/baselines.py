@@ -17,10 +17,11 @@ from sckit.data.split import TRAIN
 from sckit.data.views import CountsView, CutView
 from sckit.files import replacing
 from sckit.model.count_start import CountStart
+from sckit.model.linear import CROSS_FITTED, Start
 from sckit.model.offset_fit import cross_fitted, fit_offset_forms
 from sckit.model.offset_forms import OfCells, OffsetForms
 from sckit.model.regression import TrainingCells
-from sckit.model.transformer import CROSS_FITTED, Model, Start
+from sckit.model.transformer import Model
 from sckit.training.run import CROSS_FITS, OFFSET_FORMS, Run, training_view
 
 _CALIBRATION_CELLS = 1500

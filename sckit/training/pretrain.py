@@ -4,34 +4,37 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from sckit.config import PretrainConfig, ReadingConfig
 from sckit.data.batch import Hiding, Packer
 from sckit.data.loader import detected_in, epoch_batches
-from sckit.data.split import TRAIN, VALIDATION
+from sckit.data.split import TRAIN
 from sckit.device import Compute, choose_compute
 from sckit.errors import ConfigError, DataError
-from sckit.files import to_json, write_json
-from sckit.metrics.values import Scores, json_row
-from sckit.model.predict import predictions
+from sckit.files import write_json
+from sckit.model.linear import CROSS_FITTED
 from sckit.model.tokens import Tokens
-from sckit.model.transformer import CROSS_FITTED, Model
+from sckit.model.transformer import Model
 from sckit.training.baselines import cross_fits, offset_forms, untrained_model
 from sckit.training.checkpoint import load_checkpoint, save_checkpoint
+from sckit.training.correction import fit_correction
 from sckit.training.folders import TRAINED, create_run, find_run, point_latest
 from sckit.training.optimiser import make_optimiser, schedule, take_step
 from sckit.training.run import Run, open_run, save_model, training_view
 from sckit.training.setting import open_data, prepare_run
-from sckit.training.standing import DEFAULT_EPOCHS, end_sentences, standing
+from sckit.training.standing import DEFAULT_EPOCHS, Progress, end_sentences, standing
+from sckit.training.validation import validation_row
 
+_CORRECTION_EPOCH, _CORRECTION_TOKENS = 2**21, 32768  # no epoch of training hides the same values
 _VALIDATIONS = 10  # at least this many over the budget, also when epochs are long
 _EARLY = 0.5  # share of the budget without patience: scores fall at first, and recover as the learning rate falls
 
@@ -50,22 +53,6 @@ class Pretrained:
     def document(self) -> dict[str, Any]:
         """Return the result as JSON has it."""
         return {**vars(self), "run": str(self.run)}
-
-
-@dataclass
-class _Progress:
-    """Where the loop stands; all of it is in a checkpoint."""
-
-    step: int = 0
-    epoch: int = 0
-    batch: int = 0  # next batch of the epoch
-    tokens: int = 0
-    cells: int = 0
-    cut: int = 0
-    elapsed_s: float = 0.0
-    next_validation: float = 0.0  # share of the budget
-    best: float = -math.inf
-    worse: int = 0
 
 
 def pretrain(
@@ -133,7 +120,7 @@ class _Trainer:
             self.whole = {name: getattr(self.model.linear, name).clone() for name in CROSS_FITTED}
             self.folds = [self.fits.of(number, compute.device) for number in range(len(self.fits.arrays["noise"]))]
         self.optimiser = make_optimiser(self.model, self.config)
-        self.at = _Progress()
+        self.at = Progress()
         self.begun_s = 0.0
 
     def fit(self) -> Pretrained:
@@ -143,8 +130,8 @@ class _Trainer:
         lines = self.run.path / "metrics.jsonl"
         if state is not None:
             try:
-                self.at = _Progress(**state)
-                if any(type(value) is not type(getattr(_Progress(), name)) for name, value in state.items()):
+                self.at = Progress(**state)
+                if any(type(value) is not type(getattr(Progress(), name)) for name, value in state.items()):
                     msg = "its state holds values of another kind"
                     raise ValueError(msg)
                 whole = [line for line in lines.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
@@ -162,6 +149,8 @@ class _Trainer:
         self.begun_s = time.monotonic() - self.at.elapsed_s
         if state is None:
             self._validate()
+        if self.model.correction is not None and not self.at.correction_s:
+            self._correct()
         if not self.config.shuffle_values and not self.config.folds:  # neither is what a user evaluates next
             point_latest(self.run.path)
         begun_at = self.at.step
@@ -174,16 +163,40 @@ class _Trainer:
         self._checkpoint()
         write_json(self.run.path / TRAINED, {"step": self.at.step})
         best = json.loads((self.run.path / "model.json").read_text())["score"]
-        self._say_how_it_ended(best["step"], trained=self.at.step > begun_at)
-        at, wall_s = self.at, max(self.at.elapsed_s, 1e-9)
-        return Pretrained(self.run.path, at.tokens / wall_s, at.cells / wall_s, wall_s, at.epoch, best)
+        self._say_how_it_ended(best, trained=self.at.step > begun_at)
+        at, seconds = self.at, self.at.network_s
+        return Pretrained(self.run.path, at.tokens / seconds, at.cells / seconds, at.elapsed_s, at.epoch, best)
+
+    def _correct(self) -> None:
+        """Train the correction of the linear baseline, and score the model with it.
+
+        It learns from all mask rates, whatever the run's own is, so that no rate lies outside of what it has seen.
+        """
+        config, at = self.config, self.at
+
+        def draw(number: int) -> Iterator[Tokens]:
+            hiding = Hiding("uniform", config.training_seed, _CORRECTION_EPOCH + number)
+            packer = replace(self._packer(0, "detected"), hiding=hiding)
+            for fold, cells in self._batches_of(_CORRECTION_EPOCH + number, _CORRECTION_TOKENS):
+                self._use(fold)
+                yield Tokens.of(packer(cells), self.compute.device)
+
+        cells_of_gene = torch.from_numpy(self.offsets.cells.astype(np.float32))
+        steps = {"steps": config.correction_steps, "seed": config.training_seed}
+        taken = fit_correction(self.model, draw, cells_of_gene, **steps)
+        before, at.elapsed_s = at.elapsed_s, time.monotonic() - self.begun_s
+        at.correction_s = at.elapsed_s - before
+        text = f"trained a correction of the linear baseline, without attention: {taken} steps, {at.correction_s:.0f} s"
+        self.on_event("note", {"text": text})
+        self._validate()
+        self._checkpoint()
 
     def _ended(self) -> bool:
         return self.share() >= 1 or self.at.worse >= self.config.patience
 
-    def _say_how_it_ended(self, kept_step: int, *, trained: bool) -> None:
+    def _say_how_it_ended(self, kept: dict[str, Any], *, trained: bool) -> None:
         place = standing(self.config, self.at.step, self._epoch(), self.at.elapsed_s)
-        for text in end_sentences(self.config, place, kept_step, patience=self.share() < 1, trained=trained):
+        for text in end_sentences(self.config, place, kept, patience=self.share() < 1, trained=trained):
             self.on_event("note", {"text": text})
 
     def _epoch(self) -> float:
@@ -193,7 +206,7 @@ class _Trainer:
         """Return the share of the budget that is spent."""
         config, at = self.config, self.at
         if config.minutes is not None:
-            return at.elapsed_s / (60 * config.minutes)
+            return self.at.network_s / max(60 * config.minutes - at.correction_s, 1e-9)
         if config.steps is not None:
             return at.step / config.steps
         groups = -(-len(self._batches(at.epoch)) // config.accumulate)
@@ -214,22 +227,27 @@ class _Trainer:
             at.epoch, at.batch = at.epoch + 1, 0
         at.elapsed_s = time.monotonic() - self.begun_s
         self.on_event(
-            "step", {"share": self.share(), "loss": loss, "tokens_per_s": at.tokens / at.elapsed_s, "step": at.step}
+            "step",
+            {"share": self.share(), "loss": loss, "tokens_per_s": at.tokens / self.at.network_s, "step": at.step},
         )
 
     def _loss(self, number: int, fold: int | None, cells: np.ndarray) -> Tensor:
         """Return the loss of batch `number` of the epoch, which holds these cells, and count what is in it."""
         at = self.at
-        if fold is not None:
-            self.model.linear.use(self.folds[fold])
+        self._use(fold)
         batch = self._packer(at.epoch, self._context(number))(cells)
         at.tokens, at.cells, at.cut = at.tokens + len(batch.genes), at.cells + len(batch.cells), at.cut + batch.cut
         with self.compute.cast():
             return self.model.loss(Tokens.of(batch, self.compute.device))
 
-    def _batches_of(self, epoch: int) -> list[tuple[int | None, np.ndarray]]:
+    def _use(self, fold: int | None) -> None:
+        """Take the linear baseline that was fitted without this fold of the training cells."""
+        if fold is not None:
+            self.model.linear.use(self.folds[fold])
+
+    def _batches_of(self, epoch: int, tokens: int | None = None) -> list[tuple[int | None, np.ndarray]]:
         """Return the batches of an epoch, each with the fold that its cells are of, or None."""
-        seed, tokens = (self.config.training_seed, epoch), self.config.batch_tokens
+        seed, tokens = (self.config.training_seed, epoch), tokens or self.config.batch_tokens
         if self.fits is None:
             return [(None, cells) for cells in epoch_batches(self.train, self.lengths, tokens, seed)]
         batches = []
@@ -256,8 +274,9 @@ class _Trainer:
         at, config = self.at, self.config
         if self.fits is not None:
             self.model.linear.use(self.whole)
-        row = self._validation_row()
-        row |= {"epoch": self._epoch(), "step": at.step}
+        packer = self._packer(0, config.context)
+        row = validation_row(self.model, self.run, packer, self.offsets, self.compute)
+        row |= {"epoch": self._epoch(), "step": at.step, "corrected": at.correction_s > 0}
         with (self.run.path / "metrics.jsonl").open("a") as lines:
             lines.write(json.dumps(row | {"tokens": at.tokens, "cut": at.cut, "wall_s": round(at.elapsed_s, 3)}) + "\n")
         if row["r2_gene_mean"] is None:
@@ -271,20 +290,6 @@ class _Trainer:
         at.next_validation = self.share() + min(per_epoch, 1 / _VALIDATIONS)
         at.elapsed_s = time.monotonic() - self.begun_s
         self.on_event("validation", row | {"better": better})
-
-    def _validation_row(self) -> dict[str, Any]:
-        config, cells = self.config, self.run.cells(VALIDATION)
-        rate = 0.5 if config.mask == "uniform" else float(config.mask)
-        packer = replace(self._packer(0, config.context), hiding=Hiding(rate, config.seed), scored=rate >= 0.15)
-        scores = Scores(len(self.run.genes), seed=config.seed)
-        for batch, predicted in predictions(self.model, packer, (self.run.forms, self.offsets), cells, self.compute):
-            scores.add(batch, predicted)
-        if not scores.entries:
-            raise DataError(f"no validation value is hidden with --mask {config.mask}; hide more, or give more cells.")
-        where = {"rate": rate, "context": config.context, "known_depth": config.known_depth}
-        baselines = {f"r2 {name}": scores.r2(name) for name in scores.predictors if name != "model"}
-        best = max((name for name in scores.predictors if name != "model"), key=scores.r2)
-        return to_json(json_row(scores.full_row("model", best, None, **where)) | baselines)
 
     def _checkpoint(self) -> None:
         save_checkpoint(self.run.path, vars(self.at).copy(), self.model, self.optimiser)

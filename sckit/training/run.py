@@ -24,7 +24,8 @@ from sckit.errors import ConfigError, DataError, said
 from sckit.files import checksum, matches, replacing, write_json
 from sckit.model.closed_forms import ClosedForms, fit_closed_forms
 from sckit.model.count_start import CountStart
-from sckit.model.transformer import Model, Start
+from sckit.model.linear import Start
+from sckit.model.transformer import Model
 from sckit.training.checkpoint import load_weights
 
 OFFSET_FORMS = "offset_forms.safetensors"
@@ -93,8 +94,18 @@ class Run:
     @property
     def kept_step(self) -> int | None:
         """Return the step of the best model, 0 for the start of training; None where the run does not say."""
+        score = self._score
+        return score["step"] if matches(score, {"step": int}) else None
+
+    @property
+    def untrained(self) -> bool:
+        """Whether the best model is the linear start; one of step 0 may hold a trained correction of it."""
+        return self.kept_step == 0 and not self._score.get("corrected")
+
+    @property
+    def _score(self) -> dict[str, Any]:
         written = json.loads((self.path / "model.json").read_text(encoding="utf-8"))
-        return written["score"]["step"] if matches(written, {"score": {"step": int}}) else None
+        return written["score"] if matches(written, {"score": {}}) else {}
 
     def numbers_in(self, store: Store) -> np.ndarray:
         """Number in the model of each gene of another store, int32 [genes of the store], -1 for genes it does not know.
@@ -167,7 +178,11 @@ def open_run(path: Path) -> Run:
         if "mask" not in written:
             msg = "config.toml does not hold the options of the run"
             raise ValueError(msg)
-        former = {"start": "ridge", "hidden_sum": False}  # of runs that were made before there was a choice
+        former = {
+            "start": "ridge",
+            "hidden_sum": False,
+            "correction_steps": 0,
+        }  # of runs that were made before there was a choice
         config = replace(config, **{name: value for name, value in former.items() if name not in written})
         _check_setting(genes, forms, split, vocabulary)
         return Run(path, config, genes, forms, split, vocabulary)

@@ -1,10 +1,37 @@
 """How far the training of a run has come, in words."""
 
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
 from sckit.config import PretrainConfig
 from sckit.training.folders import TRAINED
 from sckit.training.run import Run
 
 DEFAULT_EPOCHS = 5
+
+
+@dataclass
+class Progress:
+    """Where a training run stands; all of it is in a checkpoint."""
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0  # next batch of the epoch
+    tokens: int = 0
+    cells: int = 0
+    cut: int = 0
+    elapsed_s: float = 0.0
+    next_validation: float = 0.0  # share of the budget
+    best: float = -math.inf
+    worse: int = 0
+    correction_s: float = 0.0  # of elapsed_s: training of the correction of the linear baseline; 0 before it
+
+    @property
+    def network_s(self) -> float:
+        """Seconds without those that the correction took."""
+        return max(self.elapsed_s - self.correction_s, 1e-9)
 
 
 def standing(config: PretrainConfig, step: int, epoch: float, elapsed_s: float) -> str:
@@ -16,22 +43,26 @@ def standing(config: PretrainConfig, step: int, epoch: float, elapsed_s: float) 
     return f"step {step:,}, epoch {epoch:.2f} of {config.epochs or DEFAULT_EPOCHS:g}"
 
 
-def end_sentences(config: PretrainConfig, place: str, kept_step: int, *, patience: bool, trained: bool) -> list[str]:
+def end_sentences(
+    config: PretrainConfig, place: str, kept: Mapping[str, Any], *, patience: bool, trained: bool
+) -> list[str]:
     """Say why training ends at a place of its budget, and whether anything that was trained is kept.
 
-    patience: whether it ends because validation stopped improving; trained: whether this process took a step.
+    kept: the validation row of the best model; patience: whether it ends because validation stopped improving; trained:
+    whether this process took a step.
     """
     found = [] if trained else [f"this run is complete ({place})"]
     if patience:
         found = [f"stopped after {place}: {config.patience} validations without an improvement"]
         if not trained:
             found[0] += "; it cannot go on, so start a new run with a larger --patience"
-    if kept_step == 0:
+    if kept["step"] == 0:
         budget = "minutes" if config.minutes is not None else "steps" if config.steps is not None else "epochs"
-        found.append(
-            "the kept model is that of step 0, the linear start: nothing that was trained is kept; give more "
-            f"--{budget}{' or --patience' if patience else ''}"
-        )
+        what = "the linear start: nothing that was trained is kept"
+        if kept.get("corrected"):
+            what = "the correction of that start alone: attention did not add to it"
+        more = f"give more --{budget}{' or --patience' if patience else ''}"
+        found.append(f"the kept model is that of step 0, {what}; {more}")
     return found
 
 

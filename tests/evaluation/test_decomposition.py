@@ -171,8 +171,9 @@ def of_libraries(tmp_path_factory):
     folder = tmp_path_factory.mktemp("libraries")
     simulate(SimulateConfig(cells=500, genes=400, libraries=4, types=2), folder / "known.sckit")
     config = PretrainConfig(
-        steps=1, batch_tokens=2000, components=3, factors=2, engine="reference", group="library", lr=1e-9
-    )
+        steps=1, correction_steps=0, batch_tokens=2000, components=3, factors=2, engine="reference", group="library",
+        lr=1e-9,
+    )  # fmt: skip
     return pretrain(folder / "known.sckit", config, runs=folder, name="run").run
 
 

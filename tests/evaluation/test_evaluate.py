@@ -81,6 +81,7 @@ def test_the_document_has_the_fixed_shape(evaluation, run):
         assert (row["context"] is None) == (row["predictor"] != "model")
     names = {row["predictor"] for row in document["rows"]}
     assert names == {name for name in BASELINES if "group" not in name and "neighbours" not in name} | {
+        "value offset ridge + correction",
         "replicate",
         "model",
     }
@@ -177,12 +178,16 @@ def test_what_training_and_the_network_add_is_compared_in_pairs(simulated, tmp_p
     )
     path = pretrain(simulated.path, config, runs=tmp_path, name="run").run
     found = evaluate(path, EvalConfig(masks=(1.0,), bootstraps=20, engine="reference", trees=True))
-    start, trees = found.document()["differences"]
-    assert (start["other"], trees["other"]) == ("value offset ridge, calibrated", "value offset ridge + trees")
-    assert start["r2_gene_mean"] == pytest.approx(0, abs=1e-4)  # the model computes in float32
+    start, correction, trees = found.document()["differences"]
+    assert [each["other"] for each in (start, correction, trees)] == [
+        "value offset ridge, calibrated", "value offset ridge + correction", "value offset ridge + trees",
+    ]  # fmt: skip
+    assert correction["r2_gene_mean"] == pytest.approx(0, abs=1e-4)  # attention was hardly trained
     r2 = {row["predictor"]: row["r2_gene_mean"] for row in found.rows}
-    assert trees["r2_gene_mean"] == pytest.approx(r2["model"] - r2[trees["other"]], abs=1e-9)
-    assert trees["ci"][0] <= trees["r2_gene_mean"] <= trees["ci"][1]
+    for each in (start, trees):
+        assert each["r2_gene_mean"] == pytest.approx(r2["model"] - r2[each["other"]], abs=1e-9)
+        assert each["ci"][0] <= each["r2_gene_mean"] <= each["ci"][1]
+    assert "which is what attention adds" in printed(found)
 
 
 def test_a_run_that_was_not_trained_to_its_end_says_so(run, evaluation, tmp_path):
@@ -225,9 +230,9 @@ def test_intervals_speak_of_cells_or_are_not_there(run):
     assert few.notes[-1].startswith("no intervals")
     assert few.rows[-1]["minus_best"]["ci"] == [None, None]
     assert few.kept_steps == [open_run(run).kept_step]
-    untrained = printed(replace(few, kept_steps=[0]))
+    untrained = printed(replace(few, kept_steps=[0], untrained=1))
     assert "the model of this run is its linear start (step 0), so this says nothing about the network" in untrained
-    text = printed(replace(few, kept_steps=[1]))
+    text = printed(replace(few, kept_steps=[1], untrained=0))
     assert re.search(r"the model is not distinguishable from .*R² differs by [-+]?0\.\d{4}\n", text)
     assert "noise floor is above" not in text
 

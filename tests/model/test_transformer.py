@@ -9,10 +9,11 @@ from sckit.data.batch import Hiding, Packer
 from sckit.data.split import run_vocabulary
 from sckit.errors import ConfigError
 from sckit.model.closed_forms import fit_closed_forms
+from sckit.model.linear import Start
 from sckit.model.offset_fit import fit_offset_forms
 from sckit.model.regression import TrainingCells
 from sckit.model.tokens import Tokens
-from sckit.model.transformer import Model, Start
+from sckit.model.transformer import Model
 
 CPU = torch.device("cpu")
 

@@ -54,7 +54,7 @@ def made_up(rates=(1.0,), targets=("full",), contexts=("detected",), *, model=0.
                 rows.append(row("model", rate, target, context, r2, 0.6 if context == "detected" else 0.0))
     table = pd.DataFrame(rows)
     return Evaluation(
-        run=Path("run"), options={"noise": "poisson"}, cells=9, entries=99, kept_steps=[40], table=table,
+        run=Path("run"), options={"noise": "poisson"}, cells=9, entries=99, kept_steps=[40], untrained=0, table=table,
         notes=["a note"], best_baseline=BEST, left=left_table(),
         total_from_detection={"r2": 0.9, "median_relative_error": 0.1},
         calibration=[{"expected": 1.0 + i, "observed": 1.1 + i} for i in range(10)],
@@ -176,12 +176,16 @@ def test_the_gain_of_a_model_is_divided_into_its_start_and_its_training():
 
 
 def test_a_model_that_was_not_trained_gets_no_verdict():
-    one = verdicts(replace(made_up(), kept_steps=[0]))
+    one = verdicts(replace(made_up(), kept_steps=[0], untrained=1))
     start = "is its linear start (step 0), so this says nothing about the network"
     assert one[0] == f"100% hidden, full depth: the model of this run {start}"
-    some = verdicts(replace(made_up(), kept_steps=[0, 40]))
+    some = verdicts(replace(made_up(), kept_steps=[0, 40], untrained=1))
     assert "are the same" in some[0]
     assert some[1] == "1 of the 2 networks are their linear start (step 0)"
+    corrected = verdicts(replace(made_up(), kept_steps=[0]))
+    assert "are the same" in corrected[0]
+    kept = "the kept model is the correction alone: attention did not add to it on validation cells"
+    assert corrected[1] == kept
 
 
 def test_sentences_call_nothing_a_result_that_is_none():

@@ -224,9 +224,9 @@ def test_rows_that_one_of_two_runs_lacks_are_named(folder, pooled, tmp_path):
 def test_a_model_that_was_not_trained_is_not_judged(folder, pooled, tmp_path):
     changed = shutil.copytree(folder / "eval", tmp_path / "changed")
     facts = json.loads((changed / "predictions" / "facts.json").read_text())
-    assert len(facts["kept_steps"]) == 4
-    (changed / "predictions" / "facts.json").write_text(json.dumps(facts | {"kept_steps": [0, 0, 0, 0]}))
-    (folder / "eval" / "predictions" / "facts.json").write_text(json.dumps(facts | {"kept_steps": [0, 6, 6, 6]}))
+    assert facts["networks"] == 4
+    (changed / "predictions" / "facts.json").write_text(json.dumps(facts | {"untrained": 4}))
+    (folder / "eval" / "predictions" / "facts.json").write_text(json.dumps(facts | {"untrained": 1}))
     found = compare(folder, changed)
     assert found.table["untrained"].all()
     assert f"the model of {changed} is its linear start (step 0), so this says nothing about its network" in found.notes

@@ -121,7 +121,12 @@ def test_training_improves_on_the_closed_forms_where_there_is_something_to_learn
 
 def test_minutes_are_wall_clock(simulated, tmp_path):
     started = time.monotonic()
-    done = pretrain(simulated.path, PretrainConfig(minutes=0.1, patience=99, **SMALL), runs=tmp_path, name="timed")
+    done = pretrain(
+        simulated.path,
+        PretrainConfig(minutes=0.1, patience=99, correction_steps=40, **SMALL),
+        runs=tmp_path,
+        name="timed",
+    )
     assert 6 <= done.wall_s < 15
     assert time.monotonic() - started < 40
     lines = validations(done.run)
@@ -140,7 +145,7 @@ def test_early_stopping_keeps_the_best_model(simulated, tmp_path):
 def told(simulated, runs, *, resume=None, **options):
     """The notes of a training with steps of a given size, 0 for none."""
     notes = []
-    config = PretrainConfig(**{**SMALL, "gene_lr": 1.0, "steps": 20} | options)
+    config = PretrainConfig(**{**SMALL, "gene_lr": 1.0, "steps": 20, "correction_steps": 0} | options)
     pretrain(
         simulated.path, config, runs=runs, name="run", resume=resume,
         on_event=lambda kind, facts: notes.append(facts["text"]) if kind == "note" else None,

@@ -1,0 +1,148 @@
+"""The correction of the linear baseline: what it must not see, and that it finds what is there and nothing else."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from sckit.config import ModelConfig, PretrainConfig
+from sckit.data.batch import Hiding, Packer
+from sckit.data.split import run_vocabulary
+from sckit.model.correction import Correction, Entries
+from sckit.model.offset_fit import fit_offset_forms
+from sckit.model.regression import TrainingCells
+from sckit.model.tokens import Tokens
+from sckit.model.transformer import Model
+from sckit.training.correction import fit_correction
+from sckit.training.pretrain import pretrain
+from sckit.training.run import open_run
+
+CPU = torch.device("cpu")
+SHAPE = {"start": "offset", "hidden_sum": True, "correction": True}
+
+
+@pytest.fixture(scope="module")
+def world(simulated):
+    cells = np.arange(280)
+    vocabulary = run_vocabulary(simulated, cells, 5)
+    choices = {"components": 3, "penalty": 5.0, "factors": 2, "count_penalty": 10.0}
+    return simulated, vocabulary, fit_offset_forms(TrainingCells(simulated, vocabulary, cells), **choices)
+
+
+@pytest.fixture(scope="module")
+def model(world):
+    """A model whose correction says something, and whose attention says nothing."""
+    model = Model(ModelConfig(**SHAPE), world[-1])
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for p in model.correction.parameters():
+            p.add_(0.2 * torch.randn(p.shape, generator=generator))
+    return model.eval()
+
+
+def predict(model, batch, **options):
+    with torch.inference_mode():
+        return model.values(Tokens.of(batch, CPU), **options)
+
+
+def test_the_correction_of_a_cell_depends_on_no_other_cell_and_no_hidden_value(world, model):
+    store, vocabulary, offsets = world
+    packer = Packer(store, vocabulary, Hiding(0.5))
+    together, alone = packer(np.array([310, 4, 77])), packer(np.array([4]))
+    corrected = predict(model, together)
+    plain = offsets.value_ridge(together, offsets.of_cells(together))
+    assert np.abs(corrected - plain).max() > 0.05
+    np.testing.assert_allclose(corrected[together.target_cells == 1], predict(model, alone), atol=1e-5)
+    np.testing.assert_array_equal(corrected, predict(model, replace(together, truth=together.truth + 1)))
+    np.testing.assert_allclose(corrected, predict(model, together, attention=False), atol=1e-6)
+
+
+def test_the_context_visible_is_not_corrected(world, model):
+    store, vocabulary, offsets = world
+    batch = Packer(store, vocabulary, Hiding(0.5), "visible")(np.arange(20))
+    np.testing.assert_allclose(predict(model, batch), offsets.gene_start(batch), atol=1e-5)
+
+
+def planted(*, effect, cells=600, genes=12, of_cell=60, seed=0):
+    """Draws of entries whose residual is `effect` times a curve of the entry plus, in a gene of its own sign, a product
+    of two facts of the cell, in noise of size one; and the share of the variance that this is."""
+    generator = torch.Generator().manual_seed(seed)
+    facts = torch.randn(cells, 6, generator=generator)
+    sign = torch.where(torch.arange(genes) % 2 == 0, 1.0, -1.0)
+    draws = []
+    for _ in range(4):
+        entries = torch.randn(cells * of_cell, 4, generator=generator)
+        gene = torch.randint(0, genes, (cells * of_cell,), generator=generator)
+        cell = torch.arange(cells).repeat_interleave(of_cell)
+        signal = torch.sin(2 * entries[:, 0]) + sign[gene] * facts[cell, 2] * facts[cell, 3]
+        noise = torch.randn(len(signal), generator=generator)
+        draws.append((Entries(entries, gene, cell, facts), effect * signal, effect * signal + noise))
+    return draws
+
+
+class Planted:
+    """Stands for a model whose baseline is zero."""
+
+    def __init__(self, genes=12):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.correction = Correction(np.zeros((genes, 5)), 6)
+
+    def to_correct(self, draw):
+        return draw[0], torch.zeros(len(draw[2])), draw[2]
+
+    def loss_of(self, predicted, truth, _genes):
+        return F.mse_loss(predicted, truth)
+
+
+@pytest.mark.parametrize(("effect", "low", "high"), [(0.5, 0.8, 1.0), (0.0, -0.01, 0.01)])
+def test_a_planted_correction_is_found_and_none_where_there_is_none(effect, low, high):
+    stub, draws, new = Planted(), planted(effect=effect), planted(effect=effect, seed=1)[0]
+    steps = fit_correction(stub, lambda number: [draws[number % 4]], torch.full((12,), 3e3), steps=600, seed=0)
+    assert steps == 600
+    with torch.no_grad():
+        found = stub.correction(new[0])
+    about = new[2].square().mean()
+    gain = about - (new[2] - found).square().mean()
+    known = (new[1].square().mean() or about).clamp(min=1e-9)
+    assert low <= float(gain / known) <= high
+    assert not any(p.requires_grad for p in stub.correction.parameters())
+
+
+def test_a_gene_of_few_cells_is_penalised_more():
+    sizes = {}
+    for cells in (10.0, 1e6):
+        stub, draws = Planted(), planted(effect=0.5)
+        fit_correction(stub, lambda number, d=draws: [d[number % 4]], torch.full((12,), cells), steps=300, seed=0)
+        sizes[cells] = float(stub.correction.gene.weight.square().mean())
+    assert sizes[10.0] < 0.05 * sizes[1e6]
+
+
+def test_it_is_trained_before_the_network_and_stays_as_it_is(simulated, tmp_path):
+    heard = []
+    small = {"components": 3, "factors": 2, "validate_cells": 20, "engine": "reference", "batch_tokens": 2000}
+    config = PretrainConfig(steps=3, correction_steps=30, lr=1e-2, **small)
+    path = pretrain(
+        simulated.path, config, runs=tmp_path, name="run",
+        on_event=lambda kind, facts: heard.append(facts["text"]) if kind == "note" else None,
+    ).run  # fmt: skip
+    assert any("trained a correction of the linear baseline, without attention: 30 steps" in text for text in heard)
+    checkpoint = load_file(max((path / "checkpoints").iterdir()) / "state.safetensors")
+    kept = open_run(path).model().state_dict()
+    names = [name for name in kept if name.startswith("correction.")]
+    assert names
+    if not open_run(path).untrained:
+        assert all(torch.equal(kept[name], checkpoint[f"model.{name}"]) for name in names)
+    assert checkpoint["model.correction.shared.4.weight"].abs().max() > 0
+
+
+@pytest.mark.parametrize("options", [{"correction_steps": 0}, {"warm_start": False}, {"context": "visible"}])
+def test_runs_without_a_correction_have_none(options):
+    assert not PretrainConfig(**options).model.correction
+    assert PretrainConfig().model.correction
+    assert not ModelConfig().correction
+    assert fit_correction(SimpleNamespace(correction=None), lambda _: [], torch.ones(1), steps=3, seed=0) == 0
