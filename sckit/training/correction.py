@@ -15,7 +15,7 @@ from sckit.model.tokens import Tokens
 from sckit.model.transformer import Model
 from sckit.training.optimiser import schedule
 
-_DRAWS = 12  # of what is hidden in each cell
+_DRAWS = 24  # of what is hidden in each cell
 _MOST_ENTRIES = 1_500_000
 _OF_CELL = 60  # entries of a cell and draw
 _BATCH = 2048
