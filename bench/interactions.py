@@ -1,0 +1,114 @@
+"""How much of a known interaction a network finds: `python bench/interactions.py --cells 20000 --out FILE.jsonl`.
+
+Counts are simulated in which a tenth of the genes follow the product of two programmes, and a run is trained on them. The
+known products are then added to each row, with a coefficient for each gene that is fitted on one half of the held-out
+cells and scored on the other. Where a row has found a product, there is nothing left for it to add:
+
+    recovered = 1 - R² that the products add to the row / R² that they add to the value offset ridge
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sckit.config import EvalConfig, PretrainConfig, SimulateConfig
+from sckit.data.simulate import read_truth, simulate
+from sckit.evaluation.predictors import Setting
+from sckit.provenance import commit, environment
+from sckit.training.pretrain import pretrain
+from sckit.training.run import open_run
+
+RIDGE = "value offset ridge"
+ROWS = (RIDGE, "value offset ridge + correction", "model/detected", "value offset ridge + trees")
+SETTINGS = {"all hidden": (1.0, False), "15 % hidden, total known": (0.15, True)}
+
+
+def entries(run: Path, truth: Path, rate: float, *, known: bool) -> dict[str, np.ndarray]:
+    """Return of every scored entry its cell, gene, value, gene mean, known product, and what each row predicts."""
+    opened = open_run(run)
+    setting = Setting([opened], EvalConfig(masks=(rate,), known_depth=known, trees=True), lambda _kind, _facts: None)
+    known_truth = read_truth(truth)
+    column = {f"GENE{gene}": i for i, gene in enumerate(known_truth.world.interacting)}
+    column_of = np.array([column.get(symbol, -1) for symbol in opened.genes["symbol"]])
+    fitted = setting.targets()["full"]
+    packer = setting.packer(fitted.view, rate, scored=True)
+    predict = setting.predictor(fitted, rate)(packer, setting.cells)
+    parts = []
+    for batch in setting.batches(packer, setting.cells, "scored"):
+        genes, cells = batch.genes[batch.targets], batch.cells[batch.target_cells]
+        products = np.column_stack([known_truth.products(cells), np.zeros(len(cells))])  # of other genes it is 0
+        product = products[np.arange(len(cells)), column_of[genes]]
+        rows = predict(batch)
+        parts.append(
+            {"cell": cells, "gene": genes, "value": batch.truth, "mean": fitted.offsets.gene_mean[genes]}
+            | {"product": product} | {name: rows[name] for name in ROWS}
+        )  # fmt: skip
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def added(found: dict[str, np.ndarray], row: str, genes: int) -> float:
+    """Return the R² that the known products add to a row, each half of the cells by the other."""
+    left, gain = found["value"] - found[row], 0.0
+    for half in (0, 1):
+        fit, score = found["cell"] % 2 == half, found["cell"] % 2 != half
+        of = (found["gene"][fit], found["product"][fit])
+        products = np.bincount(of[0], of[1] * left[fit], genes)
+        slope = products / (np.bincount(of[0], of[1] ** 2, genes) + 1.0)
+        better = left[score] - slope[found["gene"][score]] * found["product"][score]
+        gain += float((left[score] ** 2).sum() - (better**2).sum())
+    return gain / float(((found["value"] - found["mean"]) ** 2).sum())
+
+
+def trial(size: float, config: PretrainConfig, cells: int, folder: Path) -> list[dict[str, Any]]:
+    """Simulate, train and score; one record for each setting and row."""
+    data = SimulateConfig(cells=cells, genes=1000, depth=3000, programmes=6, libraries=1, types=3, interactions=size)
+    simulate(data, folder / "known.sckit")
+    start = time.perf_counter()
+    run = pretrain(folder / "known.sckit", config, runs=folder, name="run").run
+    seconds, records = round(time.perf_counter() - start, 1), []
+    for name, (rate, known) in SETTINGS.items():
+        found = entries(run, folder / "known.truth.h5", rate, known=known)
+        genes = int(found["gene"].max()) + 1
+        about = ((found["value"] - found["mean"]) ** 2).sum()
+        before = added(found, RIDGE, genes)
+        for row in ROWS:
+            r2 = 1 - ((found["value"] - found[row]) ** 2).sum() / about
+            rest = added(found, row, genes)
+            records.append(
+                {"cells": cells, "interactions": size, "setting": name, "row": row, "r2": round(float(r2), 5)}
+                | {"products_add": round(rest, 5), "recovered": round(1 - rest / before, 3) if size else None}
+                | {"train_s": seconds, "preset": config.preset, "correction_steps": config.correction_steps}
+            )
+    return records
+
+
+def main() -> None:
+    """Try each size of interaction."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cells", type=int, default=20_000)
+    parser.add_argument("--sizes", type=float, nargs="+", default=[1.0, 0.0])
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--correction-steps", type=int, default=PretrainConfig().correction_steps)
+    parser.add_argument("--preset", default="tiny")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    base = PretrainConfig(mask="uniform", steps=arguments.steps, patience=10**6, preset=arguments.preset)
+    for size in arguments.sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            config = replace(base, correction_steps=arguments.correction_steps)
+            for record in trial(size, config, arguments.cells, Path(folder)):
+                print(json.dumps(record), flush=True)
+                if arguments.out:
+                    facts = {"commit": commit(), "environment": environment(), "steps": arguments.steps}
+                    with arguments.out.open("a", encoding="utf-8") as lines:
+                        lines.write(json.dumps(record | facts) + "\n")
+
+
+if __name__ == "__main__":
+    main()
