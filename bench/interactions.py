@@ -1,8 +1,8 @@
 """How much of a known interaction a network finds: `python bench/interactions.py --cells 20000 --out FILE.jsonl`.
 
-Counts are simulated in which a tenth of the genes follow the product of two programmes, and a run is trained on them. The
-known products are then added to each row, with a coefficient for each gene that is fitted on one half of the held-out
-cells and scored on the other. Where a row has found a product, there is nothing left for it to add:
+Counts are simulated in which a tenth of the genes follow the product of two programmes, and a run is trained on them.
+The known products are then added to each row, with a coefficient for each gene that is fitted on one half of the
+held-out cells and scored on the other. Where a row has found a product, there is nothing left for it to add:
 
     recovered = 1 - R² that the products add to the row / R² that they add to the value offset ridge
 """
