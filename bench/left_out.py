@@ -25,7 +25,7 @@ SETTINGS = {"all hidden": {"masks": (1.0,)}, "15 % hidden, total known": {"masks
 
 def scores_of(store: Path, group: str, name: str, min_cells: int, runs: Path) -> list[dict[str, Any]]:
     """Return a record for each row and setting, with one group held out."""
-    config = PretrainConfig(group=group, hold_out=(name,), steps=1, min_cells=min_cells)
+    config = PretrainConfig(group=group, hold_out=(name,), steps=1, correction_steps=0, min_cells=min_cells)
     run = pretrain(store, config, name=name, runs=runs).run
     records = []
     for setting, options in SETTINGS.items():
