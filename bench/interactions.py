@@ -1,10 +1,14 @@
 """How much of a known interaction a network finds: `python bench/interactions.py --cells 20000 --out FILE.jsonl`.
 
 Counts are simulated in which a tenth of the genes follow the product of two programmes, and a run is trained on them.
-The known products are then added to each row, with a coefficient for each gene that is fitted on one half of the
-held-out cells and scored on the other. Where a row has found a product, there is nothing left for it to add:
+The products are then added to each row, with a coefficient for each gene that is fitted on one half of the held-out
+cells and scored on the other. Where a row has found a product, there is nothing left for it to add:
 
     recovered = 1 - R² that the products add to the row / R² that they add to the value offset ridge
+
+No method sees the activities of the programmes, only counts that follow them. "known" products are of the true
+activities, and no row can find all of them; "visible" ones are of activities as a linear regression on the training
+cells tells them from the components, the total and the value factors of a cell.
 """
 
 import argparse
@@ -18,8 +22,11 @@ from typing import Any
 import numpy as np
 
 from sckit.config import EvalConfig, PretrainConfig, SimulateConfig
+from sckit.data.batch import Batch
 from sckit.data.simulate import read_truth, simulate
+from sckit.data.split import TRAIN
 from sckit.evaluation.predictors import Setting
+from sckit.model.offset_forms import OffsetForms
 from sckit.provenance import commit, environment
 from sckit.training.pretrain import pretrain
 from sckit.training.run import open_run
@@ -27,6 +34,15 @@ from sckit.training.run import open_run
 RIDGE = "value offset ridge"
 ROWS = (RIDGE, "value offset ridge + correction", "model/detected", "value offset ridge + trees")
 SETTINGS = {"all hidden": (1.0, False), "15 % hidden, total known": (0.15, True)}
+
+
+def of_cells(offsets: OffsetForms, batch: Batch) -> np.ndarray:
+    """Return what a linear baseline sees of the cells of a batch, [C, F]."""
+    cells = offsets.of_cells(batch)
+    seen = np.flatnonzero(~batch.hidden)
+    cell = batch.cell_of_token[seen]
+    above = batch.values[seen] - cells.one[cell] - offsets.linear(cells, batch.genes[seen], cell)
+    return np.column_stack([cells.full, offsets.factors(batch, above)])
 
 
 def entries(run: Path, truth: Path, rate: float, *, known: bool) -> dict[str, np.ndarray]:
@@ -39,28 +55,36 @@ def entries(run: Path, truth: Path, rate: float, *, known: bool) -> dict[str, np
     fitted = setting.targets()["full"]
     packer = setting.packer(fitted.view, rate, scored=True)
     predict = setting.predictor(fitted, rate)(packer, setting.cells)
+    train = opened.cells(TRAIN)
+    batches = setting.batches(setting.packer(fitted.view, rate, scored=False, epoch=1), train, "training cells")
+    seen, order = zip(*((of_cells(fitted.offsets, batch), batch.cells) for batch in batches), strict=True)
+    activity = known_truth.cells.activity
+    weights = np.linalg.lstsq(np.concatenate(seen), activity[np.concatenate(order)], rcond=None)[0]
     parts = []
     for batch in setting.batches(packer, setting.cells, "scored"):
         genes, cells = batch.genes[batch.targets], batch.cells[batch.target_cells]
-        products = np.column_stack([known_truth.products(cells), np.zeros(len(cells))])  # of other genes it is 0
-        product = products[np.arange(len(cells)), column_of[genes]]
+        guessed = (of_cells(fitted.offsets, batch) @ weights)[batch.target_cells]
+        column = column_of[genes]
+        products = {
+            name: np.where(column >= 0, known_truth.products(of)[np.arange(len(cells)), column], 0.0)
+            for name, of in (("known", activity[cells]), ("visible", guessed))
+        }
         rows = predict(batch)
         parts.append(
             {"cell": cells, "gene": genes, "value": batch.truth, "mean": fitted.offsets.gene_mean[genes]}
-            | {"product": product} | {name: rows[name] for name in ROWS}
+            | products | {name: rows[name] for name in ROWS}
         )  # fmt: skip
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def added(found: dict[str, np.ndarray], row: str, genes: int) -> float:
-    """Return the R² that the known products add to a row, each half of the cells by the other."""
-    left, gain = found["value"] - found[row], 0.0
+def added(found: dict[str, np.ndarray], row: str, of: str) -> float:
+    """Return the R² that the "known" or "visible" products add to a row, each half of the cells by the other."""
+    left, gain, genes = found["value"] - found[row], 0.0, int(found["gene"].max()) + 1
     for half in (0, 1):
         fit, score = found["cell"] % 2 == half, found["cell"] % 2 != half
-        of = (found["gene"][fit], found["product"][fit])
-        products = np.bincount(of[0], of[1] * left[fit], genes)
-        slope = products / (np.bincount(of[0], of[1] ** 2, genes) + 1.0)
-        better = left[score] - slope[found["gene"][score]] * found["product"][score]
+        gene, product = found["gene"][fit], found[of][fit]
+        slope = np.bincount(gene, product * left[fit], genes) / (np.bincount(gene, product**2, genes) + 1.0)
+        better = left[score] - slope[found["gene"][score]] * found[of][score]
         gain += float((left[score] ** 2).sum() - (better**2).sum())
     return gain / float(((found["value"] - found["mean"]) ** 2).sum())
 
@@ -74,17 +98,19 @@ def trial(size: float, config: PretrainConfig, cells: int, folder: Path) -> list
     seconds, records = round(time.perf_counter() - start, 1), []
     for name, (rate, known) in SETTINGS.items():
         found = entries(run, folder / "known.truth.h5", rate, known=known)
-        genes = int(found["gene"].max()) + 1
         about = ((found["value"] - found["mean"]) ** 2).sum()
-        before = added(found, RIDGE, genes)
         for row in ROWS:
             r2 = 1 - ((found["value"] - found[row]) ** 2).sum() / about
-            rest = added(found, row, genes)
-            records.append(
-                {"cells": cells, "interactions": size, "setting": name, "row": row, "r2": round(float(r2), 5)}
-                | {"products_add": round(rest, 5), "recovered": round(1 - rest / before, 3) if size else None}
-                | {"train_s": seconds, "preset": config.preset, "correction_steps": config.correction_steps}
-            )
+            record: dict[str, Any] = {"cells": cells, "interactions": size, "setting": name, "row": row}
+            record["r2"] = round(float(r2), 5)
+            for of in ("known", "visible"):
+                rest, before = added(found, row, of), added(found, RIDGE, of)
+                record |= {
+                    f"{of}_add": round(rest, 5),
+                    f"{of}_recovered": round(1 - rest / before, 3) if size else None,
+                }
+            record |= {"train_s": seconds, "preset": config.preset, "correction_steps": config.correction_steps}
+            records.append(record)
     return records
 
 

@@ -117,10 +117,9 @@ class Truth:
         world = self.world
         return regulation(self.config.genes, world.regulators, world.own_spread, world.edges, world.weight)
 
-    def products(self, cells: np.ndarray) -> np.ndarray:
-        """Return the product that each interacting gene follows in these cells [N], in standard deviations, [N, S]."""
-        activity = self.cells.activity[cells][:, self.world.pair] / SPREAD  # [N, S, 2]
-        return np.clip(activity.prod(2), -_FARTHEST, _FARTHEST)
+    def products(self, activity: np.ndarray) -> np.ndarray:
+        """Return the products that the interacting genes follow [N, S] in cells of these activities [N, M]."""
+        return np.clip((activity[:, self.world.pair] / SPREAD).prod(2), -_FARTHEST, _FARTHEST)
 
     def _rate(self, cell: int) -> np.ndarray:
         """One cell at a time, so that nothing depends on the cells that are asked for together."""
@@ -130,7 +129,7 @@ class Truth:
         log_rate += world.library_offset[cells.library[cell]]
         log_rate += world.loading * activity[world.programme]
         if len(world.interacting):
-            log_rate[world.interacting] += self.config.interactions * self.products(np.array([cell]))[0]
+            log_rate[world.interacting] += self.config.interactions * self.products(activity[None])[0]
         if len(world.regulators):
             uniform = entry_uniform(int(self._keys[1]), np.array(cell), world.regulators)
             deviation, log_rates = self._regulation
