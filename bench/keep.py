@@ -21,8 +21,8 @@ def main() -> None:
     parser.add_argument("name")
     parser.add_argument("--eval", default="eval", help="Folder of the evaluation within the run.")
     arguments = parser.parse_args()
-    git = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=True, cwd=Path(__file__).parent).stdout.strip()
+    changed = _git("status", "--porcelain", "--", "../sckit")  # other results that are kept at the same time are no change
+    commit = _git("describe", "--always", "--abbrev=12") + ("-dirty" if changed else "")
     finetuned = arguments.folder / "finetune.json"
     what = _finetuned(finetuned) if finetuned.exists() else _evaluated(arguments.folder, arguments.eval)
     path = Path(__file__).parent / "results" / f"{arguments.name}.json"
@@ -32,6 +32,11 @@ def main() -> None:
         re.sub(r"\{\n\s+([^{}]*?)\n\s+\}", lambda m: "{" + re.sub(r"\s*\n\s*", " ", m[1]) + "}", text) + "\n"
     )
     print(path)
+
+
+def _git(*words: str) -> str:
+    command = ["git", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent).stdout.strip()
 
 
 def _evaluated(run: Path, folder: str) -> dict[str, Any]:
