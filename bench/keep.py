@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("name")
     parser.add_argument("--eval", default="eval", help="Folder of the evaluation within the run.")
     arguments = parser.parse_args()
-    changed = _git("status", "--porcelain", "--", "../sckit")  # other results that are kept at the same time are no change
+    changed = _git("status", "--porcelain", "--", "../sckit")  # results kept at the same time are no change
     commit = _git("describe", "--always", "--abbrev=12") + ("-dirty" if changed else "")
     finetuned = arguments.folder / "finetune.json"
     what = _finetuned(finetuned) if finetuned.exists() else _evaluated(arguments.folder, arguments.eval)
