@@ -33,7 +33,7 @@ def facts_of_genes(
     cells: np.ndarray, deviation: np.ndarray, gene_mean: np.ndarray, mean_above: np.ndarray, noise: np.ndarray
 ) -> np.ndarray:
     """Return what the correction knows of the genes, standardised, float32 [G, 5]; arguments as in `OffsetForms`."""
-    facts = np.column_stack([np.log1p(cells), deviation, gene_mean, mean_above, np.sqrt(noise)])
+    facts = np.column_stack([np.log1p(cells), deviation, gene_mean, mean_above, np.sqrt(np.maximum(noise, 0))])
     facts = (facts - facts.mean(0)) / (facts.std(0) + 1e-9)
     return facts.clip(-_GENE_RANGE, _GENE_RANGE).astype(np.float32)
 
