@@ -1,6 +1,6 @@
 """Keep a result with its provenance: `python bench/keep.py FOLDER NAME` writes bench/results/NAME.json.
 
-FOLDER is a run, whose evaluation is kept, or what `sckit finetune --out` wrote.
+FOLDER is a run, or the runs of several folds, whose evaluation is kept, or what `sckit finetune --out` wrote.
 """
 
 import argparse
@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from sckit.metrics import FORMER_HEADLINE, HEADLINE
+from sckit.training.folders import FOLDS
+from sckit.training.standing import METRICS
 
 
 def main() -> None:
@@ -40,14 +42,24 @@ def _git(*words: str) -> str:
 
 
 def _evaluated(run: Path, folder: str) -> dict[str, Any]:
-    validations = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    folds = run / FOLDS
+    networks = sorted(run.glob("fold-*")) if folds.exists() else [run]
+    trained = [_trained(network) for network in networks]
     evaluation = json.loads((run / folder / "eval.json").read_text())
     return {
-        "config": tomllib.loads((run / "config.toml").read_text()),
-        "environment": json.loads((run / "environment.json").read_text()),
-        "training": {key: validations[-1][key] for key in ("epoch", "step", "tokens", "wall_s")},
+        "config": tomllib.loads((folds if folds.exists() else run / "config.toml").read_text()),
+        "environment": json.loads((networks[0] / "environment.json").read_text()),
+        "training": trained if folds.exists() else trained[0],
+        "training_s": round(sum(each["wall_s"] for each in trained), 1),
         "evaluation": evaluation | {"run": run.name},
     }
+
+
+def _trained(run: Path) -> dict[str, Any]:
+    """Return where training ended, and the step of the network that was kept."""
+    last = json.loads((run / METRICS).read_text().splitlines()[-1])
+    kept = json.loads((run / "model.json").read_text())["score"]
+    return {key: last[key] for key in ("epoch", "step", "tokens", "wall_s")} | {"kept_step": kept["step"]}
 
 
 def _finetuned(path: Path) -> dict[str, Any]:
