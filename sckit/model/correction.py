@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 _WIDTH = 64  # of the shared network
 _PRODUCTS = 32
+_SCALE, _MOST = 5.0, 6.0  # of a product: to a size of about one at first; it must not be extrapolated
 _OF_ENTRY, _OF_GENE = 4, 5
 _GENE_RANGE = 4.0  # standard deviations over the genes
 _LEAST_COUNT = 0.1
@@ -61,7 +62,6 @@ class Correction(nn.Module):
         self.shared = nn.Sequential(layers[0], nn.SiLU(), layers[1], nn.SiLU(), layers[2])
         self.factors = nn.Linear(of_cell, 4 * _PRODUCTS)
         self.products = nn.Linear(2 * _PRODUCTS, _PRODUCTS, bias=False)
-        self.norm = nn.LayerNorm(_PRODUCTS)
         self.gene = nn.Embedding(len(facts), _PRODUCTS)
         for zero in (layers[2].weight, layers[2].bias, self.gene.weight):
             nn.init.zeros_(zero)
@@ -77,5 +77,5 @@ class Correction(nn.Module):
         of_all = self.shared(torch.cat([seen.entries, F.embedding(seen.genes, self.facts), cells], 1))[:, 0]
         left, right = self.factors(seen.cells).chunk(2, -1)
         of_gene = self.gene(seen.genes)
-        products = F.embedding(seen.cell, self.norm(self.products(left * right)))
-        return of_all + (products * of_gene).sum(1), of_gene
+        products = (_SCALE * self.products(left * right)).clamp(-_MOST, _MOST)
+        return of_all + (F.embedding(seen.cell, products) * of_gene).sum(1), of_gene

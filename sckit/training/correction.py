@@ -3,9 +3,14 @@
 The entries of one cell err together. A batch of a few whole cells therefore says little, and in the order of training
 most of its entries come from high mask rates. So entries are collected once, a few of each cell and draw, and batches
 are drawn from all of them.
+
+How much a gene can say for itself depends on the data, so two penalties are tried and validation cells choose.
 """
 
 from collections.abc import Callable, Iterable
+from copy import deepcopy
+from itertools import chain
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,66 +21,112 @@ from sckit.model.transformer import Model
 from sckit.training.optimiser import schedule
 
 _DRAWS = 24  # of what is hidden in each cell
-_MOST_ENTRIES = 1_500_000
+_MOST_ENTRIES = 4_000_000
 _OF_CELL = 60  # entries of a cell and draw
 _BATCH = 2048
+_CHECKED = 65536  # entries at a time
 _PASSES = 16  # over the entries, at most
 _LR, _DECAY, _WARMUP = 3e-3, 0.01, 0.1
-_PENALTY = 3e4  # on the squares of the vector of a gene, as a ridge has it
+_PENALTIES = 3e3, 2e4  # on the squares of the vector of a gene, as a ridge has it
+
+Draw = Callable[[int], Iterable[Tokens]]
 
 
-def fit_correction(
-    model: Model, draw: Callable[[int], Iterable[Tokens]], cells_of_gene: Tensor, *, steps: int, seed: int
-) -> int:
-    """Train the correction of a model, and return the steps that were taken: at most `steps`, fewer on small data.
+class _Collected(NamedTuple):
+    """A sample of M entries, where their predictions start [M], and what the loss compares them with [M]."""
+
+    seen: Entries
+    base: Tensor
+    truth: Tensor
+
+
+class Fitted(NamedTuple):
+    """The steps taken with each penalty, and the penalty that validation cells chose: None for no correction."""
+
+    steps: int
+    penalty: float | None
+
+
+def fit_correction(model: Model, draw: Draw, check: Draw, cells_of_gene: Tensor, *, steps: int, seed: int) -> Fitted:
+    """Train the correction of a model with each penalty and keep the best: at most `steps`, fewer on small data.
 
     draw(number): the tokens of all training cells, in batches, with what that draw hides; before it gives a batch it
-    sets the linear baseline of the model to the fit without these cells. cells_of_gene: [G], training cells with the
-    gene.
+    sets the linear baseline of the model to the fit without these cells. check(number): the same of validation cells.
+    cells_of_gene: [G], training cells with the gene. Where each penalty makes validation cells worse, the correction
+    stays zero. Raises ValueError for a model without a correction.
     """
     correction = model.correction
     if correction is None:
-        return 0
-    seen, base, truth = _collect(model, draw, seed)
-    steps = min(steps, _PASSES * len(base) // _BATCH + 1)
+        message = "the model has no correction"
+        raise ValueError(message)
+    drawn, checked = _collect(model, draw, seed), _collect(model, check, seed)
+    steps = min(steps, _PASSES * len(drawn.base) // _BATCH + 1)
+    start = deepcopy(correction.state_dict())
+    best, kept, chosen = _loss(model, checked), start, None
+    for penalty in _PENALTIES:
+        correction.load_state_dict(start)
+        _train(model, drawn, penalty / cells_of_gene.to(drawn.base.device).clamp(min=1), steps, seed)
+        loss = _loss(model, checked)
+        if loss < best:
+            best, kept, chosen = loss, deepcopy(correction.state_dict()), penalty
+    correction.load_state_dict(kept)
+    return Fitted(steps, chosen)
+
+
+def _train(model: Model, drawn: _Collected, penalty: Tensor, steps: int, seed: int) -> None:
+    """Take the steps; penalty: [G], of each gene."""
+    assert model.correction is not None
+    correction, (seen, base, truth) = model.correction, drawn
     shared = [p for name, p in correction.named_parameters() if name != "gene.weight"]
     groups = [{"params": shared}, {"params": [correction.gene.weight], "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW(groups, lr=_LR, betas=(0.9, 0.98), weight_decay=_DECAY, fused=True)
-    penalty = _PENALTY / cells_of_gene.to(base.device).clamp(min=1)
     generator = torch.Generator().manual_seed(seed)
     correction.requires_grad_()
-    for step in range(steps if len(base) else 0):
+    for step in range(steps):
         for group in optimiser.param_groups:
             group["lr"] = _LR * schedule(step / steps, _WARMUP)
         chosen = torch.randint(0, len(base), (_BATCH,), generator=generator).to(base.device)
-        cell, rows = torch.unique(seen.cell[chosen], return_inverse=True)
-        part = Entries(seen.entries[chosen], seen.genes[chosen], rows, seen.cells[cell])
+        part = _part(seen, chosen)
         corrections, of_gene = correction.parts(part)
         loss = model.loss_of(base[chosen] + corrections, truth[chosen], part.genes)
         (loss + (penalty[part.genes] * of_gene.square().sum(1)).mean()).backward()
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
     correction.requires_grad_(requires_grad=False)
-    return steps
+
+
+def _part(seen: Entries, chosen: Tensor) -> Entries:
+    cell, rows = torch.unique(seen.cell[chosen], return_inverse=True)
+    return Entries(seen.entries[chosen], seen.genes[chosen], rows, seen.cells[cell])
 
 
 @torch.no_grad()
-def _collect(model: Model, draw: Callable[[int], Iterable[Tokens]], seed: int) -> tuple[Entries, Tensor, Tensor]:
-    """Return a sample of entries, where their predictions start [M], and what the loss compares them with [M]."""
+def _loss(model: Model, checked: _Collected) -> float:
+    """Return the mean loss over all entries."""
+    assert model.correction is not None
+    total = 0.0
+    for part in torch.arange(len(checked.base), device=checked.base.device).split(_CHECKED):
+        seen = _part(checked.seen, part)
+        predicted = checked.base[part] + model.correction(seen)
+        total += float(model.loss_of(predicted, checked.truth[part], seen.genes)) * len(part)
+    return total / max(len(checked.base), 1)
+
+
+@torch.no_grad()
+def _collect(model: Model, draw: Draw, seed: int) -> _Collected:
     generator = torch.Generator().manual_seed(seed)
     parts, entries, cells = [], 0, 0
-    for number in range(_DRAWS):
-        for tokens in draw(number):
-            seen, base, truth = model.to_correct(tokens)
-            kept = _sample(seen.cell, torch.rand(len(base), generator=generator).to(base.device))
-            parts.append(
-                (seen.entries[kept], seen.genes[kept], seen.cell[kept] + cells, seen.cells, base[kept], truth[kept])
-            )
-            entries, cells = entries + len(kept), cells + len(seen.cells)
-            if entries >= _MOST_ENTRIES:
-                break
+    for tokens in chain.from_iterable(map(draw, range(_DRAWS))):
+        seen, base, truth = model.to_correct(tokens)
+        kept = _sample(seen.cell, torch.rand(len(base), generator=generator).to(base.device))
+        parts.append(
+            (seen.entries[kept], seen.genes[kept], seen.cell[kept] + cells, seen.cells, base[kept], truth[kept])
+        )
+        entries, cells = entries + len(kept), cells + len(seen.cells)
+        if entries >= _MOST_ENTRIES:
+            break
     *seen, base, truth = (torch.cat(each) for each in zip(*parts, strict=True))
-    return Entries(*seen), base, truth
+    return _Collected(Entries(*seen), base, truth)
 
 
 def _sample(cell: Tensor, order: Tensor) -> Tensor:

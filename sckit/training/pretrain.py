@@ -16,8 +16,8 @@ from torch import Tensor
 
 from sckit.config import PretrainConfig, ReadingConfig
 from sckit.data.batch import Hiding, Packer
-from sckit.data.loader import detected_in, epoch_batches
-from sckit.data.split import TRAIN
+from sckit.data.loader import batches_by_tokens, detected_in, epoch_batches
+from sckit.data.split import TRAIN, VALIDATION
 from sckit.device import Compute, choose_compute
 from sckit.errors import ConfigError, DataError
 from sckit.files import write_json
@@ -31,7 +31,7 @@ from sckit.training.folders import TRAINED, create_run, find_run, point_latest
 from sckit.training.optimiser import make_optimiser, schedule, take_step
 from sckit.training.run import Run, open_run, save_model, training_view
 from sckit.training.setting import open_data, prepare_run
-from sckit.training.standing import DEFAULT_EPOCHS, Progress, end_sentences, standing
+from sckit.training.standing import DEFAULT_EPOCHS, METRICS, Progress, end_sentences, resumed, standing
 from sckit.training.validation import validation_row
 
 _CORRECTION_EPOCH, _CORRECTION_TOKENS = 2**21, 32768  # no epoch of training hides the same values
@@ -110,7 +110,9 @@ class _Trainer:
         self.view = training_view(store, self.config)
         self.train = run.cells(TRAIN)
         self.lengths = np.zeros(store.n_cells, np.int64)
-        self.lengths[self.train] = detected_in(store, run.vocabulary, self.train)
+        self.validation = run.cells(VALIDATION)
+        for cells in (self.train, self.validation):
+            self.lengths[cells] = detected_in(store, run.vocabulary, cells)
         self._batches = lru_cache(1)(self._batches_of)
         self.offsets = offset_forms(run)
         self.model = untrained_model(run, self.config.training_seed).to(compute.device)
@@ -127,19 +129,9 @@ class _Trainer:
         """Train until the budget is spent or validation stops improving; the best model is what stays in the run."""
         (self.run.path / TRAINED).unlink(missing_ok=True)
         state = load_checkpoint(self.run.path, self.model, self.optimiser)
-        lines = self.run.path / "metrics.jsonl"
+        lines = self.run.path / METRICS
         if state is not None:
-            try:
-                self.at = Progress(**state)
-                if any(type(value) is not type(getattr(Progress(), name)) for name, value in state.items()):
-                    msg = "its state holds values of another kind"
-                    raise ValueError(msg)
-                whole = [line for line in lines.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-                kept = [line for line in whole if json.loads(line)["step"] <= self.at.step]  # the others are repeated
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                text = f"the run {self.run.path} is damaged ({error}), so it cannot be resumed; train again."
-                raise DataError(text) from error
-            lines.write_text("".join(f"{line}\n" for line in kept))
+            self.at = resumed(self.run.path, state)
             if not self._ended():
                 self.on_event("note", {"text": f"resuming {self.run.path} after step {self.at.step}"})
         elif lines.exists():
@@ -173,23 +165,33 @@ class _Trainer:
         It learns from all mask rates, whatever the run's own is, so that no rate lies outside of what it has seen.
         """
         config, at = self.config, self.at
+        validation = [(None, part) for part in batches_by_tokens(self.validation, self.lengths, _CORRECTION_TOKENS)]
 
         def draw(number: int) -> Iterator[Tokens]:
-            hiding = Hiding("uniform", config.training_seed, _CORRECTION_EPOCH + number)
-            packer = replace(self._packer(0, "detected"), hiding=hiding)
-            for fold, cells in self._batches_of(_CORRECTION_EPOCH + number, _CORRECTION_TOKENS):
-                self._use(fold)
-                yield Tokens.of(packer(cells), self.compute.device)
+            return self._drawn(number, self._batches_of(_CORRECTION_EPOCH + number, _CORRECTION_TOKENS))
 
         cells_of_gene = torch.from_numpy(self.offsets.cells.astype(np.float32))
         steps = {"steps": config.correction_steps, "seed": config.training_seed}
-        taken = fit_correction(self.model, draw, cells_of_gene, **steps)
+        fitted = fit_correction(
+            self.model, draw, lambda number: self._drawn(number, validation), cells_of_gene, **steps
+        )
         before, at.elapsed_s = at.elapsed_s, time.monotonic() - self.begun_s
         at.correction_s = at.elapsed_s - before
-        text = f"trained a correction of the linear baseline, without attention: {taken} steps, {at.correction_s:.0f} s"
-        self.on_event("note", {"text": text})
+        kept = "none made validation cells better, so there is none"
+        if fitted.penalty is not None:
+            kept = f"validation cells chose {fitted.penalty:,.0f}"
+        text = f"trained a correction of the linear baseline, without attention, {fitted.steps} steps with each penalty"
+        self.on_event("note", {"text": f"{text}, {at.correction_s:.0f} s; {kept}"})
         self._validate()
         self._checkpoint()
+
+    def _drawn(self, number: int, batches: Sequence[tuple[int | None, np.ndarray]]) -> Iterator[Tokens]:
+        """Yield the tokens of batches with what a draw of its own hides, each beside the fit without its cells."""
+        hiding = Hiding("uniform", self.config.training_seed, _CORRECTION_EPOCH + number)
+        packer = replace(self._packer(0, "detected"), hiding=hiding)
+        for fold, cells in batches:
+            self._use(fold)
+            yield Tokens.of(packer(cells), self.compute.device)
 
     def _ended(self) -> bool:
         return self.share() >= 1 or self.at.worse >= self.config.patience
@@ -241,9 +243,9 @@ class _Trainer:
             return self.model.loss(Tokens.of(batch, self.compute.device))
 
     def _use(self, fold: int | None) -> None:
-        """Take the linear baseline that was fitted without this fold of the training cells."""
-        if fold is not None:
-            self.model.linear.use(self.folds[fold])
+        """Take the linear baseline that was fitted without this fold of the training cells, or with all of them."""
+        if self.fits is not None:
+            self.model.linear.use(self.whole if fold is None else self.folds[fold])
 
     def _batches_of(self, epoch: int, tokens: int | None = None) -> list[tuple[int | None, np.ndarray]]:
         """Return the batches of an epoch, each with the fold that its cells are of, or None."""
@@ -272,12 +274,11 @@ class _Trainer:
     def _validate(self) -> None:
         """Score the validation cells with model and linear baselines; save the model when it is the best so far."""
         at, config = self.at, self.config
-        if self.fits is not None:
-            self.model.linear.use(self.whole)
+        self._use(None)
         packer = self._packer(0, config.context)
         row = validation_row(self.model, self.run, packer, self.offsets, self.compute)
         row |= {"epoch": self._epoch(), "step": at.step, "corrected": at.correction_s > 0}
-        with (self.run.path / "metrics.jsonl").open("a") as lines:
+        with (self.run.path / METRICS).open("a") as lines:
             lines.write(json.dumps(row | {"tokens": at.tokens, "cut": at.cut, "wall_s": round(at.elapsed_s, 3)}) + "\n")
         if row["r2_gene_mean"] is None:
             raise DataError(f"the validation score is not a number at step {at.step}; lower --lr and try again.")

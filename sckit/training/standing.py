@@ -1,15 +1,19 @@
 """How far the training of a run has come, in words."""
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sckit.config import PretrainConfig
+from sckit.errors import DataError
 from sckit.training.folders import TRAINED
 from sckit.training.run import Run
 
 DEFAULT_EPOCHS = 5
+METRICS = "metrics.jsonl"  # of a run: its validation rows
 
 
 @dataclass
@@ -32,6 +36,26 @@ class Progress:
     def network_s(self) -> float:
         """Seconds without those that the correction took."""
         return max(self.elapsed_s - self.correction_s, 1e-9)
+
+
+def resumed(run: Path, state: dict[str, Any]) -> Progress:
+    """Return where the run of a checkpoint stands, and take the validation rows after it away: they are repeated.
+
+    Raises DataError for a damaged run.
+    """
+    lines = run / METRICS
+    try:
+        at = Progress(**state)
+        if any(type(value) is not type(getattr(Progress(), name)) for name, value in state.items()):
+            message = "its state holds values of another kind"
+            raise ValueError(message)
+        whole = [line for line in lines.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+        kept = [line for line in whole if json.loads(line)["step"] <= at.step]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        text = f"the run {run} is damaged ({error}), so it cannot be resumed; train again."
+        raise DataError(text) from error
+    lines.write_text("".join(f"{line}\n" for line in kept))
+    return at
 
 
 def standing(config: PretrainConfig, step: int, epoch: float, elapsed_s: float) -> str:

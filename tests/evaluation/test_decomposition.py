@@ -128,7 +128,9 @@ def test_the_gain_of_a_gene_comes_from_the_gene_that_shares_its_factor():
 
 @pytest.fixture(scope="module")
 def evaluation(simulated, tmp_path_factory):
-    config = PretrainConfig(epochs=1, batch_tokens=2000, components=3, factors=2, engine="reference")
+    config = PretrainConfig(
+        epochs=1, batch_tokens=2000, components=3, factors=2, engine="reference", correction_steps=30
+    )
     run = pretrain(simulated.path, config, runs=tmp_path_factory.mktemp("runs"), name="run").run
     config = EvalConfig(masks=(0.15,), decompose=True, label="cell_type", bootstraps=50, engine="reference")
     return evaluate(run, config)

@@ -13,7 +13,9 @@ from sckit.training.pretrain import pretrain
 
 @pytest.fixture(scope="module")
 def run(simulated, tmp_path_factory):
-    config = PretrainConfig(steps=2, batch_tokens=2000, components=3, factors=2, engine="reference")
+    config = PretrainConfig(
+        steps=2, batch_tokens=2000, components=3, factors=2, engine="reference", correction_steps=30
+    )
     return pretrain(simulated.path, config, runs=tmp_path_factory.mktemp("runs"), name="run").run
 
 

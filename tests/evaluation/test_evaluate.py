@@ -37,8 +37,9 @@ ROW = {
 @pytest.fixture(scope="module")
 def run(simulated, tmp_path_factory):
     config = PretrainConfig(
-        epochs=2, batch_tokens=2000, components=3, factors=2, engine="reference", group="dataset", hold_out=("run1",)
-    )
+        epochs=2, batch_tokens=2000, components=3, factors=2, engine="reference", group="dataset", hold_out=("run1",),
+        correction_steps=100,
+    )  # fmt: skip
     return pretrain(simulated.path, config, runs=tmp_path_factory.mktemp("runs"), name="run").run
 
 
@@ -174,8 +175,9 @@ def test_tables_fit_120_columns_and_say_what_the_intervals_rest_on(evaluation):
 
 def test_what_training_and_the_network_add_is_compared_in_pairs(simulated, tmp_path):
     config = PretrainConfig(
-        steps=1, batch_tokens=2000, components=3, factors=2, engine="reference", loss="count", lr=1e-9
-    )
+        steps=1, batch_tokens=2000, components=3, factors=2, engine="reference", loss="count", lr=1e-9,
+        correction_steps=100,
+    )  # fmt: skip
     path = pretrain(simulated.path, config, runs=tmp_path, name="run").run
     found = evaluate(path, EvalConfig(masks=(1.0,), bootstraps=20, engine="reference", trees=True))
     start, correction, trees = found.document()["differences"]
@@ -204,7 +206,9 @@ def test_a_run_that_was_not_trained_to_its_end_says_so(run, evaluation, tmp_path
 def test_the_truth_of_simulated_data_reaches_what_is_attainable(tmp_path, dispersion):
     data = SimulateConfig(cells=800, genes=300, libraries=1, dispersion=dispersion)
     simulate(data, tmp_path / "known.sckit")
-    config = PretrainConfig(steps=1, batch_tokens=2000, components=2, factors=2, engine="reference")
+    config = PretrainConfig(
+        steps=1, batch_tokens=2000, components=2, factors=2, engine="reference", correction_steps=30
+    )
     path = pretrain(tmp_path / "known.sckit", config, runs=tmp_path, name="run").run
     asked = EvalConfig(
         masks=(0.3,), truth=str(tmp_path / "known.truth.h5"), replicate_halves=True, bootstraps=20, engine="reference",
@@ -301,7 +305,9 @@ def test_a_replaced_store_is_refused(simulated, tmp_path):
 
     source, path = simulated.path.parent / "counts.h5ad", tmp_path / "s.sckit"
     prepare([source], path)
-    config = PretrainConfig(steps=1, batch_tokens=2000, components=2, factors=0, engine="reference")
+    config = PretrainConfig(
+        steps=1, batch_tokens=2000, components=2, factors=0, engine="reference", correction_steps=30
+    )
     run = pretrain(path, config, runs=tmp_path).run
     evaluate(run, EvalConfig(engine="reference", bootstraps=10))
     prepare([source], path, config=PrepareConfig(min_counts=100), overwrite=True)

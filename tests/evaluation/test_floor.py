@@ -275,7 +275,9 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("floor")
     settings = SimulateConfig(cells=500, genes=300, depth=900, types=3, programmes=4, libraries=2)
     store = simulate(settings, folder / "known.sckit")
-    config = PretrainConfig(steps=1, batch_tokens=4000, components=4, factors=2, engine="reference")
+    config = PretrainConfig(
+        steps=1, batch_tokens=4000, components=4, factors=2, engine="reference", correction_steps=30
+    )
     return pretrain(store, config, runs=folder, name="untrained").run
 
 

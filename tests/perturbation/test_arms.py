@@ -19,7 +19,9 @@ from sckit.training.run import open_run
 
 from .small_screens import CONFIG, as_anndata, fold_of, predictions, small_screen
 
-SMALL = PretrainConfig(engine="numba", batch_tokens=2000, components=3, factors=2, validate_cells=20, steps=2)
+SMALL = PretrainConfig(
+    engine="numba", batch_tokens=2000, components=3, factors=2, validate_cells=20, steps=2, correction_steps=30
+)
 TARGETS = {"A": "GENE3", "B": "GENE44", "C": "NOWHERE", "D": "GENE3", "E": "ENSG00000000007"}
 
 

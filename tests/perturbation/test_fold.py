@@ -27,7 +27,9 @@ TAUGHT = {"validation_share": 0.0}  # so that no arm stays where it began
 
 @pytest.fixture(scope="module")
 def run(simulated, tmp_path_factory):
-    config = PretrainConfig(engine="numba", batch_tokens=2000, components=3, factors=2, validate_cells=20, steps=2)
+    config = PretrainConfig(
+        engine="numba", batch_tokens=2000, components=3, factors=2, validate_cells=20, steps=2, correction_steps=30
+    )
     return pretrain(simulated.path, config, name="run", runs=tmp_path_factory.mktemp("runs")).run
 
 

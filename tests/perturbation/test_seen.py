@@ -21,7 +21,9 @@ from sckit.training.run import open_run
 
 from .small_screens import CONFIG, as_anndata
 
-SMALL = PretrainConfig(engine="numba", batch_tokens=2000, components=3, factors=2, validate_cells=20, steps=2)
+SMALL = PretrainConfig(
+    engine="numba", batch_tokens=2000, components=3, factors=2, validate_cells=20, steps=2, correction_steps=30
+)
 CONDITIONS = ["control"] * 24 + ["A"] * 12
 
 

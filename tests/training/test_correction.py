@@ -17,6 +17,7 @@ from sckit.model.offset_fit import fit_offset_forms
 from sckit.model.regression import TrainingCells
 from sckit.model.tokens import Tokens
 from sckit.model.transformer import Model
+from sckit.training.correction import _PENALTIES as PENALTIES
 from sckit.training.correction import fit_correction
 from sckit.training.pretrain import pretrain
 
@@ -98,11 +99,19 @@ class Planted:
         return F.mse_loss(predicted, truth)
 
 
+def fit(stub, draws, *, cells=3e3, steps=300, check=None):
+    check = check or planted(effect=0.5, cells=100, seed=2)
+    return fit_correction(
+        stub, lambda number: [draws[number % 4]], lambda number: [check[number % 4]], torch.full((12,), cells),
+        steps=steps, seed=0,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(("effect", "low", "high"), [(0.5, 0.8, 1.0), (0.0, -0.01, 0.01)])
 def test_a_planted_correction_is_found_and_none_where_there_is_none(effect, low, high):
-    stub, draws, new = Planted(), planted(effect=effect), planted(effect=effect, seed=1)[0]
-    steps = fit_correction(stub, lambda number: [draws[number % 4]], torch.full((12,), 3e3), steps=600, seed=0)
-    assert steps == 600
+    stub, new = Planted(), planted(effect=effect, seed=1)[0]
+    check = planted(effect=effect, cells=100, seed=2)
+    assert fit(stub, planted(effect=effect), steps=600, check=check).steps == 600
     with torch.no_grad():
         found = stub.correction(new[0])
     about = new[2].square().mean()
@@ -115,10 +124,25 @@ def test_a_planted_correction_is_found_and_none_where_there_is_none(effect, low,
 def test_a_gene_of_few_cells_is_penalised_more():
     sizes = {}
     for cells in (10.0, 1e6):
-        stub, draws = Planted(), planted(effect=0.5)
-        fit_correction(stub, lambda number, d=draws: [d[number % 4]], torch.full((12,), cells), steps=300, seed=0)
+        stub = Planted()
+        fit(stub, planted(effect=0.5), cells=cells)
         sizes[cells] = float(stub.correction.gene.weight.square().mean())
     assert sizes[10.0] < 0.05 * sizes[1e6]
+
+
+def test_validation_cells_choose_the_penalty_or_no_correction():
+    draws = planted(effect=0.5)
+    assert fit(Planted(), draws, cells=20.0).penalty == min(PENALTIES)  # there are products, and few cells for them
+    noise = [(draw[0], 0 * draw[1], torch.randn(len(draw[2]), generator=torch.Generator().manual_seed(i)))
+             for i, draw in enumerate(planted(effect=0, cells=40, of_cell=20))]  # fmt: skip
+    assert fit(Planted(), noise, cells=1e5, check=planted(effect=0, cells=200, seed=2)).penalty in (
+        None,
+        max(PENALTIES),
+    )
+    against = [(seen, -signal, truth - 2 * signal) for seen, signal, truth in planted(effect=0.5, cells=100, seed=2)]
+    stub = Planted()
+    assert fit(stub, draws, check=against).penalty is None
+    assert all(not stub.correction.state_dict()[name].any() for name in ("shared.4.weight", "gene.weight"))
 
 
 def test_it_is_trained_before_the_network_and_stays_as_it_is(simulated, tmp_path):
@@ -130,7 +154,7 @@ def test_it_is_trained_before_the_network_and_stays_as_it_is(simulated, tmp_path
             name=f"run{steps}", on_event=lambda kind, facts: heard.append(facts["text"]) if kind == "note" else None,
         ).run  # fmt: skip
         weights.append(load_file(max((path / "checkpoints").iterdir()) / "state.safetensors"))
-    assert any("trained a correction of the linear baseline, without attention: 30 steps" in text for text in heard)
+    assert any("trained a correction of the linear baseline, without attention, 30 steps" in text for text in heard)
     one, three = weights
     names = [name for name in one if name.startswith("model.correction.")]
     assert one["model.correction.shared.4.weight"].abs().max() > 0
@@ -143,4 +167,5 @@ def test_runs_without_a_correction_have_none(options):
     assert not PretrainConfig(**options).model.correction
     assert PretrainConfig().model.correction
     assert not ModelConfig().correction
-    assert fit_correction(SimpleNamespace(correction=None), lambda _: [], torch.ones(1), steps=3, seed=0) == 0
+    with pytest.raises(ValueError, match="no correction"):
+        fit_correction(SimpleNamespace(correction=None), lambda _: [], lambda _: [], torch.ones(1), steps=3, seed=0)

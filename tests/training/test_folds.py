@@ -23,7 +23,10 @@ from sckit.training.folds import pretrain_folds
 from sckit.training.pretrain import pretrain, train
 from sckit.training.run import open_run
 
-SMALL = {"steps": 6, "batch_tokens": 2000, "components": 3, "factors": 2, "validate_cells": 20, "engine": "reference"}
+SMALL = {
+    "steps": 6, "batch_tokens": 2000, "components": 3, "factors": 2, "validate_cells": 20, "engine": "reference",
+    "correction_steps": 30,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

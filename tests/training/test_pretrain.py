@@ -25,6 +25,7 @@ SMALL = {
     "checkpoint_steps": 3,
     "components": 3,
     "factors": 2,
+    "correction_steps": 30,
     "validate_cells": 20,
 }
 
@@ -37,7 +38,7 @@ def on_event(kind, facts):
     if kind == "step":
         print(facts["step"], flush=True)
 pretrain(store, PretrainConfig(steps=12, batch_tokens=2000, checkpoint_steps=3, components=3, factors=2,
-         validate_cells=20, mask="uniform", engine=sys.argv[4]), name="run",
+         correction_steps=30, validate_cells=20, mask="uniform", engine=sys.argv[4]), name="run",
          runs=runs, resume=resume or None, on_event=on_event)
 """
 
@@ -123,7 +124,7 @@ def test_minutes_are_wall_clock(simulated, tmp_path):
     started = time.monotonic()
     done = pretrain(
         simulated.path,
-        PretrainConfig(minutes=0.1, patience=99, correction_steps=40, **SMALL),
+        PretrainConfig(minutes=0.1, patience=99, **SMALL),
         runs=tmp_path,
         name="timed",
     )
