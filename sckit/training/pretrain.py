@@ -186,7 +186,7 @@ class _Trainer:
         self._checkpoint()
 
     def _drawn(self, number: int, batches: Sequence[tuple[int | None, np.ndarray]]) -> Iterator[Tokens]:
-        """Yield the tokens of batches with what a draw of its own hides, each beside the fit without its cells."""
+        """Yield the tokens of batches with what this draw hides; the linear baseline is the fit without their cells."""
         hiding = Hiding("uniform", self.config.training_seed, _CORRECTION_EPOCH + number)
         packer = replace(self._packer(0, "detected"), hiding=hiding)
         for fold, cells in batches:

@@ -133,12 +133,9 @@ def test_a_gene_of_few_cells_is_penalised_more():
 def test_validation_cells_choose_the_penalty_or_no_correction():
     draws = planted(effect=0.5)
     assert fit(Planted(), draws, cells=20.0).penalty == min(PENALTIES)  # there are products, and few cells for them
-    noise = [(draw[0], 0 * draw[1], torch.randn(len(draw[2]), generator=torch.Generator().manual_seed(i)))
-             for i, draw in enumerate(planted(effect=0, cells=40, of_cell=20))]  # fmt: skip
-    assert fit(Planted(), noise, cells=1e5, check=planted(effect=0, cells=200, seed=2)).penalty in (
-        None,
-        max(PENALTIES),
-    )
+    noise = planted(effect=0, cells=40, of_cell=20)
+    check = planted(effect=0, cells=200, seed=2)
+    assert fit(Planted(), noise, cells=1e5, check=check).penalty in (None, max(PENALTIES))
     against = [(seen, -signal, truth - 2 * signal) for seen, signal, truth in planted(effect=0.5, cells=100, seed=2)]
     stub = Planted()
     assert fit(stub, draws, check=against).penalty is None
