@@ -75,6 +75,8 @@ class Run:
         try:
             written = json.loads((self.path / "model.json").read_text(encoding="utf-8"))
             weights = load_file(self.path / "model.safetensors")
+            if "correction.norm.weight" in weights:
+                raise DataError(f"the correction of {self.path} has an earlier form that is not read; train again.")
             shape = from_dict(ModelConfig, written["model"], str(self.path / "model.json"))
             # Before anything of that size is made: what the file says has to be what it holds.
             sizes = {"gene.weight": (len(self.genes), shape.width), "curve": (shape.knots, shape.width)}

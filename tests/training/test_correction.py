@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from sckit.config import ModelConfig, PretrainConfig
 from sckit.data.batch import Hiding, Packer
 from sckit.data.split import run_vocabulary
+from sckit.errors import DataError
 from sckit.model.correction import Correction, Entries
 from sckit.model.offset_fit import fit_offset_forms
 from sckit.model.regression import TrainingCells
@@ -20,6 +21,7 @@ from sckit.model.transformer import Model
 from sckit.training.correction import _PENALTIES as PENALTIES
 from sckit.training.correction import fit_correction
 from sckit.training.pretrain import pretrain
+from sckit.training.run import open_run
 
 CPU = torch.device("cpu")
 SHAPE = {"start": "offset", "hidden_sum": True, "correction": True}
@@ -151,6 +153,10 @@ def test_it_is_trained_before_the_network_and_stays_as_it_is(simulated, tmp_path
             name=f"run{steps}", on_event=lambda kind, facts: heard.append(facts["text"]) if kind == "note" else None,
         ).run  # fmt: skip
         weights.append(load_file(max((path / "checkpoints").iterdir()) / "state.safetensors"))
+    kept = load_file(path / "model.safetensors")
+    save_file(kept | {"correction.norm.weight": torch.ones(32)}, path / "model.safetensors")
+    with pytest.raises(DataError, match="earlier form that is not read; train again"):
+        open_run(path).model()
     assert any("trained a correction of the linear baseline, without attention, 30 steps" in text for text in heard)
     one, three = weights
     names = [name for name in one if name.startswith("model.correction.")]
