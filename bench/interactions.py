@@ -66,7 +66,7 @@ def entries(run: Path, truth: Path, rate: float, *, known: bool) -> dict[str, np
         guessed = (of_cells(fitted.offsets, batch) @ weights)[batch.target_cells]
         column = column_of[genes]
         products = {
-            name: np.where(column >= 0, known_truth.products(of)[np.arange(len(cells)), column], 0.0)
+            name: np.where(column >= 0, with_zeros(known_truth.products(of))[np.arange(len(cells)), column], 0.0)
             for name, of in (("known", activity[cells]), ("visible", guessed))
         }
         rows = predict(batch)
@@ -77,16 +77,31 @@ def entries(run: Path, truth: Path, rate: float, *, known: bool) -> dict[str, np
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
+def with_zeros(products: np.ndarray) -> np.ndarray:
+    """Return products [M, I] with a last column for genes that follow none, [M, I + 1]."""
+    return np.column_stack([products, np.zeros(len(products))])
+
+
+def gain(found: dict[str, np.ndarray], row: str, draws: int = 1000) -> list[float]:
+    """Return the R² of a row less that of the ridge, and its 95 % interval over cells."""
+    errors = [(found["value"] - found[name]) ** 2 for name in (RIDGE, row, "mean")]
+    cells, number = np.unique(found["cell"], return_inverse=True)
+    ridge, own, mean = (np.bincount(number, error) for error in errors)
+    drawn = np.random.default_rng(0).integers(len(cells), size=(draws, len(cells)))
+    ratio = (ridge - own)[drawn].sum(1) / mean[drawn].sum(1)
+    return [round(float(part), 5) for part in ((ridge - own).sum() / mean.sum(), *np.quantile(ratio, [0.025, 0.975]))]
+
+
 def added(found: dict[str, np.ndarray], row: str, of: str) -> float:
     """Return the R² that the "known" or "visible" products add to a row, each half of the cells by the other."""
-    left, gain, genes = found["value"] - found[row], 0.0, int(found["gene"].max()) + 1
+    left, better, genes = found["value"] - found[row], 0.0, int(found["gene"].max()) + 1
     for half in (0, 1):
         fit, score = found["cell"] % 2 == half, found["cell"] % 2 != half
         gene, product = found["gene"][fit], found[of][fit]
         slope = np.bincount(gene, product * left[fit], genes) / (np.bincount(gene, product**2, genes) + 1.0)
-        better = left[score] - slope[found["gene"][score]] * found[of][score]
-        gain += float((left[score] ** 2).sum() - (better**2).sum())
-    return gain / float(((found["value"] - found["mean"]) ** 2).sum())
+        rest = left[score] - slope[found["gene"][score]] * found[of][score]
+        better += float((left[score] ** 2).sum() - (rest**2).sum())
+    return better / float(((found["value"] - found["mean"]) ** 2).sum())
 
 
 def trial(size: float, config: PretrainConfig, cells: int, folder: Path) -> list[dict[str, Any]]:
@@ -102,7 +117,7 @@ def trial(size: float, config: PretrainConfig, cells: int, folder: Path) -> list
         for row in ROWS:
             r2 = 1 - ((found["value"] - found[row]) ** 2).sum() / about
             record: dict[str, Any] = {"cells": cells, "interactions": size, "setting": name, "row": row}
-            record["r2"] = round(float(r2), 5)
+            record |= {"r2": round(float(r2), 5), "minus_ridge": gain(found, row)}
             for of in ("known", "visible"):
                 rest, before = added(found, row, of), added(found, RIDGE, of)
                 record |= {
