@@ -11,8 +11,9 @@ activities, and no row can find all of them; "visible" ones are of activities as
 cells tells them from the components, the total and the value factors of a cell.
 
 Counts without interactions are still not linear in what is seen, because rates are exponentials of activities. With
---linear, counts are drawn again whose expected values are those of a ridge that was fitted to such counts, so that
-there is nothing that a linear baseline does not find.
+--linear, counts are drawn again whose expected values are linear in the components of the detection set, so that there
+is nothing that a linear baseline does not find when all values are hidden. Where some are visible and the total is
+known, the sum of the hidden counts is known too; that is news to every linear baseline, and not only a matter of form.
 """
 
 import argparse
@@ -32,8 +33,7 @@ from sckit.data.batch import Batch, Hiding, Packer
 from sckit.data.simulate import read_truth, simulate
 from sckit.data.split import TRAIN
 from sckit.evaluation.predictors import Setting
-from sckit.kernels.count_law import draw_counts
-from sckit.model.calibration import log_rates
+from sckit.kernels.count_law import draw_counts, log_rate_of_value
 from sckit.model.offset_forms import OffsetForms
 from sckit.provenance import commit, environment
 from sckit.training.baselines import offset_forms
@@ -42,6 +42,8 @@ from sckit.training.run import open_run
 
 RIDGE, COUNTS = "value offset ridge", "count regression"
 ROWS = (RIDGE, COUNTS, "value offset ridge + correction", "model/detected", "value offset ridge + trees")
+FILLER = "FILLER"
+_SPREAD = 0.25  # standard deviation of the expected value above a single count, as a share of its mean
 SETTINGS = {"all hidden": (1.0, False), "15 % hidden, total known": (0.15, True)}
 
 
@@ -83,7 +85,9 @@ def entries(run: Path, truth: Path, rate: float, *, known: bool) -> dict[str, np
             {"cell": cells, "gene": genes, "value": batch.truth, "mean": fitted.offsets.gene_mean[genes]}
             | products | {name: rows[name] for name in ROWS}
         )  # fmt: skip
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    scored = (opened.genes["symbol"] != FILLER).to_numpy()[found["gene"]]
+    return {name: values[scored] for name, values in found.items()}
 
 
 def with_zeros(products: np.ndarray) -> np.ndarray:
@@ -114,18 +118,25 @@ def added(found: dict[str, np.ndarray], row: str, of: str) -> float:
 
 
 def redrawn(run: Path) -> anndata.AnnData:
-    """Return counts of the same detected genes whose expected values are those of the detection offset ridge."""
+    """Return counts of the same detected genes whose expected values above a single count are linear in components.
+
+    One more gene, detected everywhere, fills each cell up to a total that knows nothing of the other genes.
+    """
     opened, generator = open_run(run), np.random.default_rng(0)
-    forms, parts = offset_forms(opened), []
-    packer = Packer(opened.store, opened.vocabulary, Hiding(1.0))
-    for cells in np.array_split(np.arange(opened.store.n_cells), 50):
-        batch = packer(cells)
-        known = forms.of_cells(batch)
-        rates = np.exp(log_rates(batch, known, forms.predict(batch)["detection offset ridge"]))
-        counts = draw_counts(rates, generator)
-        parts.append(sp.csr_array((counts, batch.genes, batch.offsets), (len(cells), len(opened.genes))))
-    data = anndata.AnnData(sp.csr_matrix(sp.vstack(parts)).astype(np.float32))
-    data.var_names = list(opened.genes["symbol"])
+    forms, packer = offset_forms(opened), Packer(opened.store, opened.vocabulary, Hiding(1.0))
+    batch = packer(np.arange(opened.store.n_cells))
+    components = forms.of_cells(batch).x[:, 2:]
+    weights = generator.normal(size=(len(opened.genes), components.shape[1]))
+    weights *= _SPREAD / np.linalg.norm(weights, axis=1)[:, None]
+    cell = batch.cell_of_token
+    relative = 1 + np.einsum("nk,nk->n", weights[batch.genes], components[cell])
+    above = forms.mean_above[batch.genes] * np.maximum(relative, 0.05)
+    totals = np.median(opened.store.totals(batch.cells)) * np.exp(generator.normal(1.5, 0.2, len(batch.cells)))
+    counts = draw_counts(np.exp(log_rate_of_value(above, batch.offsets, totals)), generator)
+    matrix = sp.csr_array((counts, batch.genes, batch.offsets), (len(batch.cells), len(opened.genes)))
+    filler = np.maximum(np.round(totals) - matrix.sum(1), 1)
+    data = anndata.AnnData(sp.csr_matrix(sp.hstack([matrix, filler[:, None]], "csr")).astype(np.float32))
+    data.var_names = [*opened.genes["symbol"], FILLER]
     return data
 
 
@@ -168,7 +179,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", type=int, default=20_000)
     parser.add_argument("--sizes", type=float, nargs="+", default=[1.0, 0.0])
-    parser.add_argument("--linear", action="store_true", help="Draw counts without interactions from a ridge.")
+    parser.add_argument("--linear", action="store_true", help="Draw counts that are linear in components.")
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--correction-steps", type=int, default=PretrainConfig().correction_steps)
     parser.add_argument("--preset", default="tiny")
