@@ -94,6 +94,8 @@ class Scores:
         self._folds.append(np.full(len(cells), fold))
         y, mean, depth = truth.astype(np.float64), predicted["gene mean"], predicted["gene mean + depth"]
         self._cells.append(cells)
+        self.__dict__.pop("cells", None)  # what was read of the entries so far
+        self._drawn = None
         one, c, r, nothing = np.ones(len(y)), y - mean, y - depth, np.zeros(len(y))
         deviance_of_mean = nothing if laws is None else laws.deviance(y, laws.rates["gene mean"])
         for name, p in predicted.items():

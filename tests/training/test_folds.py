@@ -171,9 +171,10 @@ def test_one_table_pools_the_cells_of_all_folds(folder, pooled):
     json.dumps(pooled.document(), allow_nan=False)
 
 
-def test_rows_with_other_cells_are_scored_over_folds_without_groups(simulated, tmp_path):
+@pytest.mark.parametrize("group", [None, "dataset"])
+def test_rows_with_other_cells_are_scored_over_folds(simulated, tmp_path, group):
     """Their sentences draw resamples before the networks of several seeds become one row."""
-    several = pretrain_folds(simulated.path, PretrainConfig(folds=2, seeds=2, **SMALL), runs=tmp_path).run
+    several = pretrain_folds(simulated.path, PretrainConfig(folds=2, seeds=2, group=group, **SMALL), runs=tmp_path).run
     config = EvalConfig(masks=(0.5,), neighbours=3, offset_group="dataset", bootstraps=20, engine="reference")
     predictors = [row["predictor"] for row in evaluate(several, config).rows]
     assert {"model", "model + group offsets", "value offset ridge + neighbours"} <= set(predictors)
