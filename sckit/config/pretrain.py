@@ -34,6 +34,8 @@ class ModelConfig:
     """Whether the network sees the sum of the hidden counts, where the total is known."""
     correction: bool = False
     """Whether a small network corrects the linear baseline entry by entry before attention adds to it."""
+    neighbours: bool = False
+    """Whether attention also sees the values of other cells."""
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.layers < 0 or self.heads < 1 or self.knots < 2:
@@ -89,6 +91,8 @@ class PretrainConfig:
     """Give the network the sum of a cell's hidden counts, which its total and its visible values give away."""
     correction_steps: Annotated[int, at_least(0), mark(file_only=True)] = 2000
     """Train the correction of the linear baseline for at most this many steps, before the network; 0 for none."""
+    neighbours: Annotated[int, at_least(0)] = 0
+    """Let attention also see the values of this many other cells, those whose detected genes are most alike."""
     components: Annotated[int, at_least(0)] = 11
     """Components of the detection matrix in the ridges; the offset baselines choose their own."""
     factors: Annotated[int, at_least(0)] = 8
@@ -142,6 +146,10 @@ class PretrainConfig:
             raise ConfigError(
                 f"--folds {self.folds} leaves every part out in turn, and --hold-out names one; give one."
             )
+        if self.neighbours and self.context == "visible":
+            raise ConfigError(
+                f"--neighbours {self.neighbours} are found by their detected genes, which --context visible hides."
+            )
         if self.seeds > 1 and not self.folds:
             raise ConfigError(f"--seeds {self.seeds} trains several networks on each part; say how many with --folds.")
 
@@ -155,7 +163,7 @@ class PretrainConfig:
         """The shape that the preset names."""
         start = self.start if self.warm_start else "ridge"
         corrected = self.correction_steps > 0 and start == "offset" and self.context == "detected" and self.hidden_sum
-        more = {"hidden_sum": self.hidden_sum, "correction": corrected}
+        more = {"hidden_sum": self.hidden_sum, "correction": corrected, "neighbours": self.neighbours > 0}
         return ModelConfig(**PRESETS[self.preset], start=start, loss=self.loss, **more)
 
 

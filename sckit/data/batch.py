@@ -4,7 +4,7 @@ Which entries are hidden is a pure function of (seed, epoch, cell, gene), so mas
 nothing depends on what else is in the batch, on the order of the cells or on where a run was resumed.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -54,6 +54,35 @@ class Hiding:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Shown(Hiding):
+    """The same, but some cells show all of their values."""
+
+    whole: np.ndarray  # bool [cells of the store]
+
+    def rates(self, cells: np.ndarray) -> np.ndarray:
+        """Share hidden in each cell, float64 [C]."""
+        return np.where(self.whole[cells], 0.0, super().rates(cells))
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The neighbours of cells, and which cells show all of their values."""
+
+    table: np.ndarray  # int64 [cells of the store, k], rows of the store, -1 where there is none
+    whole: np.ndarray  # bool [cells of the store], training cells
+
+
+@dataclass(frozen=True)
+class Around:
+    """The neighbours of a batch of T tokens, and the N of their tokens that its C cells see."""
+
+    batch: "Batch"  # of all neighbours, each once
+    order: np.ndarray  # int64 [T + N], for each cell its neighbours' tokens, as T + place in `batch`, and then its own
+    offsets: np.ndarray  # int32 [C + 1], where each cell begins in that order
+    keys: np.ndarray  # int32 [C], number of its neighbours' tokens and of its context tokens
+
+
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """C cells packed into T tokens. The value of a hidden token is zero here: a model cannot see it by mistake."""
 
@@ -70,6 +99,7 @@ class Batch:
     log_total: np.ndarray  # float64 [C], log of the total counts where the visible values give it away, else NaN
     context: str
     cut: int  # entries left out of cells over max_genes
+    around: Around | None = None
 
     @property
     def counts(self) -> np.ndarray:
@@ -106,6 +136,7 @@ class Packer:
     scored: bool = False
     """Targets are the fixed scored set instead of everything hidden."""
     max_genes: int = 4096
+    neighbours: Neighbours | None = None
 
     def __post_init__(self) -> None:
         if self.context not in CONTEXTS:
@@ -122,7 +153,7 @@ class Packer:
         targets = np.flatnonzero(hidden & (uniforms < SCORED_SHARE) if self.scored else hidden)
         seen = np.where(hidden, np.float32(0), values)
         keys = visible if self.context == "visible" else np.diff(offsets)
-        return Batch(
+        batch = Batch(
             cells=cells,
             genes=genes,
             values=seen,
@@ -137,6 +168,40 @@ class Packer:
             context=self.context,
             cut=cut,
         )
+        if self.neighbours is None or self.context == "visible":
+            return batch
+        return self._with_neighbours(batch, self.neighbours)
+
+    def _with_neighbours(self, batch: Batch, neighbours: Neighbours) -> Batch:
+        """Add what the neighbours of its cells show; those that are not shown whole hide what this packer hides."""
+        found = neighbours.table[batch.cells]
+        hiding = Shown(**vars(self.hiding), whole=neighbours.whole)
+        others = replace(self, neighbours=None, scored=False, hiding=hiding)(np.unique(found[found >= 0]))
+        return replace(batch, around=_tokens_around(batch, found, others))
+
+
+def _tokens_around(batch: Batch, found: np.ndarray, others: Batch) -> Around:
+    """Choose from the neighbours' visible tokens those of genes that the cell itself detects.
+
+    found: int64 [C, k], rows of the store or -1; others: a batch of all of them, ascending.
+    """
+    cell, place = np.nonzero(found >= 0)
+    other = np.searchsorted(others.cells, found[cell, place])
+    lengths = np.diff(others.offsets)[other]
+    ends = np.cumsum(lengths)
+    token = np.arange(lengths.sum()) + np.repeat(others.offsets[other] - (ends - lengths), lengths)
+    cell = np.repeat(cell, lengths)
+    detected = np.zeros((len(batch.cells), 1 + max(batch.genes.max(initial=0), others.genes.max(initial=0))), bool)
+    detected[batch.cell_of_token, batch.genes] = True
+    seen = detected[cell, others.genes[token]] & ~others.hidden[token]
+    cell, token = cell[seen], token[seen]
+    more = np.bincount(cell, minlength=len(batch.cells))
+    offsets = batch.offsets + np.concatenate([[0], np.cumsum(more)])
+    own = np.arange(len(batch.genes)) + np.cumsum(more)[batch.cell_of_token]
+    order = np.full(len(own) + len(token), -1)
+    order[own] = np.arange(len(own))
+    order[order < 0] = len(own) + token
+    return Around(others, order, offsets.astype(np.int32), (batch.keys + more).astype(np.int32))
 
 
 def revealed_log_total(values: np.ndarray, offsets: np.ndarray, visible: np.ndarray) -> np.ndarray:

@@ -21,12 +21,12 @@ from sckit.evaluation.other_cells import (
     Neighbours,
     Shown,
     Weights,
-    components_of,
     fit_group_offsets,
     fit_weights,
     shown,
 )
 from sckit.metrics.values import Scores
+from sckit.model.neighbours import MOST_IN_POOL, components_of
 from sckit.model.offset_forms import OffsetForms
 
 Rows = dict[str, np.ndarray]
@@ -49,7 +49,6 @@ _WORDS = {
     GROUP_OFFSETS + NEIGHBOURS: "neighbours in addition to group offsets",
 }
 _MOST_GROUPS = 500
-_MOST_TRAINING, _MOST_OF_PASS = 20_000, 20_000  # cells that may be neighbours
 
 
 def group_codes(values: np.ndarray, offset_group: str | None) -> np.ndarray:
@@ -66,14 +65,9 @@ def group_codes(values: np.ndarray, offset_group: str | None) -> np.ndarray:
     return pd.Index(names).get_indexer(values)
 
 
-def may_be_neighbours(training: np.ndarray, seed: int) -> np.ndarray:
-    """Return the training cells [cells] that may be neighbours, at most 20,000 drawn by seed."""
-    return np.sort(np.random.default_rng(seed).permutation(training)[:_MOST_TRAINING])
-
-
 def most_neighbours(training: int, of_pass: int) -> int:
     """Return how many neighbours a cell can have, from the numbers of training cells and of cells of its pass."""
-    return min(training, _MOST_TRAINING) + min(of_pass, _MOST_OF_PASS) - 1
+    return min(training, MOST_IN_POOL) + min(of_pass, MOST_IN_POOL) - 1
 
 
 class Association:
@@ -165,7 +159,7 @@ class Association:
         offsets = self._group_offsets(of_pass)
         if self._training is None:
             return offsets, []
-        training, of_pass = self._training, of_pass.subset(_MOST_OF_PASS, self._seed)
+        training, of_pass = self._training, of_pass.subset(MOST_IN_POOL, self._seed)
         pool, of_training = training.and_also(of_pass), self._group_offsets(training)
         left = {BASE + NEIGHBOURS: pool.left}
         if offsets is not None and of_training is not None:

@@ -18,6 +18,7 @@ from sckit.data.halves import Halves, replicate_values
 from sckit.data.manifest import MANIFEST
 from sckit.data.split import VALIDATION
 from sckit.errors import ConfigError, DataError
+from sckit.evaluation.association import ASSOCIATION_ROWS
 from sckit.evaluation.decomposition import STEP, Decomposition
 from sckit.evaluation.kept import Keeper, keeping
 from sckit.evaluation.known_truth import TRUTH
@@ -99,13 +100,14 @@ class _Evaluator:
         for number, fold in enumerate(self.folds):
             self._evaluate(number, fold)
         rows, adds, others, differences = [], [], [], []
+        with_others = ASSOCIATION_ROWS if self.folds[0].run.config.neighbours else ()
         for (target, rate), pooled in self.pooled.items():
             scores, errors = pooled.scores, _joined(pooled.errors)
             rows += self._rows(scores, errors, rate, target)
             if rate < 1:
                 more = scores.difference("value offset ridge", "visible offset ridge", self._groups(scores))
                 adds.append({"rate": rate, "target": target} | more)
-            for other in (CALIBRATED, CORRECTED, TREES):
+            for other in (CALIBRATED, CORRECTED, TREES, *with_others):
                 if not {other, "model/detected"} <= {*scores.predictors}:
                     continue
                 less = scores.difference("model/detected", other, self._groups(scores))
@@ -206,11 +208,13 @@ class _Evaluator:
         ]
         for name in order + [name for name in scores.predictors if name.startswith("model")]:
             predictor, _, context = name.partition("/")
+            of_model = name.startswith("model/detected") and fold.run.config.neighbours
+            best = best_of(name, errors, frozenset({"neighbours"} if of_model else ()))
             where = {"rate": rate, "context": context or None, "known_depth": fold.known_depth, "target": target}
-            seeds = ", ".join(f"{each:+.4f}" for each in scores.by_seed(name, best_of(name, errors)))
+            seeds = ", ".join(f"{each:+.4f}" for each in scores.by_seed(name, best))
             if seeds:
                 self.pooled[target, rate].said.append(f"R² of {name} less that of the best baseline, by seed: {seeds}")
-            yield scores.full_row(name, best_of(name, errors), groups, **where) | {"predictor": predictor}
+            yield scores.full_row(name, best, groups, **where) | {"predictor": predictor}
 
     def _guess_totals(self, fold: Setting, offsets: OffsetForms) -> None:
         """Guess the log of the total counts of the held-out cells from their detection sets."""

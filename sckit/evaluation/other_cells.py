@@ -14,6 +14,7 @@ import scipy.sparse as sp
 from sckit.data.batch import Batch
 from sckit.data.views import cell_of_entry, with_data
 from sckit.model.calibration import STRATA, stratum_of
+from sckit.model.neighbours import components_of, nearest
 from sckit.model.offset_forms import OffsetForms
 from sckit.model.regression import ones_like
 
@@ -60,14 +61,6 @@ def shown(forms: OffsetForms, batches: Iterable[Batch]) -> Shown:
     return Shown(np.concatenate(cells), np.concatenate(components), sp.csr_array(sp.vstack(left, "csr")))
 
 
-def components_of(forms: OffsetForms, x: np.ndarray) -> np.ndarray:
-    """Return the detection components [c, K] of cells with features x [c, F], each with the variance that it explains.
-
-    The components of the ridges all have variance 1, and most of them would be noise in a distance.
-    """
-    return (x[:, 2:] / np.linalg.norm(forms.axes, axis=0)).astype(np.float32)
-
-
 def _product(one: Any, other: Any) -> np.ndarray:
     """Return the product of two sparse matrices, dense."""
     return (one @ other).toarray()
@@ -110,11 +103,7 @@ def fit_group_offsets(cells: Shown, codes: np.ndarray, mean_count: np.ndarray) -
 
 
 class Neighbours:
-    """Finds the nearest cells of a pool, and adds up what their visible values leave.
-
-    Distances are those of all pairs: with tens of components no tree of cells is faster, and cells of the same group
-    are easy to leave out.
-    """
+    """Finds the nearest cells of a pool, and adds up what their visible values leave."""
 
     def __init__(
         self, pool: Shown, k: int, left: dict[str, sp.csr_array] | None = None, groups: np.ndarray | None = None
@@ -126,21 +115,16 @@ class Neighbours:
         """
         self._pool, self._k, self._groups = pool, k, groups
         self._left = {"": pool.left} if left is None else left
-        self._lengths = (pool.components**2).sum(1)
         self._ones = with_data(pool.left, np.ones(len(pool.left.data), np.float32))
 
     def find(self, cells: np.ndarray, components: np.ndarray) -> sp.csr_array:
         """Return which cells of the pool are neighbours of cells [c], rows of the store, as ones [c, pool]."""
-        distance = self._lengths - 2 * (components @ self._pool.components.T)  # less the length of each cell itself
         barred = cells[:, None] == self._pool.cells
         if self._groups is not None:
             barred |= self._groups[cells][:, None] == self._groups[self._pool.cells]
-        distance[barred] = np.inf
-        k = min(self._k, distance.shape[1])
-        nearest = np.argpartition(distance, k - 1, 1)[:, :k]
-        found = np.isfinite(np.take_along_axis(distance, nearest, 1))
+        chosen, found = nearest(components, self._pool.components, barred, self._k)
         indptr = np.concatenate([[0], np.cumsum(found.sum(1))])
-        return sp.csr_array((np.ones(indptr[-1]), nearest[found], indptr), distance.shape)
+        return sp.csr_array((np.ones(indptr[-1]), chosen[found], indptr), barred.shape)
 
     def __call__(self, batch: Batch, components: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Return for each row what neighbours leave of a batch's targets, in sum, and how many show them; [M] each."""

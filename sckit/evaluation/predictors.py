@@ -17,12 +17,13 @@ from sckit.data.loader import batches_by_tokens, detected_in
 from sckit.data.split import HELD_OUT, TRAIN, VALIDATION
 from sckit.data.views import CountsView, CutView
 from sckit.device import choose_compute
-from sckit.evaluation.association import Association, group_codes, may_be_neighbours, most_neighbours
+from sckit.evaluation.association import Association, group_codes, most_neighbours
 from sckit.evaluation.known_truth import TRUTH, KnownTruth
 from sckit.evaluation.other_cells import shown
 from sckit.evaluation.trees import TREES, Trees, fit_trees
 from sckit.model.closed_forms import ClosedForms, fit_label_depth
 from sckit.model.count_start import CountStart
+from sckit.model.neighbours import find_neighbours, may_be_neighbours
 from sckit.model.offset_fit import fit_visible
 from sckit.model.offset_forms import OffsetForms
 from sckit.model.predict import predict
@@ -81,7 +82,8 @@ class Setting:
         self.known_depth = config.known_depth or run.config.known_depth
         column = config.group or run.config.group
         self.groups = group_values(self.store.obs, column) if column else None
-        column = config.offset_group or (run.config.group if config.neighbours else None)
+        self.neighbours = config.neighbours or run.config.neighbours
+        column = config.offset_group or (run.config.group if self.neighbours else None)
         self.codes = group_codes(group_values(self.store.obs, column), config.offset_group) if column else None
         self.truth = KnownTruth(config.truth, self.store, run.genes["symbol"]) if config.truth else None
         self.association: Association | None = None  # of the target and mask rate that are being scored
@@ -105,9 +107,9 @@ class Setting:
                 "trains it properly"
             )
         most = most_neighbours(len(run.cells(TRAIN)), len(self.cells))
-        if self.config.neighbours > most:
+        if self.neighbours > most:
             notes.append(
-                f"--neighbours {self.config.neighbours} is more than there are: the {most:,} other cells are all "
+                f"--neighbours {self.neighbours} is more than there are: the {most:,} other cells are all "
                 "neighbours of each cell"
             )
         if self.config.replicate_halves:
@@ -170,6 +172,11 @@ class Setting:
 
         def over(packer: Packer, cells: np.ndarray) -> Rows:
             others = association and association.over(lambda: self.batches(packer, cells, "other cells"))
+            k, plain = self.run.config.neighbours, packer
+            if k:
+                training, seed = self.run.cells(TRAIN), self.run.config.seed
+                neighbours = find_neighbours(fitted.offsets, packer, cells, training, k, seed)
+                packer = replace(packer, neighbours=neighbours)
 
             def predicted(batch: Batch) -> dict[str, np.ndarray]:
                 rows = fitted.forms.predict(batch) | fitted.offsets.predict(batch)
@@ -187,7 +194,8 @@ class Setting:
                     row = CORRECTED + (f"/{number}" if len(self.models) > 1 else "")
                     rows[row] = self._adapted(predict(model, batch, self.compute, attention=False), batch, fitted)
                 for context in self.config.contexts:
-                    shown = batch if context == "detected" else replace(packer, context=context)(batch.cells)
+                    as_is = context == "detected" and packer is plain
+                    shown = batch if as_is else replace(packer, context=context)(batch.cells)
                     rows |= dict(zip(self.model_rows(context), self._predict(shown, fitted), strict=True))
                 return rows | (others(batch, rows) if others else {})
 
@@ -208,13 +216,13 @@ class Setting:
     def _association(self, fitted: Fitted, rate: float) -> Association | None:
         """Return what adds the rows that know other cells, if there are any."""
         config, training = self.config, None
-        if config.offset_group is None and not config.neighbours:
+        if config.offset_group is None and not self.neighbours:
             return None
-        if config.neighbours:
+        if self.neighbours:
             packer = replace(self.packer(fitted.view, _NOTHING_HIDDEN, scored=False), known_depth=True)
             cells = may_be_neighbours(self.run.cells(TRAIN), config.seed)
             training = shown(fitted.offsets, self.batches(packer, cells, "training cells that may be neighbours"))
-        kinds = {"with_offsets": config.offset_group is not None, "neighbours": config.neighbours}
+        kinds = {"with_offsets": config.offset_group is not None, "neighbours": self.neighbours}
         association = Association(fitted.offsets, codes=self.codes, training=training, seed=config.seed, **kinds)
         packer = self.packer(fitted.view, rate, scored=False, epoch=1)
         association.fit(lambda: self.batches(packer, self.run.cells(VALIDATION), "weights of neighbours"))

@@ -70,12 +70,14 @@ def best_baselines(errors: Errors) -> dict[str, str]:
     return {context: best_baseline(errors, information(f"/{context}")) for context in ("detected", "visible")}
 
 
-def best_of(row: str, errors: Errors) -> str:
+def best_of(row: str, errors: Errors, more: frozenset[str] = frozenset()) -> str:
     """Return the baseline that a row is compared with: the best of those that know no more than it does.
+
+    more: what it knows that its name does not say, as in `information`.
 
     Linear rows that know less than the detection set are compared as if they knew it.
     """
-    return best_baseline(errors, information(row) | ({"detected"} if "/" not in row else set()))
+    return best_baseline(errors, information(row) | more | ({"detected"} if "/" not in row else set()))
 
 
 class Floors:

@@ -3,7 +3,6 @@
 y is the true value of a scored entry, p the predicted one, m the gene's training mean, d the gene mean + depth row.
 """
 
-import functools
 from collections import namedtuple
 from typing import Any
 
@@ -94,7 +93,6 @@ class Scores:
         self._folds.append(np.full(len(cells), fold))
         y, mean, depth = truth.astype(np.float64), predicted["gene mean"], predicted["gene mean + depth"]
         self._cells.append(cells)
-        self.__dict__.pop("cells", None)  # what was read of the entries so far
         self._drawn = None
         one, c, r, nothing = np.ones(len(y)), y - mean, y - depth, np.zeros(len(y))
         deviance_of_mean = nothing if laws is None else laws.deviance(y, laws.rates["gene mean"])
@@ -152,7 +150,7 @@ class Scores:
         """Names seen so far."""
         return list(self._parts)
 
-    @functools.cached_property
+    @property
     def cells(self) -> np.ndarray:
         """Rows of the store scored, int64 [cells], in the order of the sums."""
         return np.concatenate(self._cells)

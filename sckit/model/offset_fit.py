@@ -62,17 +62,20 @@ def fit_offset_forms(
     return replace(forms, chosen=np.array([sizes[0], forms.loadings.shape[1], float(penalties[0]), count_penalty]))
 
 
-def cross_fitted(training: TrainingCells, like: OffsetForms) -> tuple[np.ndarray, list[OffsetForms]]:
-    """Fit the ridges and factors without each of some random folds of the training cells, as chosen by `like`.
+def cross_fitted(
+    training: TrainingCells, like: OffsetForms, *, whole_groups: bool = False
+) -> tuple[np.ndarray, list[OffsetForms]]:
+    """Fit the ridges and factors without each of some folds of the training cells, as chosen by `like`.
 
-    The folds are random where the cells have groups, too. Without a whole group, what is left of its cells holds all
-    that is peculiar to the group, and a network would learn the peculiarities of the groups it sees by heart.
+    Random folds suit a network that sees one cell at a time: without a whole group, what is left of its cells holds all
+    that is peculiar to the group, and the network would learn the peculiarities of the groups it sees by heart. One
+    that sees other cells of the group as well can read them there, and needs folds of whole groups to learn that.
     Returns the fold of each cell [cells], and the fits; their count regressions are those of `like`, and their factors
     are turned towards those of `like`, which changes no prediction. The components are those of `like`: they know no
     value.
     """
     components, factors, penalty, _ = like.chosen
-    fold = replace(training, groups=None).folds()
+    fold = (training if whole_groups else replace(training, groups=None)).folds()
     features = CellFeatures(**{each.name: getattr(like, each.name) for each in fields(CellFeatures)})
     between = _between(training, features)
     packed, sums = _sums(training, features, fold)

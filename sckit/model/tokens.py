@@ -7,13 +7,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sckit.data.batch import Batch
+from sckit.data.batch import Around, Batch
 from sckit.kernels.attention import AttentionPlan, plan_attention
 from sckit.kernels.counts_reference import TARGET_SUM
 from sckit.kernels.rows import RowPlan, plan_rows
 
 HIDDEN_RANGE = 1.0
 """How far the log of the sum of a cell's hidden counts may lie from what is expected."""
+
+
+class AroundTokens(NamedTuple):
+    """What the cells of a batch of T tokens see of their neighbours: N tokens in front of their own."""
+
+    tokens: "Tokens"  # of all neighbours
+    order: Tensor  # int64 [T + N], for each cell its neighbours' tokens, as T + place in `tokens`, and then its own
+    own: Tensor  # int64 [T], places of the cells' own tokens in that order
+    attention: AttentionPlan
 
 
 class Perturbed(NamedTuple):
@@ -67,6 +76,7 @@ class Tokens:
     expected: Tensor | None = None  # float32 [T], expected value above that of a single count; None: the model's own
     residual: Tensor | None = None  # float32 [T], value less what was expected; None: the model's own
     perturbed: Perturbed | None = None
+    around: AroundTokens | None = None
 
     def sums(self, of_tokens: Tensor) -> Tensor:
         """Return the sum over the tokens of each cell, [T, K] to [C, K]; the order of summing never changes."""
@@ -84,7 +94,16 @@ class Tokens:
         )  # fmt: skip
         arrays = {name: getattr(batch, name) for name in same}
         counts = torch.from_numpy(batch.counts.astype(np.float32)).to(device)
-        return cls.pack(device, visible_only=batch.context == "visible", counts=counts, **arrays)
+        around = None if batch.around is None else cls._around(batch.around, len(batch.genes), device)
+        return cls.pack(device, visible_only=batch.context == "visible", counts=counts, around=around, **arrays)
+
+    @classmethod
+    def _around(cls, around: Around, count: int, device: torch.device) -> AroundTokens:
+        """Copy what neighbours show to a batch of `count` tokens to the device."""
+        own = np.flatnonzero(around.order < count)
+        plan = plan_attention(torch.from_numpy(around.offsets), torch.from_numpy(around.keys)).to(device)
+        order, own = (torch.from_numpy(array).to(device) for array in (around.order, own))
+        return AroundTokens(cls.of(around.batch, device), order, own, plan)
 
     @classmethod
     def pack(
@@ -102,7 +121,7 @@ class Tokens:
         n_detected: np.ndarray,
         log_total: np.ndarray,
         visible_only: bool,
-        **more: Tensor | Perturbed | None,
+        **more: Tensor | Perturbed | AroundTokens | None,
     ) -> "Tokens":
         """Build the tensors and plans from arrays.
 

@@ -57,10 +57,13 @@ class Model(Trunk):
             self.marker = nn.Parameter(torch.randn(width, generator=generator) * 0.5)
             extras = _CELL_EXTRAS + 2 * config.hidden_sum
             self.cell = nn.Linear(extras + forms.axes.shape[1] + forms.loadings.shape[1], width)
-            self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+            self.blocks = nn.ModuleList(
+                Block(config, to_same=config.neighbours and not i) for i in range(config.layers)
+            )
             self.norm = nn.LayerNorm(width)
             self.head = nn.Embedding(genes, width)
             self.shared_head = nn.Parameter(torch.zeros(width))
+            self.other = nn.Parameter(torch.zeros(width)) if config.neighbours else None
             of_cell = _OF_CELL + forms.axes.shape[1]
             of_genes = forms.facts if config.correction else None
             self.correction = None if of_genes is None else Correction(of_genes, of_cell)
@@ -159,14 +162,23 @@ class Model(Trunk):
 
     def _states(self, tokens: Tokens, keep: Tensor | None) -> tuple[Expected, Tensor]:
         """Return what the baseline says, and the final states [M, E] of the tokens to keep (None: all T)."""
+        expected, h = self._token_states(tokens)
+        if tokens.around is None or self.other is None:
+            return expected, self.final_states(h, tokens.attention, keep)
+        others = self._token_states(tokens.around.tokens)[1] + self.other
+        h = F.embedding(tokens.around.order, torch.cat([h, others]))
+        keep = tokens.around.own if keep is None else tokens.around.own.index_select(0, keep)
+        return expected, self.final_states(h, tokens.around.attention, keep)
+
+    def _token_states(self, tokens: Tokens) -> tuple[Expected, Tensor]:
+        """Return what the baseline says, and the states [T, E] of the tokens before attention."""
         with torch.autocast(tokens.values.device.type, enabled=False):
             expected = self._expected(tokens)
             # Clamped: a cell deeper than any in training must not be extrapolated.
             cells = self.cell(expected.state.clamp(-STATE_RANGE, STATE_RANGE))
             # A count cannot be below one: how far the expected value lies above that says how it will be wrong.
             above, values = expected.above(tokens).detach(), expected.values.detach()
-            h = self.token_states(tokens, cells, above, tokens.values - values)
-        return expected, self.final_states(h, tokens, keep)
+            return expected, self.token_states(tokens, cells, above, tokens.values - values)
 
     def _expected(self, tokens: Tokens) -> Expected:
         """Return what the linear baseline says of the tokens, and what is known of each cell."""

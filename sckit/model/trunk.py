@@ -19,6 +19,7 @@ from sckit.kernels.head import masked_head
 from sckit.model.tokens import Tokens
 
 VALUE_RANGE = (0.0, 9.25)  # up to log1p(1e4): a gene that holds all counts of its cell
+_ALIKE = 1.3  # scale of queries and keys that begin alike: the logit of the same token is its square times sqrt(size)
 EXPECTED_RANGE = (-2.0, 6.0)  # of an expected value less the value of a single count
 
 # Rows are gathered by F.embedding and index_select, and summed over a cell by Tokens.sums. On a GPU index_add and the
@@ -28,7 +29,11 @@ EXPECTED_RANGE = (-2.0, 6.0)  # of an expected value less the value of a single 
 class Block(nn.Module):
     """Pre-norm attention within the cell, then a gated MLP."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, *, to_same: bool = False) -> None:
+        """Begin at random; to_same: with queries and keys of the first head alike, so that it looks at the same gene.
+
+        Among the tokens of thousands of genes, training does not find that of the same gene in other cells by itself.
+        """
         super().__init__()
         width = config.width
         self.heads = config.heads
@@ -37,6 +42,11 @@ class Block(nn.Module):
         self.out = nn.Linear(width, width, bias=False)
         self.gate_up = nn.Linear(width, 4 * width, bias=False)
         self.down = nn.Linear(2 * width, width, bias=False)
+        if to_same:
+            size = width // config.heads
+            with torch.no_grad():
+                alike = _ALIKE * torch.linalg.qr(torch.randn(width, size))[0].T
+                self.qkv.weight[:size] = self.qkv.weight[width : width + size] = alike
 
     def forward(self, h: Tensor, plan: AttentionPlan, engine: str, keep: Tensor | None = None) -> Tensor:
         """Map states [T, E] to [T, E], or to [M, E] of the tokens to keep: the last block skips all others."""
@@ -105,10 +115,10 @@ class Trunk(nn.Module, ABC):
             engine=self.engine,
         )
 
-    def final_states(self, h: Tensor, tokens: Tokens, keep: Tensor | None) -> Tensor:
+    def final_states(self, h: Tensor, plan: AttentionPlan, keep: Tensor | None) -> Tensor:
         """Return the normalised final states [M, E] of the tokens to keep (None: all, [T, E]) from states [T, E]."""
         for i, block in enumerate(self.blocks):
-            h = block(h, tokens.attention, self.engine, keep if i == len(self.blocks) - 1 else None)
+            h = block(h, plan, self.engine, keep if i == len(self.blocks) - 1 else None)
         return self.norm(h if self.blocks or keep is None else h.index_select(0, keep))
 
 

@@ -146,7 +146,7 @@ class Responder(Trunk):
         what = done + F.embedding(tokens.genes[at], self.gene.weight)
         cells = self.cell(state).index_add(0, tokens.cell[at], what)  # [C, E]
         h = self.token_states(tokens, cells, tokens.expected, tokens.residual).index_add(0, at, done)
-        return self._from_factors(tokens), self.final_states(h, tokens, tokens.targets)
+        return self._from_factors(tokens), self.final_states(h, tokens.attention, tokens.targets)
 
     def _from_factors(self, tokens: Tokens) -> Tensor:
         """Return what the factors of the values shown say of each query [M]."""

@@ -11,9 +11,8 @@ from rich.table import Table
 
 from sckit.evaluation.kept import FACTS, PREDICTIONS
 from sckit.evaluation.known_truth import TRUTH
-from sckit.evaluation.predictors import CORRECTED
+from sckit.evaluation.predictors import CALIBRATED, CORRECTED
 from sckit.evaluation.result import Evaluation
-from sckit.evaluation.trees import TREES
 from sckit.files import replacing
 from sckit.metrics.intervals import verdict
 from sckit.report.decomposition import (
@@ -171,7 +170,7 @@ def _difference_line(row: dict[str, Any], table: Any) -> str:
     """Compare the model with the trees, or with what a model with a count loss starts from."""
     where = f"{100 * row['rate']:.4g}% hidden, {row['target']} depth"
     less = with_interval(row["r2_gene_mean"], *row["ci"], digits=4, signed=True)
-    if row["other"] in (CORRECTED, TREES):
+    if row["other"] != CALIBRATED:
         said = ", which is what attention adds" if row["other"] == CORRECTED else ""
         return f"{where}: R² of the model less that of {row['other']}: {less}{said}"
     (start,) = at(table, predictor=row["other"], rate=row["rate"], target=row["target"]).itertuples()

@@ -79,7 +79,7 @@ def count_start(run: Run) -> CountStart:
     def parts() -> Iterator[tuple[Batch, OfCells, np.ndarray]]:
         for number in np.unique(fits.fold[drawn]):
             batch = packer(np.sort(cells[drawn[fits.fold[drawn] == number]]))
-            fit = replace(forms, **{name: array[number].astype(np.float64) for name, array in fits.arrays.items()})
+            fit = fits.forms(forms, number)
             of_cells = fit.of_cells(batch)
             yield batch, of_cells, fit.value_ridge(batch, of_cells)
 
@@ -97,6 +97,10 @@ class CrossFits:
     fold: np.ndarray  # int64 [training cells], in the order of `Run.cells`
     arrays: dict[str, np.ndarray]  # by name as in CROSS_FITTED, float32 [folds, ...]
 
+    def forms(self, like: OffsetForms, number: int) -> OffsetForms:
+        """Return the baselines that left out a fold; what does not differ between folds is that of `like`."""
+        return replace(like, **{name: array[number].astype(np.float64) for name, array in self.arrays.items()})
+
     def of(self, number: int, device: torch.device | str = "cpu") -> dict[str, Tensor]:
         """Return the arrays of the fit that left out a fold."""
         return {name: torch.from_numpy(array[number]).to(device) for name, array in self.arrays.items()}
@@ -109,7 +113,7 @@ def cross_fits(run: Run, log: Callable[[str], None] = lambda _: None) -> CrossFi
         return kept
     log("offset baselines: fitted without each fold of the training cells")
     training = training_cells(run, training_view(run.store, run.config))
-    fold, fits = cross_fitted(training, forms)
+    fold, fits = cross_fitted(training, forms, whole_groups=run.config.neighbours > 0)
     arrays = {name: np.stack([getattr(fit, name) for fit in fits]).astype(np.float32) for name in CROSS_FITTED}
     _keep(run.path / CROSS_FITS, arrays | {"fold": fold})
     return CrossFits(fold, arrays)

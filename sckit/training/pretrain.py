@@ -16,15 +16,15 @@ from torch import Tensor
 
 from sckit.config import PretrainConfig, ReadingConfig
 from sckit.data.batch import Hiding, Packer
-from sckit.data.loader import batches_by_tokens, detected_in, epoch_batches
-from sckit.data.split import TRAIN, VALIDATION
+from sckit.data.loader import batches_by_tokens, detected_in
+from sckit.data.split import TRAIN
 from sckit.device import Compute, choose_compute
 from sckit.errors import ConfigError, DataError
 from sckit.files import write_json
-from sckit.model.linear import CROSS_FITTED
+from sckit.model.neighbours import find_neighbours
 from sckit.model.tokens import Tokens
 from sckit.model.transformer import Model
-from sckit.training.baselines import cross_fits, offset_forms, untrained_model
+from sckit.training.baselines import offset_forms, untrained_model
 from sckit.training.checkpoint import load_checkpoint, save_checkpoint
 from sckit.training.correction import fit_correction
 from sckit.training.folders import TRAINED, create_run, find_run, point_latest
@@ -32,6 +32,7 @@ from sckit.training.optimiser import make_optimiser, schedule, take_step
 from sckit.training.run import Run, open_run, save_model, training_view
 from sckit.training.setting import open_data, prepare_run
 from sckit.training.standing import DEFAULT_EPOCHS, METRICS, Progress, end_sentences, resumed, standing
+from sckit.training.starts import Parts, Starts
 from sckit.training.validation import validation_row
 
 _CORRECTION_EPOCH, _CORRECTION_TOKENS = 2**21, 32768  # no epoch of training hides the same values
@@ -108,19 +109,17 @@ class _Trainer:
         self.run, self.config, self.compute, self.on_event = run, run.config, compute, on_event
         store = run.store
         self.view = training_view(store, self.config)
-        self.train = run.cells(TRAIN)
         self.lengths = np.zeros(store.n_cells, np.int64)
-        self.validation = run.cells(VALIDATION)
-        for cells in (self.train, self.validation):
-            self.lengths[cells] = detected_in(store, run.vocabulary, cells)
+        cells = np.flatnonzero(run.seen)
+        self.lengths[cells] = detected_in(store, run.vocabulary, cells)
         self._batches = lru_cache(1)(self._batches_of)
-        self.offsets = offset_forms(run)
+        self.offsets, self.neighbours = offset_forms(run), None
+        if self.config.neighbours:
+            of = self._packer(0, "detected"), cells, run.cells(TRAIN)
+            self.neighbours = find_neighbours(self.offsets, *of, self.config.neighbours, self.config.seed)
         self.model = untrained_model(run, self.config.training_seed).to(compute.device)
         self.model.engine = compute.engine
-        self.fits = cross_fits(run) if self.model.config.start == "offset" else None
-        if self.fits is not None:
-            self.whole = {name: getattr(self.model.linear, name).clone() for name in CROSS_FITTED}
-            self.folds = [self.fits.of(number, compute.device) for number in range(len(self.fits.arrays["noise"]))]
+        self.starts = Starts(run, self.model, compute.device)
         self.optimiser = make_optimiser(self.model, self.config)
         self.at = Progress()
         self.begun_s = 0.0
@@ -165,7 +164,11 @@ class _Trainer:
         It learns from all mask rates, whatever the run's own is, so that no rate lies outside of what it has seen.
         """
         config, at = self.config, self.at
-        validation = [(None, part) for part in batches_by_tokens(self.validation, self.lengths, _CORRECTION_TOKENS)]
+        validation = [
+            (fold, part)
+            for fold, cells in self.starts.validation
+            for part in batches_by_tokens(cells, self.lengths, _CORRECTION_TOKENS)
+        ]
 
         def draw(number: int) -> Iterator[Tokens]:
             return self._drawn(number, self._batches_of(_CORRECTION_EPOCH + number, _CORRECTION_TOKENS))
@@ -188,9 +191,9 @@ class _Trainer:
     def _drawn(self, number: int, batches: Sequence[tuple[int | None, np.ndarray]]) -> Iterator[Tokens]:
         """Yield the tokens of batches with what this draw hides; the linear baseline is the fit without their cells."""
         hiding = Hiding("uniform", self.config.training_seed, _CORRECTION_EPOCH + number)
-        packer = replace(self._packer(0, "detected"), hiding=hiding)
+        packer = replace(self._packer(0, "detected"), hiding=hiding, neighbours=None)
         for fold, cells in batches:
-            self._use(fold)
+            self.starts.use(fold)
             yield Tokens.of(packer(cells), self.compute.device)
 
     def _ended(self) -> bool:
@@ -236,27 +239,16 @@ class _Trainer:
     def _loss(self, number: int, fold: int | None, cells: np.ndarray) -> Tensor:
         """Return the loss of batch `number` of the epoch, which holds these cells, and count what is in it."""
         at = self.at
-        self._use(fold)
+        self.starts.use(fold)
         batch = self._packer(at.epoch, self._context(number))(cells)
         at.tokens, at.cells, at.cut = at.tokens + len(batch.genes), at.cells + len(batch.cells), at.cut + batch.cut
         with self.compute.cast():
             return self.model.loss(Tokens.of(batch, self.compute.device))
 
-    def _use(self, fold: int | None) -> None:
-        """Take the linear baseline that was fitted without this fold of the training cells, or with all of them."""
-        if self.fits is not None:
-            self.model.linear.use(self.whole if fold is None else self.folds[fold])
-
-    def _batches_of(self, epoch: int, tokens: int | None = None) -> list[tuple[int | None, np.ndarray]]:
+    def _batches_of(self, epoch: int, tokens: int | None = None) -> Parts:
         """Return the batches of an epoch, each with the fold that its cells are of, or None."""
-        seed, tokens = (self.config.training_seed, epoch), tokens or self.config.batch_tokens
-        if self.fits is None:
-            return [(None, cells) for cells in epoch_batches(self.train, self.lengths, tokens, seed)]
-        batches = []
-        for fold in range(int(self.fits.fold.max()) + 1):
-            cells = self.train[self.fits.fold == fold]
-            batches += [(fold, part) for part in epoch_batches(cells, self.lengths, tokens, (*seed, fold))]
-        return [batches[i] for i in np.random.default_rng(seed).permutation(len(batches))]
+        seed = self.config.training_seed, epoch
+        return self.starts.batches(self.lengths, tokens or self.config.batch_tokens, seed)
 
     def _context(self, batch: int) -> str:
         """Return the "visible" context for an evenly spread `visible_share` of the batches, else "detected"."""
@@ -268,15 +260,14 @@ class _Trainer:
         config = self.config
         hiding, vocabulary = Hiding(config.mask, config.training_seed, epoch), self.run.vocabulary
         return Packer(
-            self.view, vocabulary, hiding, context, known_depth=config.known_depth, max_genes=config.max_genes
-        )
+            self.view, vocabulary, hiding, context, known_depth=config.known_depth, max_genes=config.max_genes,
+            neighbours=self.neighbours,
+        )  # fmt: skip
 
     def _validate(self) -> None:
         """Score the validation cells with model and linear baselines; save the model when it is the best so far."""
         at, config = self.at, self.config
-        self._use(None)
-        packer = self._packer(0, config.context)
-        row = validation_row(self.model, self.run, packer, self.offsets, self.compute)
+        row = validation_row(self.model, self.run, self._packer(0, config.context), self.starts.judges(), self.compute)
         row |= {"epoch": self._epoch(), "step": at.step, "corrected": at.correction_s > 0}
         with (self.run.path / METRICS).open("a") as lines:
             lines.write(json.dumps(row | {"tokens": at.tokens, "cut": at.cut, "wall_s": round(at.elapsed_s, 3)}) + "\n")

@@ -1,10 +1,12 @@
 """The validation line of a training run: how model and linear baselines predict its validation cells."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from sckit.data.batch import Hiding, Packer
-from sckit.data.split import VALIDATION
 from sckit.device import Compute
 from sckit.errors import DataError
 from sckit.files import to_json
@@ -15,17 +17,21 @@ from sckit.model.transformer import Model
 from sckit.training.run import Run
 
 
-def validation_row(model: Model, run: Run, packer: Packer, offsets: OffsetForms, compute: Compute) -> dict[str, Any]:
+def validation_row(
+    model: Model, run: Run, packer: Packer, parts: Iterable[tuple[OffsetForms, np.ndarray]], compute: Compute
+) -> dict[str, Any]:
     """Return the row of the model, with the R2 of each linear baseline, at the run's mask rate; half for "uniform".
 
-    packer: as in training. Raises DataError where no value of a validation cell is hidden.
+    packer: as in training; parts: validation cells, rows of the store, with the baselines that the model then starts
+    from. Raises DataError where no value of a validation cell is hidden.
     """
-    config, cells = run.config, run.cells(VALIDATION)
+    config = run.config
     rate = 0.5 if config.mask == "uniform" else float(config.mask)
     packer = replace(packer, hiding=Hiding(rate, config.seed), scored=rate >= 0.15)
     scores = Scores(len(run.genes), seed=config.seed)
-    for batch, predicted in predictions(model, packer, (run.forms, offsets), cells, compute):
-        scores.add(batch, predicted)
+    for offsets, cells in parts:
+        for batch, predicted in predictions(model, packer, (run.forms, offsets), cells, compute):
+            scores.add(batch, predicted)
     if not scores.entries:
         raise DataError(f"no validation value is hidden with --mask {config.mask}; hide more, or give more cells.")
     where = {"rate": rate, "context": config.context, "known_depth": config.known_depth}

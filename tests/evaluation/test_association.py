@@ -212,6 +212,7 @@ def test_a_row_is_compared_with_baselines_that_know_no_more():
     assert best_of("model/visible", errors) == "visible offset ridge"
     assert best_of("gene mean", errors) == BASE
     assert best_of("replicate", errors) == BASE
+    assert best_of("model/detected", errors, frozenset({"neighbours"})) == f"{BASE} + neighbours"
     assert best_of("model + group offsets/detected", errors) == f"{BASE} + group offsets"
     assert best_of(f"{BASE} + neighbours", errors) == f"{BASE} + neighbours"
     assert best_of(f"{BASE} + group offsets + neighbours", errors) == f"{BASE} + group offsets + neighbours"

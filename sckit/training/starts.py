@@ -1,0 +1,62 @@
+"""The linear baselines that a network starts from: each cell has one that was fitted without it."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from sckit.data.labels import group_values
+from sckit.data.loader import epoch_batches
+from sckit.data.split import TRAIN, VALIDATION
+from sckit.model.linear import CROSS_FITTED
+from sckit.model.offset_forms import OffsetForms
+from sckit.model.transformer import Model
+from sckit.training.baselines import cross_fits, offset_forms
+from sckit.training.run import Run
+
+Parts = list[tuple[int | None, np.ndarray]]
+"""Rows of the store, each part with the number of the fold whose fit it starts from; None: the fit of all cells."""
+
+
+class Starts:
+    """The fits of a run by folds of its training cells, and the model that they are put into."""
+
+    def __init__(self, run: Run, model: Model, device: torch.device) -> None:
+        self._linear, self.offsets, self.train = model.linear, offset_forms(run), run.cells(TRAIN)
+        self._fits = cross_fits(run) if model.config.start == "offset" else None
+        if self._fits is not None:
+            self._whole = {name: getattr(model.linear, name).clone() for name in CROSS_FITTED}
+            self._folds = [self._fits.of(number, device) for number in range(len(self._fits.arrays["noise"]))]
+        self.validation = self._validation(run)
+
+    def use(self, fold: int | None) -> None:
+        """Give the model the linear baseline that was fitted without this fold of the training cells, or with all."""
+        if self._fits is not None:
+            self._linear.use(self._whole if fold is None else self._folds[fold])
+
+    def judges(self) -> Iterator[tuple[OffsetForms, np.ndarray]]:
+        """Yield the validation cells with the linear baseline that the model starts from, which it then has."""
+        for fold, cells in self.validation:
+            self.use(fold)
+            yield self.offsets if fold is None or self._fits is None else self._fits.forms(self.offsets, fold), cells
+        self.use(None)
+
+    def batches(self, lengths: np.ndarray, tokens: int, seed: tuple[int, int]) -> Parts:
+        """Return the training batches of an epoch; arguments as in `epoch_batches`."""
+        if self._fits is None:
+            return [(None, cells) for cells in epoch_batches(self.train, lengths, tokens, seed)]
+        batches: Parts = []
+        for fold in range(len(self._folds)):
+            cells = self.train[self._fits.fold == fold]
+            batches += [(fold, part) for part in epoch_batches(cells, lengths, tokens, (*seed, fold))]
+        return [batches[i] for i in np.random.default_rng(seed).permutation(len(batches))]
+
+    def _validation(self, run: Run) -> Parts:
+        """Return the validation cells; where folds are whole groups, by fold, so that they stand for new groups."""
+        cells = run.cells(VALIDATION)
+        if self._fits is None or not run.config.neighbours or run.config.group is None:
+            return [(None, cells)]
+        groups = group_values(run.store.obs, run.config.group)
+        fold_of = dict(zip(groups[self.train], self._fits.fold.tolist(), strict=True))
+        fold = np.array([fold_of.get(group, -1) for group in groups[cells]])
+        return [(None if number < 0 else int(number), cells[fold == number]) for number in np.unique(fold)]
