@@ -54,8 +54,8 @@ class Hiding:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown(Hiding):
-    """The same, but some cells show all of their values."""
+class HidingOthers(Hiding):
+    """The same in all cells but some, which show all of their values."""
 
     whole: np.ndarray  # bool [cells of the store]
 
@@ -175,7 +175,7 @@ class Packer:
     def _with_neighbours(self, batch: Batch, neighbours: Neighbours) -> Batch:
         """Add what the neighbours of its cells show; those that are not shown whole hide what this packer hides."""
         found = neighbours.table[batch.cells]
-        hiding = Shown(**vars(self.hiding), whole=neighbours.whole)
+        hiding = HidingOthers(**vars(self.hiding), whole=neighbours.whole)
         others = replace(self, neighbours=None, scored=False, hiding=hiding)(np.unique(found[found >= 0]))
         return replace(batch, around=_tokens_around(batch, found, others))
 

@@ -208,8 +208,8 @@ class _Evaluator:
         ]
         for name in order + [name for name in scores.predictors if name.startswith("model")]:
             predictor, _, context = name.partition("/")
-            of_model = name.startswith("model/detected") and fold.run.config.neighbours
-            best = best_of(name, errors, frozenset({"neighbours"} if of_model else ()))
+            others = name.startswith("model") and context.startswith("detected") and fold.run.config.neighbours
+            best = best_of(name, errors, frozenset({"neighbours"} if others else ()))
             where = {"rate": rate, "context": context or None, "known_depth": fold.known_depth, "target": target}
             seeds = ", ".join(f"{each:+.4f}" for each in scores.by_seed(name, best))
             if seeds:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from sckit.config import EvalConfig
-from sckit.data.batch import Batch, Hiding, Packer
+from sckit.data.batch import Batch, Hiding, Neighbours, Packer
 from sckit.data.halves import Halves, nb_sizes
 from sckit.data.labels import group_values
 from sckit.data.loader import batches_by_tokens, detected_in
@@ -83,6 +83,7 @@ class Setting:
         column = config.group or run.config.group
         self.groups = group_values(self.store.obs, column) if column else None
         self.neighbours = config.neighbours or run.config.neighbours
+        self._found: dict[tuple[int, bytes], Neighbours] = {}
         column = config.offset_group or (run.config.group if self.neighbours else None)
         self.codes = group_codes(group_values(self.store.obs, column), config.offset_group) if column else None
         self.truth = KnownTruth(config.truth, self.store, run.genes["symbol"]) if config.truth else None
@@ -172,11 +173,9 @@ class Setting:
 
         def over(packer: Packer, cells: np.ndarray) -> Rows:
             others = association and association.over(lambda: self.batches(packer, cells, "other cells"))
-            k, plain = self.run.config.neighbours, packer
-            if k:
-                training, seed = self.run.cells(TRAIN), self.run.config.seed
-                neighbours = find_neighbours(fitted.offsets, packer, cells, training, k, seed)
-                packer = replace(packer, neighbours=neighbours)
+            plain = packer
+            if self.run.config.neighbours:
+                packer = replace(packer, neighbours=self._neighbours_of(fitted, packer, cells))
 
             def predicted(batch: Batch) -> dict[str, np.ndarray]:
                 rows = fitted.forms.predict(batch) | fitted.offsets.predict(batch)
@@ -202,6 +201,14 @@ class Setting:
             return predicted
 
         return over
+
+    def _neighbours_of(self, fitted: Fitted, packer: Packer, cells: np.ndarray) -> Neighbours:
+        """Return the neighbours of the cells of a pass: detection decides, so that they are the same at all rates."""
+        key = id(fitted), cells.tobytes()
+        if key not in self._found:
+            of = fitted.offsets, packer, cells, self.run.cells(TRAIN)
+            self._found[key] = find_neighbours(*of, self.run.config.neighbours, self.run.config.seed)
+        return self._found[key]
 
     def _trees(self, fitted: Fitted, rate: float) -> Trees:
         """Fit the row with trees on the training cells, with as many draws of what is hidden as fill them."""

@@ -24,7 +24,7 @@ from sckit.files import write_json
 from sckit.model.neighbours import find_neighbours
 from sckit.model.tokens import Tokens
 from sckit.model.transformer import Model
-from sckit.training.baselines import offset_forms, untrained_model
+from sckit.training.baselines import untrained_model
 from sckit.training.checkpoint import load_checkpoint, save_checkpoint
 from sckit.training.correction import fit_correction
 from sckit.training.folders import TRAINED, create_run, find_run, point_latest
@@ -113,13 +113,13 @@ class _Trainer:
         cells = np.flatnonzero(run.seen)
         self.lengths[cells] = detected_in(store, run.vocabulary, cells)
         self._batches = lru_cache(1)(self._batches_of)
-        self.offsets, self.neighbours = offset_forms(run), None
-        if self.config.neighbours:
-            of = self._packer(0, "detected"), cells, run.cells(TRAIN)
-            self.neighbours = find_neighbours(self.offsets, *of, self.config.neighbours, self.config.seed)
         self.model = untrained_model(run, self.config.training_seed).to(compute.device)
         self.model.engine = compute.engine
         self.starts = Starts(run, self.model, compute.device)
+        self.neighbours = None
+        if self.config.neighbours:
+            of = self.starts.offsets, self._packer(0, "detected"), cells, run.cells(TRAIN)
+            self.neighbours = find_neighbours(*of, self.config.neighbours, self.config.seed)
         self.optimiser = make_optimiser(self.model, self.config)
         self.at = Progress()
         self.begun_s = 0.0
@@ -173,7 +173,7 @@ class _Trainer:
         def draw(number: int) -> Iterator[Tokens]:
             return self._drawn(number, self._batches_of(_CORRECTION_EPOCH + number, _CORRECTION_TOKENS))
 
-        cells_of_gene = torch.from_numpy(self.offsets.cells.astype(np.float32))
+        cells_of_gene = torch.from_numpy(self.starts.offsets.cells.astype(np.float32))
         steps = {"steps": config.correction_steps, "seed": config.training_seed}
         fitted = fit_correction(
             self.model, draw, lambda number: self._drawn(number, validation), cells_of_gene, **steps

@@ -12,6 +12,7 @@ from sckit.data.split import HELD_OUT, TRAIN, VALIDATION
 from sckit.data.views import cell_of_entry
 from sckit.errors import ConfigError
 from sckit.evaluation.evaluate import evaluate
+from sckit.evaluation.rows import best_of
 from sckit.model.neighbours import components_of, find_neighbours, nearest
 from sckit.model.tokens import Tokens
 from sckit.training.baselines import cross_fits, offset_forms
@@ -129,9 +130,18 @@ def test_starts_leave_out_whole_groups_and_validation_cells_are_judged_by_their_
         assert set(groups[cells]) <= set(groups[of_fold])
 
 
-def test_a_model_with_neighbours_is_compared_with_rows_that_know_other_cells(run):
-    found = evaluate(run.path, EvalConfig(masks=(0.3, 1.0), contexts=("detected", "visible"), bootstraps=20))
+def test_a_model_with_neighbours_is_compared_with_rows_that_know_other_cells(run, monkeypatch):
+    known = {}
+
+    def watched(name, errors, more=frozenset()):
+        known[name] = more
+        return best_of(name, errors, more)
+
+    monkeypatch.setattr("sckit.evaluation.evaluate.best_of", watched)
+    contexts = ("detected", "visible")
+    found = evaluate(run.path, EvalConfig(masks=(0.3,), contexts=contexts, bootstraps=20, offset_group="dataset"))
     assert "value offset ridge + neighbours" in {row["predictor"] for row in found.rows}
+    assert {name for name, more in known.items() if more} == {"model/detected", "model + group offsets/detected"}
     assert any(row["other"] == "value offset ridge + neighbours" for row in found.differences)
 
 
