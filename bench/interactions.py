@@ -11,9 +11,9 @@ activities, and no row can find all of them; "visible" ones are of activities as
 cells tells them from the components, the total and the value factors of a cell.
 
 Counts without interactions are still not linear in what is seen, because rates are exponentials of activities. With
---linear, counts are drawn again whose expected values are linear in the components of the detection set, so that there
-is nothing that a linear baseline does not find when all values are hidden. Where some are visible and the total is
-known, the sum of the hidden counts is known too; that is news to every linear baseline, and not only a matter of form.
+--linear, counts are drawn again whose expected values are linear in the components of the detection set. Where some
+values are visible and the total is known, the sum of the hidden counts is known too, which no linear baseline uses.
+These counts are not a null yet: with all values hidden, networks and trees still gain on the ridge, and why is unknown.
 """
 
 import argparse
