@@ -11,9 +11,8 @@ activities, and no row can find all of them; "visible" ones are of activities as
 cells tells them from the components, the total and the value factors of a cell.
 
 Counts without interactions are still not linear in what is seen, because rates are exponentials of activities. With
---linear, counts are drawn again whose expected values are linear in the components of the detection set. Where some
-values are visible and the total is known, the sum of the hidden counts is known too, which no linear baseline uses.
-These counts are not a null yet: with all values hidden, networks and trees still gain on the ridge, and why is unknown.
+--linear, counts are drawn again whose expected values are linear in the components of the detection set, and whose
+totals know nothing of the cell. There the ridge is right, and nothing can gain on it.
 """
 
 import argparse
@@ -42,8 +41,9 @@ from sckit.training.run import open_run
 
 RIDGE, COUNTS = "value offset ridge", "count regression"
 ROWS = (RIDGE, COUNTS, "value offset ridge + correction", "model/detected", "value offset ridge + trees")
-FILLER = "FILLER"
 _SPREAD = 0.25  # standard deviation of the expected value above a single count, as a share of its mean
+_SMALLER = 0.6  # what the means above a single count are multiplied by, so that no cell's counts reach its total
+_LEAST, _SHARED_BY = 20, 10  # cells that a gene of the vocabulary is seen in; cells that a gene of the remainder has
 SETTINGS = {"all hidden": (1.0, False), "15 % hidden, total known": (0.15, True)}
 
 
@@ -85,9 +85,7 @@ def entries(run: Path, truth: Path, rate: float, *, known: bool) -> dict[str, np
             {"cell": cells, "gene": genes, "value": batch.truth, "mean": fitted.offsets.gene_mean[genes]}
             | products | {name: rows[name] for name in ROWS}
         )  # fmt: skip
-    found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    scored = (opened.genes["symbol"] != FILLER).to_numpy()[found["gene"]]
-    return {name: values[scored] for name, values in found.items()}
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def with_zeros(products: np.ndarray) -> np.ndarray:
@@ -120,7 +118,9 @@ def added(found: dict[str, np.ndarray], row: str, of: str) -> float:
 def redrawn(run: Path) -> anndata.AnnData:
     """Return counts of the same detected genes whose expected values above a single count are linear in components.
 
-    One more gene, detected everywhere, fills each cell up to a total that knows nothing of the other genes.
+    Each cell is filled up to a total that knows nothing of its genes, with counts of genes that so few cells share that
+    they are not in the vocabulary. So the total does not tell the sum of the hidden counts either.
+    Raises ValueError where the counts of a cell reach its total.
     """
     opened, generator = open_run(run), np.random.default_rng(0)
     forms, packer = offset_forms(opened), Packer(opened.store, opened.vocabulary, Hiding(1.0))
@@ -130,13 +130,16 @@ def redrawn(run: Path) -> anndata.AnnData:
     weights *= _SPREAD / np.linalg.norm(weights, axis=1)[:, None]
     cell = batch.cell_of_token
     relative = 1 + np.einsum("nk,nk->n", weights[batch.genes], components[cell])
-    above = forms.mean_above[batch.genes] * np.maximum(relative, 0.05)
+    above = _SMALLER * forms.mean_above[batch.genes] * np.maximum(relative, 0.05)
     totals = np.median(opened.store.totals(batch.cells)) * np.exp(generator.normal(1.5, 0.2, len(batch.cells)))
     counts = draw_counts(np.exp(log_rate_of_value(above, batch.offsets, totals)), generator)
     matrix = sp.csr_array((counts, batch.genes, batch.offsets), (len(batch.cells), len(opened.genes)))
-    filler = np.maximum(np.round(totals) - matrix.sum(1), 1)
-    data = anndata.AnnData(sp.csr_matrix(sp.hstack([matrix, filler[:, None]], "csr")).astype(np.float32))
-    data.var_names = [*opened.genes["symbol"], FILLER]
+    remainder, rows = np.round(totals) - matrix.sum(1), np.arange(len(batch.cells))
+    if remainder.min() < 1:
+        raise ValueError(f"the counts of {(remainder < 1).sum():,} cells reach their totals, which then tell of them")
+    others = sp.csr_array((remainder, (rows, rows // _SHARED_BY)))
+    data = anndata.AnnData(sp.csr_matrix(sp.hstack([matrix, others], "csr")).astype(np.float32))
+    data.var_names = [*opened.genes["symbol"], *(f"REMAINDER{i}" for i in range(data.n_vars - len(opened.genes)))]
     return data
 
 
@@ -148,6 +151,7 @@ def trial(
     simulate(data, folder / "known.sckit")
     data_of_run = folder / "known.sckit"
     if linear:
+        config = replace(config, min_cells=_LEAST)
         first = replace(config, steps=1, correction_steps=0)
         data_of_run = folder / "linear.h5ad"
         redrawn(pretrain(folder / "known.sckit", first, runs=folder, name="first").run).write_h5ad(data_of_run)
