@@ -121,7 +121,7 @@ def test_packages_stay_small_enough_to_be_known():
     core = [path for path in SOURCES if str(path.relative_to(PACKAGE).with_suffix("")) in CORE]
     assert len(core) == len(CORE)
     assert lines(core) <= 2890
-    assert lines(path for path in SOURCES if package_of(path) not in ("kernels", "bench")) <= 17300
+    assert lines(path for path in SOURCES if package_of(path) not in ("kernels", "bench")) <= 17320
 
 
 def test_a_bare_kernels_is_not_ours():

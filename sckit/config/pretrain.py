@@ -89,7 +89,7 @@ class PretrainConfig:
     """
     hidden_sum: Annotated[bool, mark(file_only=True)] = True
     """Give the network the sum of a cell's hidden counts, which its total and its visible values give away."""
-    correction_steps: Annotated[int, at_least(0), mark(file_only=True)] = 2000
+    correction_steps: Annotated[int, at_least(0), mark(file_only=True)] = 4000
     """Train the correction of the linear baseline for at most this many steps, before the network; 0 for none."""
     neighbours: Annotated[int, at_least(0)] = 0
     """Let attention also see the values of this many other cells, those whose detected genes are most alike."""

@@ -1,9 +1,9 @@
 """A non-linear competitor of the network: a gradient-boosted correction of the value offset ridge.
 
 The trees see what the ridge predicts, the value of a single count, the cell's depth and first components, the mean,
-frequency and dispersion of the gene, and, where the total is known, the sum of the cell's hidden counts. They are
-fitted on training cells that the ridge was not fitted on (fold by fold), because its residuals are too small on the
-cells that it knows.
+frequency and dispersion of the gene, and, where the total is known, how many counts the cell's hidden genes have above
+one each. They are fitted on training cells that the ridge was not fitted on (fold by fold), because its residuals are
+too small on the cells that it knows.
 """
 
 from collections.abc import Callable, Iterator
@@ -81,7 +81,7 @@ def _seen(forms: OffsetForms, fit: OffsetForms, batch: Batch) -> np.ndarray:
     values = batch.values.astype(np.float64)
     values[hidden.targets] = fit.value_ridge(hidden, fit.of_cells(batch))
     of_tokens = values, batch.hidden, batch.offsets.astype(np.int64), batch.log_total
-    of_hidden = hidden_sum(*map(torch.from_numpy, of_tokens)).numpy()
+    of_hidden = hidden_sum(*map(torch.from_numpy, of_tokens), above=True).numpy()
     of_gene = forms.gene_mean[genes], np.log1p(forms.cells[genes]), forms.deviation[genes]
     of_cell = cells.x[cell, 2 : 2 + _COMPONENTS], of_hidden[cell]
     return np.column_stack([values[batch.targets], cells.one[cell], cells.x[cell, 1], *of_gene, *of_cell])

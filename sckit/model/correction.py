@@ -13,18 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_WIDTH = 64  # of the shared network
+_WIDTH = 128  # of the shared network
 _PRODUCTS = 32
 _SCALE, _MOST = 5.0, 6.0  # of a product: to a size of about one at first; it must not be extrapolated
-_OF_ENTRY, _OF_GENE = 4, 5
+_OF_ENTRY, _OF_GENE = 5, 5
 _GENE_RANGE = 4.0  # standard deviations over the genes
-_LEAST_COUNT = 0.1
+_LEAST_COUNT, _LEAST_ABOVE = 0.1, 0.05
 
 
 class Entries(NamedTuple):
     """What the correction sees of M entries in C cells."""
 
-    entries: Tensor  # float32 [M, 4]
+    entries: Tensor  # float32 [M, 5]
     genes: Tensor  # int64 [M]
     cell: Tensor  # int64 [M], row of `cells`
     cells: Tensor  # float32 [C, S], facts of the cells
@@ -39,14 +39,15 @@ def facts_of_genes(
     return facts.clip(-_GENE_RANGE, _GENE_RANGE).astype(np.float32)
 
 
-def entries_of(above: Tensor, one: Tensor, counts: Tensor, of_hidden: Tensor) -> Tensor:
-    """Return what the correction sees of each entry, [M, 4].
+def entries_of(above: Tensor, one: Tensor, counts: Tensor, of_hidden: Tensor, of_above: Tensor) -> Tensor:
+    """Return what the correction sees of each entry, [M, 5].
 
     above: expected value less that of a single count; one: that value; counts: expected counts; of_hidden: expected
-    counts of all hidden entries of the cell.
+    counts of all hidden entries of the cell; of_above: log of their sum above one count each.
     """
+    more = torch.log((counts - 1).clamp(min=0) + _LEAST_ABOVE) - of_above + 5
     counts = counts.clamp(min=_LEAST_COUNT)
-    return torch.stack([above, one - 1.5, torch.log(counts), torch.log(counts / of_hidden) + 5], 1)
+    return torch.stack([above, one - 1.5, torch.log(counts), torch.log(counts / of_hidden) + 5, more], 1)
 
 
 class Correction(nn.Module):

@@ -117,15 +117,15 @@ class CountLaw(nn.Module):
         level = _place(log_rate, *LOG_RATES, _LEVELS)
         return _bilinear(self.levels, self.stratum[genes].to(level.dtype), level)
 
-    def loss(self, log_rate: Tensor, counts: Tensor, genes: Tensor) -> Tensor:
-        """Return the mean negative log likelihood of counts [M] >= 1; zero, with a gradient, for none."""
+    def losses(self, log_rate: Tensor, counts: Tensor, genes: Tensor) -> Tensor:
+        """Return the negative log likelihoods [M] of counts [M] >= 1."""
         size = 1 / self.dispersion[self.stratum[genes]]
         log_rate = log_rate.clamp(*LOG_RATES)
         zero = size * torch.log1p(torch.exp(log_rate) / size)  # less the log of the probability of a zero
         log_likelihood = torch.lgamma(counts + size) - torch.lgamma(size) - torch.lgamma(counts + 1) - zero
         log_likelihood = log_likelihood + counts * (log_rate - torch.log(size + torch.exp(log_rate)))
         log_likelihood = log_likelihood - torch.log(-torch.expm1(-zero))
-        return -log_likelihood.sum() / max(len(counts), 1)
+        return -log_likelihood
 
     def values(self, log_rate: np.ndarray, totals: np.ndarray, genes: np.ndarray) -> np.ndarray:
         """Return the mean values [M] of log rates [M] in cells of these totals [M]."""

@@ -12,7 +12,7 @@ from sckit.kernels.attention import AttentionPlan, plan_attention
 from sckit.kernels.counts_reference import TARGET_SUM
 from sckit.kernels.rows import RowPlan, plan_rows
 
-HIDDEN_RANGE = 1.0
+HIDDEN_RANGE, ABOVE_RANGE = 1.0, 3.0
 """How far the log of the sum of a cell's hidden counts may lie from what is expected."""
 
 
@@ -32,22 +32,24 @@ class Perturbed(NamedTuple):
     dose: Tensor  # float32 [P], log1p of the dose, 0 without one
 
 
-def hidden_sum(values: Tensor, hidden: Tensor, offsets: Tensor, log_total: Tensor) -> Tensor:
+def hidden_sum(values: Tensor, hidden: Tensor, offsets: Tensor, log_total: Tensor, *, above: bool = False) -> Tensor:
     """Return what the totals of C cells say of their hidden tokens, [C, 2].
 
     The total less the visible counts is the sum of the hidden ones (and of counts of genes that the model does not
     know). Its log is returned less that of the expected sum, and the log of the expected sum itself.
     values: [T], expected ones where hidden [T] holds, and the cells' own elsewhere; offsets: [C + 1], where each cell
-    begins; log_total: [C], NaN where unknown. Zeros are returned there and where nothing is hidden.
+    begins; log_total: [C], NaN where unknown. Zeros are returned there and where nothing is hidden. above: of counts
+    less one each, as no detected gene has less; one is added to both sums.
     """
     known = torch.isfinite(log_total)
     total = torch.exp(torch.where(known, log_total, 0.0))
     counts = torch.expm1(values) * torch.repeat_interleave(total / TARGET_SUM, offsets.diff(), output_size=len(values))
-    parts = torch.stack([counts * hidden, counts * ~hidden], 1)
-    of_hidden, visible = torch.segment_reduce(parts, "sum", offsets=offsets, axis=0).unbind(1)
-    expected = torch.log(of_hidden.clamp(min=1.0))
-    excess = torch.log((total - visible).clamp(min=1.0)) - expected
-    found = torch.stack([excess.clamp(-HIDDEN_RANGE, HIDDEN_RANGE), expected], 1)
+    one, most = (1.0, ABOVE_RANGE) if above else (0.0, HIDDEN_RANGE)
+    parts = torch.stack([(counts - one).clamp(min=0) * hidden, torch.where(hidden, one, counts)], 1)
+    of_hidden, rest = torch.segment_reduce(parts, "sum", offsets=offsets, axis=0).unbind(1)
+    expected = torch.log((of_hidden + one).clamp(min=1.0))
+    excess = torch.log((total - rest + one).clamp(min=1.0)) - expected
+    found = torch.stack([excess.clamp(-most, most), expected], 1)
     return torch.where((known & (of_hidden > 0))[:, None], found, 0.0)
 
 
@@ -82,9 +84,10 @@ class Tokens:
         """Return the sum over the tokens of each cell, [T, K] to [C, K]; the order of summing never changes."""
         return torch.segment_reduce(of_tokens, "sum", offsets=self.offsets, axis=0)
 
-    def hidden_sum(self, expected: Tensor, log_total: Tensor) -> Tensor:
+    def hidden_sum(self, expected: Tensor, log_total: Tensor, *, above: bool = False) -> Tensor:
         """Return what the total says of the hidden tokens of each cell, [C, 2]: see the function of this name."""
-        return hidden_sum(torch.where(self.hidden, expected, self.values), self.hidden, self.offsets, log_total)
+        values = torch.where(self.hidden, expected, self.values)
+        return hidden_sum(values, self.hidden, self.offsets, log_total, above=above)
 
     @classmethod
     def of(cls, batch: Batch, device: torch.device) -> "Tokens":

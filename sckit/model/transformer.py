@@ -23,7 +23,7 @@ from sckit.model.trunk import Block, Trunk
 
 STATE_RANGE = 3.0  # standard deviations over the training cells
 _FACT_RANGE = 4.0  # of a fact of a cell that the correction sees
-_OF_CELL = 6  # facts of a cell that the correction sees besides its components
+_OF_CELL = 8  # facts of a cell that the correction sees besides its components
 _CELL_EXTRAS = 5  # depth, total, whether the total is known, whether the context is visible only, log visible
 _HIDDEN_SCALES = 0.25, 3.0  # of what the total says of the hidden tokens
 
@@ -85,9 +85,9 @@ class Model(Trunk):
             raise ValueError(message)
         return self._seen(tokens, expected), self._linear_start(tokens, expected), truth
 
-    def loss_of(self, predicted: Tensor, truth: Tensor, genes: Tensor) -> Tensor:
-        """Return the loss of predictions [M] for values, or with a count loss of log rates [M] for counts."""
-        return F.mse_loss(predicted, truth) if self.counts is None else self.counts.loss(predicted, truth, genes)
+    def losses_of(self, predicted: Tensor, truth: Tensor, genes: Tensor) -> Tensor:
+        """Return the losses of predictions [M] for values, or with a count loss of log rates [M] for counts."""
+        return (predicted - truth).square() if self.counts is None else self.counts.losses(predicted, truth, genes)
 
     def loss(self, tokens: Tokens) -> Tensor:
         """Return the mean squared error, or with a count loss the mean negative log likelihood of the counts."""
@@ -96,7 +96,8 @@ class Model(Trunk):
         if tokens.counts is None:
             message = "the loss needs the count of every target"
             raise ValueError(message)
-        return self.counts.loss(self(tokens), tokens.counts, tokens.genes[tokens.targets])
+        losses = self.counts.losses(self(tokens), tokens.counts, tokens.genes[tokens.targets])
+        return losses.sum() / max(len(losses), 1)  # zero, with a gradient, for none
 
     def values(self, tokens: Tokens, *, attention: bool = True) -> np.ndarray:
         """Return the predicted values of the targets, float64 [M]; none lies below the value of a single count.
@@ -141,12 +142,13 @@ class Model(Trunk):
         sums = tokens.sums(torch.stack([counts * tokens.hidden, tokens.hidden.float()], 1))
         of_hidden = sums[:, 0].clamp(min=1.0)
         share = sums[:, 1] / tokens.offsets.diff().clamp(min=1)
-        k = self.linear.axes.shape[1]
-        known = expected.state[:, [0, 1, 2, *range(_CELL_EXTRAS, _CELL_EXTRAS + k), -2]]
-        of_cell = [known.clamp(-_FACT_RANGE, _FACT_RANGE), torch.log(of_hidden)[:, None] - 5, share[:, None]]
+        excess, of_above = tokens.hidden_sum(values, expected.log_total, above=True).unbind(1)
+        excess = torch.where(tokens.log_total.isfinite(), 2 * excess, 0.0)
+        of_cell = torch.stack([torch.log(of_hidden) - 5, share, of_above - 4, excess], 1)
+        known = expected.state[:, [0, 1, 2, *range(_CELL_EXTRAS, _CELL_EXTRAS + self.linear.axes.shape[1]), -2]]
         one = value_of_one_count(expected.log_total)[cell]
-        entries = entries_of(values[at] - one, one, counts[at], of_hidden[cell])
-        return Entries(entries, genes, cell, torch.cat(of_cell, 1))
+        entries = entries_of(values[at] - one, one, counts[at], of_hidden[cell], of_above[cell])
+        return Entries(entries, genes, cell, torch.cat([known.clamp(-_FACT_RANGE, _FACT_RANGE), of_cell], 1))
 
     def _linear_start(self, tokens: Tokens, expected: Expected) -> Tensor:
         """Return the expected values of the targets [M], or with a count loss the log rates that they stand for."""

@@ -229,5 +229,10 @@ def test_the_total_tells_the_sum_of_the_hidden_counts(world):
     np.testing.assert_allclose(excess[:2], (np.log(batch.totals - visible) - expected)[:2], rtol=1e-4)
     assert (hidden <= (batch.totals - visible) * 1.0001).all()
     assert excess[2] == expected[2] == 0
+    above, of_above = Tokens.of(batch, CPU).hidden_sum(torch.from_numpy(values), log_total, above=True).numpy().T
+    np.testing.assert_allclose(of_above[:2], np.log1p(2 * np.bincount(cell))[:2], rtol=1e-5)
+    rest = batch.totals - visible - np.bincount(cell)  # a detected gene has one count at least
+    np.testing.assert_allclose(above[:2], (np.log1p(rest) - of_above)[:2].clip(-3, 3), rtol=1e-3, atol=1e-3)
+    assert above[2] == of_above[2] == 0
     shown = Tokens.of(replace(batch, hidden=np.zeros_like(batch.hidden)), CPU)
     assert not shown.hidden_sum(torch.from_numpy(values), torch.from_numpy(batch.log_total)).any()
