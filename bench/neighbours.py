@@ -1,8 +1,9 @@
-"""Whether attention over the values of neighbours pays: `python bench/neighbours.py DATA --group COLUMN --minutes 5`.
+"""Whether attention over the values of neighbours pays: `python bench/neighbours.py DATA --group COLUMN --steps 700`.
 
-Networks without and with neighbours are trained for the same minutes on the same data, one after the other, each of
-them with every value of the group column held out in turn. The rows are compared on the held-out cells with the group
-offsets and the linear neighbours of the same cells, with 15 % hidden and the total known.
+Networks without and with neighbours are trained on the same data, each of them with every value of the group column
+held out in turn. Attention over k neighbours takes k + 1 times as many tokens for a cell, so networks with fewer
+neighbours take more steps, in proportion. The rows are compared on the held-out cells with the group offsets and the
+linear neighbours of the same cells, with 15 % hidden and the total known.
 """
 
 import argparse
@@ -40,23 +41,24 @@ def main() -> None:
     parser.add_argument("--neighbours", type=int, nargs="+", default=[0, 4])
     parser.add_argument("--linear", type=int, default=30, help="Neighbours of the linear row.")
     parser.add_argument("--genes", type=int, help="Keep this many variable genes.")
-    parser.add_argument("--minutes", type=float, default=5)
+    parser.add_argument("--steps", type=int, default=700, help="Steps with the most neighbours.")
     parser.add_argument("--correction-steps", type=int, default=PretrainConfig().correction_steps)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     facts = {"data": arguments.data.stem, "commit": commit(), "environment": environment()}
-    given = {name: getattr(arguments, name) for name in ("genes", "minutes", "correction_steps", "folds")}
+    given = {name: getattr(arguments, name) for name in ("genes", "correction_steps", "folds")}
     with tempfile.TemporaryDirectory() as folder:
         store = prepare(
             [arguments.data], Path(folder) / "data.sckit", config=PrepareConfig(genes=arguments.genes or "all")
         ).path
         for k in arguments.neighbours:
+            steps = arguments.steps * (1 + max(arguments.neighbours)) // (1 + k)
             config = PretrainConfig(
                 mask="uniform", group=arguments.group, folds=arguments.folds, neighbours=k, patience=10**6,
-                minutes=arguments.minutes, correction_steps=arguments.correction_steps,
+                steps=steps, correction_steps=arguments.correction_steps,
             )  # fmt: skip
             for record in scores(store, config, arguments.linear, Path(folder)):
-                record = {"neighbours": k} | record
+                record = {"neighbours": k, "steps": steps} | record
                 print(json.dumps(record), flush=True)
                 if arguments.out:
                     with arguments.out.open("a", encoding="utf-8") as lines:
