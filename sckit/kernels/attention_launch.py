@@ -64,6 +64,7 @@ LAUNCHES: dict[str, dict[tuple[int, int], Launches]] = {
         (64, 2): Launches(Launch(64, 4, 3), Launch(32, 4, 3), Launch(32, 4, 3)),
         (128, 2): Launches(Launch(32, 4, 2, reload=True), Launch(32, 4, 2, reload=True), Launch(64, 8, 2, reload=True)),
         **_FLOAT32,
+        (64, 4): _FLOAT32[64, 4]._replace(keys=Launch(16, 16, 2, reload=True)),
     },
     "sm_90": {
         (16, 2): _PLAIN,
@@ -85,7 +86,8 @@ LAUNCHES: dict[str, dict[tuple[int, int], Launches]] = {
         (16, 2): _TWO,
         (32, 2): _TWO,
         (64, 2): Launches(_TWO.forward, _TWO.queries, _FOUR.keys),
-        (128, 2): Launches(_TWO.forward, _FOUR.queries, _FOUR.keys),
+        # Without a second copy of its tile, which Triton 3.7 would keep in half of the shared memory.
+        (128, 2): Launches(Launch(32, 2, 2, reload=True), _FOUR.queries, _FOUR.keys),
         (16, 4): _TWO,
         (32, 4): _TWO,
         (64, 4): Launches(_FOUR.forward, _FOUR.queries, Launch(16, 4, 2, mfma=16)),
