@@ -120,8 +120,8 @@ def test_packages_stay_small_enough_to_be_known():
             assert lines(within) <= limit, f"{package}/{name}"
     core = [path for path in SOURCES if str(path.relative_to(PACKAGE).with_suffix("")) in CORE]
     assert len(core) == len(CORE)
-    assert lines(core) <= 2890
-    assert lines(path for path in SOURCES if package_of(path) not in ("kernels", "bench")) <= 17320
+    assert lines(core) <= 2910
+    assert lines(path for path in SOURCES if package_of(path) not in ("kernels", "bench")) <= 17380
 
 
 def test_a_bare_kernels_is_not_ours():

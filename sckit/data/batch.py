@@ -55,28 +55,32 @@ class Hiding:
 
 @dataclass(frozen=True, kw_only=True)
 class HidingOthers(Hiding):
-    """The same in all cells but some, which show all of their values."""
+    """The same in all cells of a batch but the first ones, which show all of their values."""
 
-    whole: np.ndarray  # bool [cells of the store]
+    whole: int
 
     def rates(self, cells: np.ndarray) -> np.ndarray:
         """Share hidden in each cell, float64 [C]."""
-        return np.where(self.whole[cells], 0.0, super().rates(cells))
+        return np.where(np.arange(len(cells)) < self.whole, 0.0, super().rates(cells))
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The neighbours of cells, and which cells show all of their values."""
+    """The neighbours of cells, and which of them show all of their values.
+
+    Training cells do, but not to cells of their own group: a new group has no cell whose values are all known.
+    """
 
     table: np.ndarray  # int64 [cells of the store, k], rows of the store, -1 where there is none
-    whole: np.ndarray  # bool [cells of the store], training cells
+    training: np.ndarray  # bool [cells of the store]
+    groups: np.ndarray | None = None  # [cells of the store]
 
 
 @dataclass(frozen=True)
 class Around:
     """The neighbours of a batch of T tokens, and the N of their tokens that its C cells see."""
 
-    batch: "Batch"  # of all neighbours, each once
+    batch: "Batch"  # of all neighbours, those that show all of their values first
     order: np.ndarray  # int64 [T + N], for each cell its neighbours' tokens, as T + place in `batch`, and then its own
     offsets: np.ndarray  # int32 [C + 1], where each cell begins in that order
     keys: np.ndarray  # int32 [C], number of its neighbours' tokens and of its context tokens
@@ -174,19 +178,25 @@ class Packer:
 
     def _with_neighbours(self, batch: Batch, neighbours: Neighbours) -> Batch:
         """Add what the neighbours of its cells show; those that are not shown whole hide what this packer hides."""
-        found = neighbours.table[batch.cells]
-        hiding = HidingOthers(**vars(self.hiding), whole=neighbours.whole)
-        others = replace(self, neighbours=None, scored=False, hiding=hiding)(np.unique(found[found >= 0]))
-        return replace(batch, around=_tokens_around(batch, found, others))
+        found, groups = neighbours.table[batch.cells], neighbours.groups
+        whole = neighbours.training[found]
+        if groups is not None:
+            whole &= groups[found] != groups[batch.cells][:, None]
+        parts = np.unique(found[(found >= 0) & whole]), np.unique(found[(found >= 0) & ~whole])
+        hiding = HidingOthers(**vars(self.hiding), whole=len(parts[0]))
+        others = replace(self, neighbours=None, scored=False, hiding=hiding)(np.concatenate(parts))
+        at, hiding_at = (np.searchsorted(part, found) for part in parts)
+        places = np.where(found < 0, -1, np.where(whole, at, len(parts[0]) + hiding_at))
+        return replace(batch, around=_tokens_around(batch, places, others))
 
 
-def _tokens_around(batch: Batch, found: np.ndarray, others: Batch) -> Around:
+def _tokens_around(batch: Batch, places: np.ndarray, others: Batch) -> Around:
     """Choose from the neighbours' visible tokens those of genes that the cell itself detects.
 
-    found: int64 [C, k], rows of the store or -1; others: a batch of all of them, ascending.
+    places: int64 [C, k], positions in the batch of others or -1.
     """
-    cell, place = np.nonzero(found >= 0)
-    other = np.searchsorted(others.cells, found[cell, place])
+    cell, place = np.nonzero(places >= 0)
+    other = places[cell, place]
     lengths = np.diff(others.offsets)[other]
     ends = np.cumsum(lengths)
     token = np.arange(lengths.sum()) + np.repeat(others.offsets[other] - (ends - lengths), lengths)

@@ -206,7 +206,7 @@ class Setting:
         """Return the neighbours of the cells of a pass: detection decides, so that they are the same at all rates."""
         key = id(fitted), cells.tobytes()
         if key not in self._found:
-            of = fitted.offsets, packer, cells, self.run.cells(TRAIN)
+            of = fitted.offsets, packer, cells, self.run.cells(TRAIN), self.run.groups
             self._found[key] = find_neighbours(*of, self.run.config.neighbours, self.run.config.seed)
         return self._found[key]
 

@@ -47,14 +47,17 @@ class Trees:
 def fit_trees(
     training: TrainingCells, forms: OffsetForms, packers: Callable[[int], Packer], draws: int, seed: int
 ) -> Trees:
-    """Fit the correction on training cells, at most 1.5 million entries; packers: what hides in each of the draws."""
+    """Fit the correction on at most 1.5 million entries of training cells, as many of each; packers: of the draws."""
     fold, fits = cross_fitted(training, forms)
-    order = np.random.default_rng(seed).permutation(len(fold))
+    generator = np.random.default_rng(seed)
+    order, most = generator.permutation(len(fold)), max(_MOST_ENTRIES // (draws * len(fold)), 1)
     entries, parts = 0, []
     for part in in_blocks(order, _BLOCK_CELLS):
-        for seen, left in _of_block(training.cells[part], fold[part], fits, forms, packers, draws):
-            parts.append((seen, left))
-            entries += len(left)
+        for seen, left, cell in _of_block(training.cells[part], fold[part], fits, forms, packers, draws):
+            mixed = np.lexsort([generator.random(len(cell)), cell])
+            kept = np.sort(mixed[np.arange(len(cell)) - np.searchsorted(cell, cell) < most])
+            parts.append((seen[kept], left[kept]))
+            entries += len(kept)
         if entries >= _MOST_ENTRIES:
             break
     seen, left = (np.concatenate(each) for each in zip(*parts, strict=True))
@@ -65,13 +68,13 @@ def fit_trees(
 def _of_block(
     cells: np.ndarray, fold: np.ndarray, fits: list[OffsetForms], forms: OffsetForms,
     packers: Callable[[int], Packer], draws: int,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:  # fmt: skip
-    """Yield what the trees see of the hidden entries of some cells, and what the ridge of other folds leaves."""
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:  # fmt: skip
+    """Yield what the trees see of hidden entries of some cells, what the ridge of other folds leaves, and the cell."""
     for number in np.unique(fold):
         for draw in range(draws):
             batch = packers(draw)(np.sort(cells[fold == number]))
             seen = _seen(forms, fits[number], batch)
-            yield seen, batch.truth - seen[:, 0]
+            yield seen, batch.truth - seen[:, 0], batch.target_cells
 
 
 def _seen(forms: OffsetForms, fit: OffsetForms, batch: Batch) -> np.ndarray:
@@ -82,6 +85,6 @@ def _seen(forms: OffsetForms, fit: OffsetForms, batch: Batch) -> np.ndarray:
     values[hidden.targets] = fit.value_ridge(hidden, fit.of_cells(batch))
     of_tokens = values, batch.hidden, batch.offsets.astype(np.int64), batch.log_total
     of_hidden = hidden_sum(*map(torch.from_numpy, of_tokens), above=True).numpy()
-    of_gene = forms.gene_mean[genes], np.log1p(forms.cells[genes]), forms.deviation[genes]
+    of_gene = fit.gene_mean[genes], np.log1p(fit.cells[genes]), fit.deviation[genes]
     of_cell = cells.x[cell, 2 : 2 + _COMPONENTS], of_hidden[cell]
     return np.column_stack([values[batch.targets], cells.one[cell], cells.x[cell, 1], *of_gene, *of_cell])

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sckit.model.offset_forms import OffsetForms
+
 _WIDTH = 128  # of the shared network
 _PRODUCTS = 32
 _SCALE, _MOST = 5.0, 6.0  # of a product: to a size of about one at first; it must not be extrapolated
@@ -24,17 +26,16 @@ _LEAST_COUNT, _LEAST_ABOVE = 0.1, 0.05
 class Entries(NamedTuple):
     """What the correction sees of M entries in C cells."""
 
-    entries: Tensor  # float32 [M, 5]
+    entries: Tensor  # float32 [M, 10], the last 5 of which are the facts of its gene
     genes: Tensor  # int64 [M]
     cell: Tensor  # int64 [M], row of `cells`
     cells: Tensor  # float32 [C, S], facts of the cells
 
 
-def facts_of_genes(
-    cells: np.ndarray, deviation: np.ndarray, gene_mean: np.ndarray, mean_above: np.ndarray, noise: np.ndarray
-) -> np.ndarray:
-    """Return what the correction knows of the genes, standardised, float32 [G, 5]; arguments as in `OffsetForms`."""
-    facts = np.column_stack([np.log1p(cells), deviation, gene_mean, mean_above, np.sqrt(np.maximum(noise, 0))])
+def facts_of_genes(forms: OffsetForms) -> np.ndarray:
+    """Return what the correction knows of the genes, standardised, float32 [G, 5]."""
+    noise = np.sqrt(np.maximum(forms.noise, 0))
+    facts = np.column_stack([np.log1p(forms.cells), forms.deviation, forms.gene_mean, forms.mean_above, noise])
     facts = (facts - facts.mean(0)) / (facts.std(0) + 1e-9)
     return facts.clip(-_GENE_RANGE, _GENE_RANGE).astype(np.float32)
 
@@ -75,7 +76,7 @@ class Correction(nn.Module):
     def parts(self, seen: Entries) -> tuple[Tensor, Tensor]:
         """Return the corrections [M], and the vector w of the gene of each entry [M, products]."""
         cells = F.embedding(seen.cell, seen.cells)
-        of_all = self.shared(torch.cat([seen.entries, F.embedding(seen.genes, self.facts), cells], 1))[:, 0]
+        of_all = self.shared(torch.cat([seen.entries, cells], 1))[:, 0]
         left, right = self.factors(seen.cells).chunk(2, -1)
         of_gene = self.gene(seen.genes)
         products = (_SCALE * self.products(left * right)).clamp(-_MOST, _MOST)

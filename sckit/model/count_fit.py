@@ -59,17 +59,22 @@ def fit_factors(training: TrainingCells, forms: OffsetForms, count: int) -> Offs
 
 
 def gene_facts(training: TrainingCells) -> dict[str, np.ndarray]:
-    """Return how many cells show each gene, and over these means of its value and count, [G] each."""
+    """Return how many cells show each gene, and over these means of its value and count, [G] each.
+
+    A gene that no cell shows has the means over all entries.
+    """
     cells, values, squares, above, counts = (np.zeros(training.n_genes) for _ in range(5))
     for block in training.blocks():
         value, one = block.values.data, value_of_one(np.log(block.totals))[cell_of_entry(block.values.indptr)]
         entries = (None, value, value**2, value - one, _counts_of(block.values, block.totals))
         for total, weights in zip((cells, values, squares, above, counts), entries, strict=True):
             total += np.bincount(block.values.indices, weights, minlength=training.n_genes)
-    seen = np.maximum(cells, 1)
-    deviation = np.sqrt(np.maximum(squares / seen - (values / seen) ** 2, 0))
-    means = {"gene_mean": values / seen, "mean_above": above / seen, "mean_count": counts / seen}
-    return means | {"cells": cells, "deviation": deviation}
+    value, square, above, count = (
+        np.where(cells > 0, total / np.maximum(cells, 1), total.sum() / max(cells.sum(), 1))
+        for total in (values, squares, above, counts)
+    )
+    deviation = np.sqrt(np.maximum(square - value**2, 0))
+    return {"gene_mean": value, "mean_above": above, "mean_count": count, "cells": cells, "deviation": deviation}
 
 
 def _counts_of(values: sp.csr_array, totals: np.ndarray) -> np.ndarray:

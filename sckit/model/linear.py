@@ -39,8 +39,7 @@ class Start:
         arrays = {name: getattr(forms, name) for name in LINEAR}
         if not isinstance(forms, OffsetForms):
             return cls(**arrays)
-        facts = facts_of_genes(forms.cells, forms.deviation, forms.gene_mean, forms.mean_above, forms.noise)
-        return cls(**arrays, mean_above=forms.mean_above, facts=facts)
+        return cls(**arrays, mean_above=forms.mean_above, facts=facts_of_genes(forms))
 
     @classmethod
     def of_weights(cls, weights: Mapping[str, Tensor], genes: int) -> "Start":
@@ -71,7 +70,7 @@ class Start:
 LINEAR = tuple(field.name for field in fields(Start) if field.name not in ("mean_above", "facts"))
 """The arrays of every linear baseline inside a model."""
 
-CROSS_FITTED = ("ridge", "total", "loadings", "noise")
+CROSS_FITTED = ("ridge", "total", "loadings", "noise", "gene_mean", "mean_above")
 """Those that are fitted without a fold of the training cells."""
 
 

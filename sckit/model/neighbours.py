@@ -39,24 +39,25 @@ def may_be_neighbours(cells: np.ndarray, seed: int) -> np.ndarray:
 
 
 def find_neighbours(
-    forms: OffsetForms, packer: Packer, cells: np.ndarray, training: np.ndarray, k: int, seed: int
-) -> Neighbours:
+    forms: OffsetForms, packer: Packer, cells: np.ndarray, training: np.ndarray, groups: np.ndarray | None,
+    k: int, seed: int,
+) -> Neighbours:  # fmt: skip
     """Find k neighbours of each of the cells among training cells and among these cells themselves, as packed.
 
-    cells, training: int64, rows of the store. Training cells show all of their values, the others what is not hidden.
+    cells, training: int64, rows of the store; groups: of all cells of the store, where there are groups.
     """
     pool = np.union1d(may_be_neighbours(training, seed), may_be_neighbours(cells, seed))
     every = np.union1d(pool, cells)
     components = np.concatenate([components_of(forms, forms.of_cells(batch).x) for batch in _batches(packer, every)])
     among = components[np.searchsorted(every, pool)]
-    size = int(every.max()) + 1
-    table, whole = np.full((size, k), -1), np.zeros(size, bool)
+    size, k = int(every.max()) + 1, min(k, len(pool))
+    table, shown = np.full((size, k), -1), np.zeros(size, bool)
     for part in np.array_split(cells, -(-len(cells) // 512)):
         barred = part[:, None] == pool
         found, there = nearest(components[np.searchsorted(every, part)], among, barred, k)
         table[part, : found.shape[1]] = np.where(there, pool[found], -1)
-    whole[training] = True
-    return Neighbours(table, whole)
+    shown[training] = True
+    return Neighbours(table, shown, groups)
 
 
 def _batches(packer: Packer, cells: np.ndarray) -> Iterable[Batch]:

@@ -89,7 +89,8 @@ def cross_fitted(
         weights = 1 / like.noise[:, None]
         u, _, v = np.linalg.svd((forms.loadings * weights).T @ like.loadings)
         forms = replace(forms, loadings=np.ascontiguousarray(forms.loadings @ (u @ v)))
-        fits.append(replace(forms, log_rate=like.log_rate, counts=like.counts, excess=like.excess, chosen=like.chosen))
+        same = {name: getattr(like, name) for name in ("log_rate", "counts", "excess", "chosen")}
+        fits.append(replace(forms, **same, cells=forms.cells * (len(fold) / len(kept.cells))))
     return fold, fits
 
 

@@ -147,7 +147,9 @@ class Model(Trunk):
         of_cell = torch.stack([torch.log(of_hidden) - 5, share, of_above - 4, excess], 1)
         known = expected.state[:, [0, 1, 2, *range(_CELL_EXTRAS, _CELL_EXTRAS + self.linear.axes.shape[1]), -2]]
         one = value_of_one_count(expected.log_total)[cell]
-        entries = entries_of(values[at] - one, one, counts[at], of_hidden[cell], of_above[cell])
+        of_entries = entries_of(values[at] - one, one, counts[at], of_hidden[cell], of_above[cell])
+        assert self.correction is not None
+        entries = torch.cat([of_entries, F.embedding(genes, self.correction.facts)], 1)
         return Entries(entries, genes, cell, torch.cat([known.clamp(-_FACT_RANGE, _FACT_RANGE), of_cell], 1))
 
     def _linear_start(self, tokens: Tokens, expected: Expected) -> Tensor:

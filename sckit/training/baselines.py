@@ -12,7 +12,6 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from sckit.data.batch import Batch, Hiding, Packer
-from sckit.data.labels import group_values
 from sckit.data.split import TRAIN
 from sckit.data.views import CountsView, CutView
 from sckit.files import replacing
@@ -24,6 +23,7 @@ from sckit.model.regression import TrainingCells
 from sckit.model.transformer import Model
 from sckit.training.run import CROSS_FITS, OFFSET_FORMS, Run, training_view
 
+_OF_FOLDS = (*CROSS_FITTED, "cells", "deviation")
 _CALIBRATION_CELLS = 1500
 _CALIBRATION_EPOCH = 2**20  # no epoch of training hides the same values
 _VERSION = {"version": "2"}
@@ -33,7 +33,7 @@ _VERSION = {"version": "2"}
 def training_cells(run: Run, view: CountsView) -> TrainingCells:
     """Return the run's training cells, cut as in training, with the values of its group column."""
     cells = run.cells(TRAIN)
-    groups = group_values(run.store.obs, run.config.group)[cells] if run.config.group else None
+    groups = None if run.groups is None else run.groups[cells]
     cut = CutView(view, run.vocabulary, run.config.max_genes, run.config.seed)
     return TrainingCells(cut, run.vocabulary, cells, groups, run.config.seed)
 
@@ -95,15 +95,15 @@ class CrossFits:
     """
 
     fold: np.ndarray  # int64 [training cells], in the order of `Run.cells`
-    arrays: dict[str, np.ndarray]  # by name as in CROSS_FITTED, float32 [folds, ...]
+    arrays: dict[str, np.ndarray]  # by name as in _OF_FOLDS, float32 [folds, ...]
 
     def forms(self, like: OffsetForms, number: int) -> OffsetForms:
         """Return the baselines that left out a fold; what does not differ between folds is that of `like`."""
         return replace(like, **{name: array[number].astype(np.float64) for name, array in self.arrays.items()})
 
     def of(self, number: int, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-        """Return the arrays of the fit that left out a fold."""
-        return {name: torch.from_numpy(array[number]).to(device) for name, array in self.arrays.items()}
+        """Return the arrays of the fit that left out a fold, for the linear baseline inside a model."""
+        return {name: torch.from_numpy(self.arrays[name][number]).to(device) for name in CROSS_FITTED}
 
 
 def cross_fits(run: Run, log: Callable[[str], None] = lambda _: None) -> CrossFits:
@@ -114,7 +114,7 @@ def cross_fits(run: Run, log: Callable[[str], None] = lambda _: None) -> CrossFi
     log("offset baselines: fitted without each fold of the training cells")
     training = training_cells(run, training_view(run.store, run.config))
     fold, fits = cross_fitted(training, forms, whole_groups=run.config.neighbours > 0)
-    arrays = {name: np.stack([getattr(fit, name) for fit in fits]).astype(np.float32) for name in CROSS_FITTED}
+    arrays = {name: np.stack([getattr(fit, name) for fit in fits]).astype(np.float32) for name in _OF_FOLDS}
     _keep(run.path / CROSS_FITS, arrays | {"fold": fold})
     return CrossFits(fold, arrays)
 
@@ -147,7 +147,7 @@ def _kept_cross_fits(run: Run, forms: OffsetForms) -> CrossFits | None:
         arrays = _read(run.path / CROSS_FITS)
         fold = arrays.pop("fold")
         folds = len(arrays["noise"])
-        shapes = {name: (folds, *getattr(forms, name).shape) for name in CROSS_FITTED}
+        shapes = {name: (folds, *getattr(forms, name).shape) for name in _OF_FOLDS}
         whole = fold.shape == run.cells(TRAIN).shape and np.isin(fold, np.arange(folds)).all()
         finite = all(np.isfinite(array).all() for array in arrays.values())
         if whole and finite and {name: array.shape for name, array in arrays.items()} == shapes:

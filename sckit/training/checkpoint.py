@@ -55,7 +55,15 @@ def load_checkpoint(run: Path, model: Model, optimiser: torch.optim.Optimizer) -
 
 
 def load_weights(model: Model, weights: dict[str, torch.Tensor]) -> None:
-    """Put weights into the model. Raises ValueError or RuntimeError where they are not of its types and shapes."""
+    """Put weights into the model. Raises ValueError or RuntimeError where they are not of its types and shapes.
+
+    Raises DataError where the correction of the linear baseline has an earlier shape.
+    """
+    first = "correction.shared.0.weight"
+    own = model.state_dict().get(first)
+    if own is not None and (first not in weights or weights[first].shape != own.shape):
+        message = "the run was trained with an earlier form of the correction, which is not read; train again."
+        raise DataError(message)
     if {tensor.dtype for tensor in weights.values()} - {tensor.dtype for tensor in model.state_dict().values()}:
         msg = "weights are numbers of another type"
         raise ValueError(msg)

@@ -68,11 +68,16 @@ def fit_correction(model: Model, draw: Draw, check: Draw, cells_of_gene: Tensor,
         correction.load_state_dict(start)
         _train(model, drawn, penalty / cells_of_gene.to(drawn.base.device).clamp(min=1), steps, seed)
         losses = _losses(model, checked)
-        less = best - losses
-        if less.mean() > less.std() / len(less) ** 0.5:
+        if _better(losses, best):
             best, kept, chosen = losses, deepcopy(correction.state_dict()), penalty
     correction.load_state_dict(kept)
     return Fitted(steps, chosen)
+
+
+def _better(losses: Tensor, than: Tensor) -> bool:
+    """Return whether the losses of cells [C] are smaller by more than the standard error of that."""
+    less = than - losses
+    return len(less) > 1 and bool(less.mean() > less.std() / len(less) ** 0.5)
 
 
 def _train(model: Model, drawn: _Collected, penalty: Tensor, steps: int, seed: int) -> None:

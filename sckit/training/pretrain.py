@@ -118,7 +118,7 @@ class _Trainer:
         self.starts = Starts(run, self.model, compute.device)
         self.neighbours = None
         if self.config.neighbours:
-            of = self.starts.offsets, self._packer(0, "detected"), cells, run.cells(TRAIN)
+            of = self.starts.offsets, self._packer(0, "detected"), cells, run.cells(TRAIN), run.groups
             self.neighbours = find_neighbours(*of, self.config.neighbours, self.config.seed)
         self.optimiser = make_optimiser(self.model, self.config)
         self.at = Progress()

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from sckit.config import ModelConfig, PretrainConfig, from_dict, read_toml
 from sckit.data.genes import GeneIndex
+from sckit.data.labels import group_values
 from sckit.data.manifest import MANIFEST
 from sckit.data.split import HELD_OUT, LEFT_OUT, TRAIN, VALIDATION
 from sckit.data.store import Store, open_store
@@ -75,8 +76,6 @@ class Run:
         try:
             written = json.loads((self.path / "model.json").read_text(encoding="utf-8"))
             weights = load_file(self.path / "model.safetensors")
-            if "correction.norm.weight" in weights:
-                raise DataError(f"the correction of {self.path} has an earlier form that is not read; train again.")
             shape = from_dict(ModelConfig, written["model"], str(self.path / "model.json"))
             # Before anything of that size is made: what the file says has to be what it holds.
             sizes = {"gene.weight": (len(self.genes), shape.width), "curve": (shape.knots, shape.width)}
@@ -128,6 +127,11 @@ class Run:
     def cells(self, part: int) -> np.ndarray:
         """Return the row numbers of the cells of one part of the split, ascending."""
         return np.flatnonzero(self.split == part)
+
+    @property
+    def groups(self) -> np.ndarray | None:
+        """The value of the group column for each cell of the store, where the run has such a column."""
+        return group_values(self.store.obs, self.config.group) if self.config.group else None
 
     @property
     def seen(self) -> np.ndarray:

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from sckit.data.labels import group_values
 from sckit.data.loader import epoch_batches
 from sckit.data.split import TRAIN, VALIDATION
+from sckit.model.correction import facts_of_genes
 from sckit.model.linear import CROSS_FITTED
 from sckit.model.offset_forms import OffsetForms
 from sckit.model.transformer import Model
@@ -22,17 +22,21 @@ class Starts:
     """The fits of a run by folds of its training cells, and the model that they are put into."""
 
     def __init__(self, run: Run, model: Model, device: torch.device) -> None:
-        self._linear, self.offsets, self.train = model.linear, offset_forms(run), run.cells(TRAIN)
+        self._model, self.offsets, self.train = model, offset_forms(run), run.cells(TRAIN)
         self._fits = cross_fits(run) if model.config.start == "offset" else None
         if self._fits is not None:
             self._whole = {name: getattr(model.linear, name).clone() for name in CROSS_FITTED}
             self._folds = [self._fits.of(number, device) for number in range(len(self._fits.arrays["noise"]))]
+            every = [self.offsets, *(self._fits.forms(self.offsets, number) for number in range(len(self._folds)))]
+            self._facts = [torch.from_numpy(facts_of_genes(forms)).to(device) for forms in every]
         self.validation = self._validation(run)
 
     def use(self, fold: int | None) -> None:
         """Give the model the linear baseline that was fitted without this fold of the training cells, or with all."""
         if self._fits is not None:
-            self._linear.use(self._whole if fold is None else self._folds[fold])
+            self._model.linear.use(self._whole if fold is None else self._folds[fold])
+            if self._model.correction is not None:
+                self._model.correction.facts.copy_(self._facts[0 if fold is None else 1 + fold])
 
     def judges(self) -> Iterator[tuple[OffsetForms, np.ndarray]]:
         """Yield the validation cells with the linear baseline that the model starts from, which it then has."""
@@ -53,10 +57,9 @@ class Starts:
 
     def _validation(self, run: Run) -> Parts:
         """Return the validation cells; where folds are whole groups, by fold, so that they stand for new groups."""
-        cells = run.cells(VALIDATION)
-        if self._fits is None or not run.config.neighbours or run.config.group is None:
+        cells, groups = run.cells(VALIDATION), run.groups
+        if self._fits is None or not run.config.neighbours or groups is None or len({*groups[self.train]}) < 2:
             return [(None, cells)]
-        groups = group_values(run.store.obs, run.config.group)
         fold_of = dict(zip(groups[self.train], self._fits.fold.tolist(), strict=True))
         fold = np.array([fold_of.get(group, -1) for group in groups[cells]])
         return [(None if number < 0 else int(number), cells[fold == number]) for number in np.unique(fold)]

@@ -7,6 +7,7 @@ import pytest
 
 from sckit.data.batch import Hiding, Packer
 from sckit.evaluation.trees import fit_trees
+from sckit.model.correction import facts_of_genes
 from sckit.model.offset_fit import cross_fitted, fit_offset_forms
 from sckit.model.regression import TrainingCells
 
@@ -94,3 +95,10 @@ def test_the_cross_fits_do_not_know_their_own_fold():
     )
     assert others > expected + 0.5
     assert abs(left_out - expected) < 0.1 * (others - expected)
+    np.testing.assert_array_equal(facts_of_genes(fits[2])[5, 1:4], facts_of_genes(before)[5, 1:4])
+    assert (facts_of_genes(fits[0])[5, 1:4] > facts_of_genes(before)[5, 1:4] + 0.5).any()
+    np.testing.assert_allclose(fits[2].cells, forms.cells, rtol=0.2)  # as if it had as many cells
+    counts[:, 5] = np.where(np.arange(CELLS) == np.flatnonzero(fold == 2)[0], 40, 0)  # a gene of a single cell
+    alone = replace(training, view=Counts(counts, small.view.totals(np.arange(CELLS))))
+    means = cross_fitted(alone, fit_offset_forms(alone, **FIXED))[1][2].gene_mean
+    assert means.min() < means[5] < means.max()

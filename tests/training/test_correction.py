@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from sckit.config import ModelConfig, PretrainConfig
@@ -17,7 +18,7 @@ from sckit.model.offset_fit import fit_offset_forms
 from sckit.model.regression import TrainingCells
 from sckit.model.tokens import Tokens
 from sckit.model.transformer import Model
-from sckit.training.correction import _PENALTIES as PENALTIES
+from sckit.training import correction as fitting
 from sckit.training.correction import fit_correction
 from sckit.training.pretrain import pretrain
 from sckit.training.run import open_run
@@ -76,7 +77,7 @@ def planted(*, effect, cells=600, genes=12, of_cell=60, seed=0):
     sign = torch.where(torch.arange(genes) % 2 == 0, 1.0, -1.0)
     draws = []
     for _ in range(4):
-        entries = torch.randn(cells * of_cell, 5, generator=generator)
+        entries = F.pad(torch.randn(cells * of_cell, 5, generator=generator), (0, 5))  # and nothing known of genes
         gene = torch.randint(0, genes, (cells * of_cell,), generator=generator)
         cell = torch.arange(cells).repeat_interleave(of_cell)
         signal = torch.sin(2 * entries[:, 0]) + sign[gene] * facts[cell, 2] * facts[cell, 3]
@@ -131,14 +132,29 @@ def test_a_gene_of_few_cells_is_penalised_more():
 
 def test_validation_cells_choose_the_penalty_or_no_correction():
     draws = planted(effect=0.5)
-    assert fit(Planted(), draws, cells=20.0).penalty == min(PENALTIES)  # there are products, and few cells for them
+    least, most = sorted(fitting._PENALTIES)
+    assert fit(Planted(), draws, cells=20.0).penalty == least  # there are products, and few cells for them
     noise = planted(effect=0, cells=40, of_cell=20)
     check = planted(effect=0, cells=200, seed=2)
-    assert fit(Planted(), noise, cells=1e5, check=check).penalty in (None, max(PENALTIES))
+    assert fit(Planted(), noise, cells=1e5, check=check).penalty in (None, most)
     against = [(seen, -signal, truth - 2 * signal) for seen, signal, truth in planted(effect=0.5, cells=100, seed=2)]
     stub = Planted()
     assert fit(stub, draws, check=against).penalty is None
     assert all(not stub.correction.state_dict()[name].any() for name in ("shared.4.weight", "gene.weight"))
+
+
+def test_a_correction_is_better_by_more_than_a_standard_error_over_cells():
+    before = torch.zeros(100, dtype=torch.float64)
+    noise = torch.linspace(-1, 1, 100, dtype=torch.float64)
+    error = float(noise.std()) / 10
+    assert not fitting._better(noise - 0.9 * error, before)
+    assert fitting._better(noise - 1.1 * error, before)
+    assert not fitting._better(before[:1] - 1, before[:1])
+    stub, check = Planted(), planted(effect=0.5, cells=50)  # every draw shows the same 50 cells
+    checked = fitting._collect(stub, lambda number: [check[number % 4]], 0)
+    losses = fitting._losses(stub, checked)
+    assert losses.shape == (50,)
+    assert float(losses.sum()) == pytest.approx(float(checked.truth.double().square().sum()))
 
 
 def test_it_is_trained_before_the_network_and_stays_as_it_is(simulated, tmp_path):
@@ -151,8 +167,8 @@ def test_it_is_trained_before_the_network_and_stays_as_it_is(simulated, tmp_path
         ).run  # fmt: skip
         weights.append(load_file(max((path / "checkpoints").iterdir()) / "state.safetensors"))
     kept = load_file(path / "model.safetensors")
-    save_file(kept | {"correction.norm.weight": torch.ones(32)}, path / "model.safetensors")
-    with pytest.raises(DataError, match="earlier form that is not read; train again"):
+    save_file(kept | {"correction.shared.0.weight": torch.ones(64, 26)}, path / "model.safetensors")
+    with pytest.raises(DataError, match="earlier form of the correction, which is not read; train again"):
         open_run(path).model()
     assert any("trained a correction of the linear baseline, without attention, 30 steps" in text for text in heard)
     one, three = weights

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from sckit.config import EvalConfig, PretrainConfig
 from sckit.data.batch import Hiding, Neighbours, Packer
@@ -13,8 +14,11 @@ from sckit.data.views import cell_of_entry
 from sckit.errors import ConfigError
 from sckit.evaluation.evaluate import evaluate
 from sckit.evaluation.rows import best_of
+from sckit.model.correction import facts_of_genes
+from sckit.model.linear import Start
 from sckit.model.neighbours import components_of, find_neighbours, nearest
 from sckit.model.tokens import Tokens
+from sckit.model.transformer import Model
 from sckit.training.baselines import cross_fits, offset_forms
 from sckit.training.pretrain import pretrain
 from sckit.training.run import open_run
@@ -40,7 +44,7 @@ def run(simulated, tmp_path_factory):
 @pytest.fixture(scope="module")
 def packer(run):
     plain = Packer(run.store, run.vocabulary, Hiding(0.4))
-    of = offset_forms(run), plain, run.cells(HELD_OUT), run.cells(TRAIN)
+    of = offset_forms(run), plain, run.cells(HELD_OUT), run.cells(TRAIN), run.groups
     return replace(plain, neighbours=find_neighbours(*of, 3, 0))
 
 
@@ -52,7 +56,7 @@ def test_neighbours_are_the_nearest_others_of_training_and_of_the_pass(run, pack
         distance = ((x - x[pool == cell]) ** 2).sum(1)
         expected = [other for other in pool[np.argsort(distance)] if other != cell][:3]
         assert set(packer.neighbours.table[cell]) == set(expected)
-    np.testing.assert_array_equal(np.flatnonzero(packer.neighbours.whole), run.cells(TRAIN))
+    np.testing.assert_array_equal(np.flatnonzero(packer.neighbours.training), run.cells(TRAIN))
 
 
 def test_fewer_cells_than_neighbours_leave_places_empty():
@@ -80,7 +84,40 @@ def test_a_cell_sees_visible_values_of_its_own_genes_in_front_of_its_tokens(run,
         assert sorted(part[:-length]) == sorted(expected)
         assert around.keys[c] == len(expected) + batch.keys[c]
     hidden_of = [others.hidden[cell_of_entry(others.offsets) == i].any() for i in range(len(others.cells))]
-    np.testing.assert_array_equal(np.array(hidden_of), ~packer.neighbours.whole[others.cells])
+    np.testing.assert_array_equal(np.array(hidden_of), ~packer.neighbours.training[others.cells])
+
+
+def test_training_cells_show_their_own_group_what_is_hidden_in_a_new_one(run, packer):
+    cells, groups = run.cells(TRAIN), run.groups
+    of = offset_forms(run), packer, cells, cells, groups
+    batch = replace(packer, hiding=Hiding(1.0), neighbours=find_neighbours(*of, 8, 0))(cells)
+    others, own = batch.around.batch, np.repeat(np.arange(len(cells)), np.diff(batch.around.offsets))
+    token = batch.around.order - len(batch.genes)
+    shown = token >= 0
+    of_others = others.cells[cell_of_entry(others.offsets)[token[shown]]]
+    assert len(of_others) > 100
+    assert (groups[of_others] != groups[cells[own[shown]]]).all()
+    found = find_neighbours(*of, 8, 0).table[cells]
+    assert (groups[found] == groups[cells][:, None]).any()
+
+
+def test_training_and_evaluation_show_neighbours(run, monkeypatch):
+    state = load_file(max((run.path / "checkpoints").iterdir()) / "state.safetensors")
+    assert state["model.other"].abs().sum() > 0  # it has a gradient where a neighbour is shown
+    first = Model(run.model().config, Start.of(offset_forms(run))).blocks[0]
+    size = len(first.qkv.weight) // 3
+    alike = first.qkv.weight[: size // first.heads], first.qkv.weight[size : size + size // first.heads]
+    torch.testing.assert_close(*alike)  # so that attention finds the same gene in other cells
+    around, values_of = [], Model.values
+
+    def heard(model, tokens, **options):
+        around.extend([tokens.around] if options.get("attention", True) else [])
+        return values_of(model, tokens, **options)
+
+    monkeypatch.setattr(Model, "values", heard)
+    evaluate(run.path, EvalConfig(masks=(0.4,), bootstraps=10))
+    assert around
+    assert all(each is not None for each in around)
 
 
 def test_hidden_values_of_neighbours_and_the_cells_batch_change_nothing(run, packer):
@@ -105,7 +142,7 @@ def test_hidden_values_of_neighbours_and_the_cells_batch_change_nothing(run, pac
 
 def test_a_cell_without_neighbours_is_predicted_as_alone(run, packer):
     cells = run.cells(HELD_OUT)[:5]
-    none = Neighbours(np.full_like(packer.neighbours.table, -1), packer.neighbours.whole)
+    none = Neighbours(np.full_like(packer.neighbours.table, -1), packer.neighbours.training)
     alone, around = (replace(packer, neighbours=each)(cells) for each in (None, none))
     model = run.model()
     np.testing.assert_allclose(values(model, Tokens.of(around, CPU)), values(model, Tokens.of(alone, CPU)), atol=1e-5)
@@ -117,6 +154,18 @@ def test_engines_agree_on_neighbours(run, packer):
         model.engine = engine
         found.append(values(model, tokens))
     np.testing.assert_allclose(*found, atol=1e-4)
+
+
+def test_a_start_without_a_fold_knows_nothing_of_it(run):
+    """Neither the linear baseline nor what the correction knows of the genes."""
+    model, fits = run.model(), cross_fits(run)
+    starts = Starts(run, model, CPU)
+    for fold in (0, None):
+        starts.use(fold)
+        forms = offset_forms(run) if fold is None else fits.forms(offset_forms(run), fold)
+        np.testing.assert_array_equal(model.correction.facts.numpy(), facts_of_genes(forms))
+        np.testing.assert_allclose(model.linear.gene_mean.numpy(), forms.gene_mean, rtol=1e-6)
+    assert np.abs(facts_of_genes(fits.forms(offset_forms(run), 0)) - facts_of_genes(offset_forms(run))).max() > 0.01
 
 
 def test_starts_leave_out_whole_groups_and_validation_cells_are_judged_by_their_own(run):
