@@ -42,7 +42,8 @@ class EvalConfig:
     offset_group: str | None = None
     """Column of obs, such as a library or donor: add offsets of the cell's group, from visible values of its cells."""
     neighbours: Annotated[int, at_least(0)] = 0
-    """Add linear rows that see the visible values of this many cells with the nearest detection sets; 0 for none."""
+    """Add linear rows that see the visible values of this many cells with the nearest detection sets; 0 for none, or as
+    many as the run was trained with."""
     trees: bool = False
     """Add the row "value offset ridge + trees": a gradient-boosted correction of that baseline."""
     truth: str | None = None

@@ -148,7 +148,8 @@ class PretrainConfig:
             )
         if self.neighbours and self.context == "visible":
             raise ConfigError(
-                f"--neighbours {self.neighbours} are found by their detected genes, which --context visible hides."
+                f"--neighbours {self.neighbours} looks for cells with like detected genes, which --context visible "
+                "hides; leave out one of them."
             )
         if self.seeds > 1 and not self.folds:
             raise ConfigError(f"--seeds {self.seeds} trains several networks on each part; say how many with --folds.")

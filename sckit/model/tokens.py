@@ -13,7 +13,7 @@ from sckit.kernels.counts_reference import TARGET_SUM
 from sckit.kernels.rows import RowPlan, plan_rows
 
 HIDDEN_RANGE, ABOVE_RANGE = 1.0, 3.0
-"""How far the log of the sum of a cell's hidden counts may lie from what is expected."""
+"""How far the log of the sum of a cell's hidden counts, and of those above one each, may lie from what is expected."""
 
 
 class AroundTokens(NamedTuple):

@@ -120,6 +120,8 @@ class _Trainer:
         if self.config.neighbours:
             of = self.starts.offsets, self._packer(0, "detected"), cells, run.cells(TRAIN), run.groups
             self.neighbours = find_neighbours(*of, self.config.neighbours, self.config.seed)
+            if (few := self.neighbours.table.shape[1]) < self.config.neighbours:
+                self.on_event("note", {"text": f"only {few} cells can be neighbours"})
         self.optimiser = make_optimiser(self.model, self.config)
         self.at = Progress()
         self.begun_s = 0.0

@@ -11,7 +11,7 @@ from sckit.device import Compute
 from sckit.errors import DataError
 from sckit.files import to_json
 from sckit.metrics.values import Scores, json_row
-from sckit.model.offset_forms import OffsetForms
+from sckit.model.offset_forms import OFFSET_PREDICTORS, OffsetForms
 from sckit.model.predict import predictions
 from sckit.model.transformer import Model
 from sckit.training.run import Run
@@ -33,8 +33,10 @@ def validation_row(
         for batch, predicted in predictions(model, packer, (run.forms, offsets), cells, compute):
             scores.add(batch, predicted)
     if not scores.entries:
-        raise DataError(f"no validation value is hidden with --mask {config.mask}; hide more, or give more cells.")
+        more = "give more cells" if rate == 1.0 else "hide more, or give more cells"
+        raise DataError(f"no validation value is hidden with --mask {config.mask}; {more}.")
     where = {"rate": rate, "context": config.context, "known_depth": config.known_depth}
     baselines = {f"r2 {name}": scores.r2(name) for name in scores.predictors if name != "model"}
-    best = max((name for name in scores.predictors if name != "model"), key=scores.r2)
+    among = OFFSET_PREDICTORS if config.neighbours else scores.predictors  # the others know the cells' own groups
+    best = max((name for name in among if name != "model"), key=scores.r2)
     return to_json(json_row(scores.full_row("model", best, None, **where)) | baselines)

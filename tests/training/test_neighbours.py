@@ -195,5 +195,5 @@ def test_a_model_with_neighbours_is_compared_with_rows_that_know_other_cells(run
 
 
 def test_neighbours_in_a_context_without_detection_are_refused():
-    with pytest.raises(ConfigError, match="--neighbours 3 are found by their detected genes"):
+    with pytest.raises(ConfigError, match="--neighbours 3 looks for cells with like detected genes"):
         PretrainConfig(neighbours=3, context="visible")
