@@ -11,6 +11,7 @@ from typing import Any
 
 from sckit.report.evaluation_figure import FONT, GREY, ORANGE, VERMILLION
 from sckit.report.files import clean
+from sckit.report.text import with_interval
 
 RESULTS = Path(__file__).parent / "results"
 DATA = {
@@ -58,11 +59,6 @@ def difference(row: dict[str, Any]) -> tuple[float, float, float]:
     return (row["r2_gene_mean"], *row["ci"])
 
 
-def said(value: tuple[float, float, float] | None) -> str:
-    """Write a difference with its interval, as in the tables of `sckit eval`."""
-    return "" if value is None else f"{value[0]:+.4f} [{value[1]:+.4f}, {value[2]:+.4f}]"
-
-
 def table() -> str:
     """Return the table in Markdown."""
     columns = "trees", *LOSSES, *(f"{loss} less trees" for loss in LOSSES)
@@ -72,7 +68,8 @@ def table() -> str:
         for setting, hidden in SETTINGS.items():
             if facts := found(data, setting):
                 best = "{}: {:.3f}".format(*facts["best"])
-                cells = [name, hidden, best, *(said(facts.get(column)) for column in columns)]
+                less = [with_interval(*facts[one], digits=4, signed=True) if one in facts else "" for one in columns]
+                cells = [name, hidden, best, *less]
                 lines.append(f"| {' | '.join(cells)} |")
     hours = {loss: [found(data, "all-hidden").get(f"{loss} hours", 0.0) for data in DATA] for loss in LOSSES}
     each = (f"{loss} loss {sum(of):.1f} hours" for loss, of in hours.items())

@@ -122,7 +122,7 @@ def print_static(document: dict[str, Any], console: Any) -> None:
 
 
 def _measured(chosen: list[Shipped], processes: int) -> list[dict[str, Any]]:
-    """Return the figures of each kernel, in order. Kernels do not pickle, so a process finds its own by its key."""
+    """Return the figures of each kernel, in order. None can be sent to a process, which finds its own by its key."""
     if processes < 2 or len(chosen) < 2:
         return [measure(one) for one in chosen]
     parallel: Any = Parallel(processes)

@@ -45,6 +45,7 @@ def hidden_sum(values: Tensor, hidden: Tensor, offsets: Tensor, log_total: Tenso
     total = torch.exp(torch.where(known, log_total, 0.0))
     counts = torch.expm1(values) * torch.repeat_interleave(total / TARGET_SUM, offsets.diff(), output_size=len(values))
     one, most = (1.0, ABOVE_RANGE) if above else (0.0, HIDDEN_RANGE)
+    # The sum over hidden tokens is never quite zero: zero means that there is none.
     parts = torch.stack([(counts - one).clamp(min=1e-6) * hidden, torch.where(hidden, one, counts)], 1)
     of_hidden, rest = torch.segment_reduce(parts, "sum", offsets=offsets, axis=0).unbind(1)
     expected = torch.log((of_hidden + one).clamp(min=1.0))

@@ -37,6 +37,7 @@ def validation_row(
         raise DataError(f"no validation value is hidden with --mask {config.mask}; {more}.")
     where = {"rate": rate, "context": config.context, "known_depth": config.known_depth}
     baselines = {f"r2 {name}": scores.r2(name) for name in scores.predictors if name != "model"}
-    among = OFFSET_PREDICTORS if config.neighbours else scores.predictors  # the others know the cells' own groups
+    by_fold = config.neighbours > 0 and config.group is not None  # where the other ridges know the cells' own groups
+    among = OFFSET_PREDICTORS if by_fold else scores.predictors
     best = max((name for name in among if name != "model"), key=scores.r2)
     return to_json(json_row(scores.full_row("model", best, None, **where)) | baselines)

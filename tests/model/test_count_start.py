@@ -122,6 +122,10 @@ def test_the_loss_uses_the_counts_and_no_prediction_does(world, start):
     with torch.inference_mode():
         np.testing.assert_array_equal(model.values(Tokens.of(batch, CPU)), model.values(Tokens.of(other, CPU)))
         assert model.loss(Tokens.of(batch, CPU)) != model.loss(Tokens.of(other, CPU))
+    none = {"targets": batch.targets[:0], "truth": batch.truth[:0]}
+    loss = model.loss(Tokens.of(replace(batch, **none), CPU))
+    loss.backward()  # a batch in which nothing is hidden takes part in training, and changes nothing
+    assert loss == 0
 
 
 def test_weights_of_another_law_are_refused(world, start):
