@@ -1,5 +1,7 @@
 """The errors a user can cause. The command line prints their one sentence and exits with `exit_code`."""
 
+import errno
+
 
 class SckitError(Exception):
     """Base class: what is wrong, what was found, what was wanted, what to do; one sentence."""
@@ -11,10 +13,47 @@ class DataError(SckitError):
     """The data are not what they should be: not counts, truncated, empty, nothing in common."""
 
 
+class UnreachableError(DataError):
+    """An input on the network cannot be reached now; what was made of it so far is worth keeping."""
+
+
 class ConfigError(SckitError):
     """An option is outside its range or contradicts another one."""
 
     exit_code = 2
+
+
+class PartsError(ConfigError):
+    """The parts of a store do not fit together."""
+
+
+class WriteError(DataError):
+    """A file cannot be written: there is no room, no permission, or no such place."""
+
+    def __init__(self, what: object, error: OSError, how: str = "run the command again") -> None:
+        """Say what cannot be written and why; how: what to do after the remedy."""
+        self.error = error
+        remedy = "make room" if no_room(error) else "choose another place"
+        super().__init__(f"{what} cannot be written ({error.strerror or error}); {remedy}, and {how}.")
+
+
+class BusyError(SckitError):
+    """Another process is writing the same files."""
+
+
+class LostProcessError(SckitError):
+    """Another process of the same training has ended."""
+
+
+class StoppedError(SckitError):
+    """The system asked the process to end (SIGTERM), and it did."""
+
+    exit_code = 143
+
+
+def no_room(error: BaseException) -> bool:
+    """Return whether a file could not be written because the disk, a quota or a limit on the size of files is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def said(error: Exception) -> str:

@@ -1,9 +1,11 @@
 """Files that are written whole or not at all, their checksums, and values as JSON has them."""
 
+import errno
 import hashlib
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,11 +18,12 @@ def replacing(path: Path) -> Iterator[Path]:
     """Hand out the path `path`.new to write to; when the block ends well it is flushed to disk and renamed to `path`.
 
     A reader sees the old file or the whole new one, also after a crash of the machine. After an error in the block the
-    old file stays and what was written is removed.
+    old file stays and what was written is removed; what a library says of the system is raised as an OSError.
     """
     unfinished = path.with_name(path.name + ".new")
     try:
-        yield unfinished
+        with system_errors(path):
+            yield unfinished
         flush(unfinished)
         unfinished.replace(path)
     except BaseException:
@@ -38,12 +41,38 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     unfinished = path.with_name(path.name + ".new")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    yield unfinished
+    with system_errors(path):
+        yield unfinished
     for written in (*unfinished.iterdir(), unfinished):
         flush(written)
-    shutil.rmtree(path, ignore_errors=True)
+    replaced = path.with_name(path.name + ".old")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if path.exists():
+        path.rename(replaced)
     unfinished.rename(path)
     flush(path.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+@contextmanager
+def system_errors(path: Path) -> Iterator[None]:
+    """Raise an OSError of `path` where a library reports one of the system as another error, or without its number."""
+    try:
+        yield
+    except Exception as error:
+        number = None if isinstance(error, OSError) and error.errno else _system_number(str(error))
+        if number is None:
+            if isinstance(error, OSError) and error.filename is None:
+                error.filename = str(path)
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def _system_number(text: str) -> int | None:
+    """Find the number of an error of the system in a text: of Rust, HDF5 or Arrow, or a short write of numpy."""
+    if found := re.search(r"(?:\(os error |\berrno = |\[errno )(\d+)", text):
+        return int(found[1])
+    return errno.ENOSPC if re.search(r"\d+ requested and \d+ written", text) else None
 
 
 def write_text(path: Path, text: str) -> None:

@@ -29,6 +29,8 @@ def environment() -> dict[str, str]:
 
     found = {"python": platform.python_version(), "machine": platform.machine(), "system": platform.system()}
     found |= {name: package_version(name) for name in _PACKAGES}
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
     return found | {"threads": str(torch.get_num_threads()), "time": datetime.now(UTC).isoformat(timespec="seconds")}
 
 

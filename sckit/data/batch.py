@@ -12,7 +12,7 @@ from sckit.config import check_mask
 from sckit.data.views import CountsView, cell_of_entry
 from sckit.errors import ConfigError
 from sckit.kernels.count_law import counts_of
-from sckit.kernels.counts_numba import pack
+from sckit.kernels.counts_numba import blank, pack
 from sckit.kernels.counts_reference import TARGET_SUM, Hide
 from sckit.kernels.hashing import entry_uniform, mix
 
@@ -150,27 +150,24 @@ class Packer:
         """Pack the cells (int64 [C]) into one batch."""
         totals = self.view.totals(cells)
         hide = Hide(self.hiding.key, self.hiding.rates(cells))
-        genes, values, uniforms, offsets, visible, cut = pack(
-            self.view.rows(cells), cells, totals, hide, vocabulary=self.vocabulary, max_genes=self.max_genes
-        )
-        hidden = np.arange(len(genes)) >= np.repeat(offsets[:-1] + visible, np.diff(offsets))
-        targets = np.flatnonzero(hidden & (uniforms < SCORED_SHARE) if self.scored else hidden)
-        seen = np.where(hidden, np.float32(0), values)
+        packed = pack(self.view.rows(cells), cells, totals, hide, vocabulary=self.vocabulary, max_genes=self.max_genes)
+        values, hidden, targets, truth = blank(packed, SCORED_SHARE if self.scored else 2.0)
+        offsets, visible = packed.offsets, packed.visible
         keys = visible if self.context == "visible" else np.diff(offsets)
         batch = Batch(
             cells=cells,
-            genes=genes,
-            values=seen,
+            genes=packed.genes,
+            values=values,
             hidden=hidden,
             offsets=offsets,
             keys=keys,
             targets=targets,
-            truth=values[targets],
+            truth=truth,
             n_detected=keys.astype(np.int64),
             totals=totals.astype(np.float64),
-            log_total=np.log(totals) if self.known_depth else revealed_log_total(seen, offsets, visible),
+            log_total=np.log(totals) if self.known_depth else revealed_log_total(values, offsets, visible),
             context=self.context,
-            cut=cut,
+            cut=packed.cut,
         )
         if self.neighbours is None or self.context == "visible":
             return batch
@@ -221,7 +218,9 @@ def revealed_log_total(values: np.ndarray, offsets: np.ndarray, visible: np.ndar
     a one; with fewer than eight visible values nothing is concluded.
     """
     log_total = np.full(len(visible), np.nan)
-    for c in np.flatnonzero(visible >= _MIN_VISIBLE_FOR_TOTAL):
-        smallest = values[offsets[c] : offsets[c] + visible[c]].min()
-        log_total[c] = np.log(TARGET_SUM) - np.log(np.expm1(float(smallest)))
+    known = visible >= _MIN_VISIBLE_FOR_TOTAL
+    if known.any():
+        bounds = offsets[:-1][known][:, None] + np.stack([np.zeros_like(visible), visible], 1)[known]  # [known, 2]
+        smallest = np.minimum.reduceat(np.append(values, np.float32(np.inf)), bounds.ravel())[::2]
+        log_total[known] = np.log(TARGET_SUM) - np.log(np.expm1(smallest.astype(np.float64)))
     return log_total

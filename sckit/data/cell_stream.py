@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sckit.data.ahead import ahead
 from sckit.data.filters import KEPT, QualityRules, mito_genes
 from sckit.data.genes import Vocabulary
 from sckit.data.readers.source import CELLS_PER_BLOCK, CountsBlock, Source, tidy
@@ -71,26 +72,49 @@ class CellStream:
         """Count the cells before a position."""
         return int(self.starts[position.source]) + position.cell
 
+    def segments(self, size: int, cells_per_block: int) -> list[StreamPosition]:
+        """Return where segments begin: each has the blocks in which `size` cells are kept by their labels."""
+        starts, found = [StreamPosition()], 0
+        for number, source in enumerate(self.sources):
+            labelled = indptr_of(self._labelled(number) == KEPT)  # [cells + 1]
+            begin = 0
+            for end in source.block_ends(cells_per_block) if labelled[-1] else ():
+                found += int(labelled[end] - labelled[begin])
+                begin = end
+                if found >= size:
+                    starts.append(self._after(number, end))
+                    found = 0
+        return starts if found or len(starts) == 1 else starts[:-1]
+
     def read(
         self,
         vocabulary: Vocabulary,
         *,
         start: StreamPosition = StreamPosition(),
+        stop: StreamPosition | None = None,
         cells_per_block: int = CELLS_PER_BLOCK,
     ) -> Iterator[KeptCells]:
-        """Yield the kept cells from `start` on, block by block; a block may keep none."""
+        """Yield the kept cells from `start` to `stop`, block by block; a block may keep none."""
         unused = self.unused
         for number in range(start.source, len(self.sources)):
+            cell = start.cell if number == start.source else 0
+            if stop is not None and (number, cell) >= (stop.source, stop.cell):
+                return
             if number in unused:
                 yield self._nothing(number)
                 continue
-            cell = start.cell if number == start.source else 0
-            for block in self.sources[number].blocks(cells_per_block=cells_per_block, start=cell):
+            last = stop.cell if stop is not None and stop.source == number else None
+            blocks = self.sources[number].blocks(cells_per_block=cells_per_block, start=cell, stop=last)
+            for block in ahead(blocks):
                 yield self._keep(number, cell, block, vocabulary.maps[number])
                 cell += len(block.obs)
 
     def _labelled(self, number: int) -> np.ndarray:
         return self._judged[self.starts[number] : self.starts[number + 1]]
+
+    def _after(self, number: int, cell: int) -> StreamPosition:
+        """Return where reading goes on after `cell` cells of a source."""
+        return StreamPosition(number, cell) if cell < self.sources[number].n_cells else StreamPosition(number + 1)
 
     def _nothing(self, number: int) -> KeptCells:
         none, following = np.zeros(0, dtype=np.int64), StreamPosition(number + 1)
@@ -98,7 +122,7 @@ class CellStream:
 
     def _keep(self, number: int, cell: int, block: CountsBlock, to_vocabulary: np.ndarray) -> KeptCells:
         """Filter one block, which begins at `cell` of its source, and renumber its genes."""
-        source, stop = self.sources[number], cell + len(block.obs)
+        stop = cell + len(block.obs)
         codes = self._labelled(number)[cell:stop].copy()
         codes[(codes == KEPT) & ~block.recovered] = self._n_label_reasons + 1
         broken = self._rules.broken(block, self._mito[number])
@@ -118,5 +142,5 @@ class CellStream:
             counts=counts,
             totals=block.totals[kept],
             n_genes=block.n_genes[kept],
-            following=StreamPosition(number, stop) if stop < source.n_cells else StreamPosition(number + 1),
+            following=self._after(number, stop),
         )

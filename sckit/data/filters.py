@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,6 +74,20 @@ class GeneMoments:
         self._sum = np.zeros(n_genes)
         self._squares = np.zeros(n_genes)
 
+    @classmethod
+    def of_segments(cls, n_cells: np.ndarray, sums: np.ndarray) -> GeneMoments:
+        """Add up what `sums` returned for S segments, in this order: [S] and [S, 2, G]."""
+        total = cls(sums.shape[2])
+        total.n_cells = int(n_cells.sum())
+        for first, second in sums:
+            total._sum += first
+            total._squares += second
+        return total
+
+    def sums(self) -> np.ndarray:
+        """Return the sums of counts per 10,000 and of their squares: [2, G]."""
+        return np.stack([self._sum, self._squares])
+
     def add(self, indptr: np.ndarray, genes: np.ndarray, counts: np.ndarray, totals: np.ndarray) -> None:
         """Take in C cells: CSR counts and the totals [C] they are divided by."""
         scale = TARGET_SUM / np.maximum(totals, 1)
@@ -109,3 +124,11 @@ def highly_variable(mean: np.ndarray, variance: np.ndarray, n_top: int) -> np.nd
 def drop_counts(by_code: np.ndarray, reasons: Sequence[str]) -> dict[str, int]:
     """Name the lost cells: `by_code` [reasons + 1] holds the cells of each code, code i + 1 meaning reasons[i]."""
     return {reason: int(n) for reason, n in zip(reasons, by_code[1:], strict=True) if n}
+
+
+def added_up(parts: Iterable[dict[str, int]]) -> dict[str, int]:
+    """Add up what was lost, by reason."""
+    total: Counter[str] = Counter()
+    for part in parts:
+        total.update(part)
+    return {reason: n for reason, n in total.items() if n}

@@ -6,10 +6,12 @@ import hashlib
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from sckit.data.labels import in_quotes
 from sckit.data.readers.names import ENSEMBL, GeneTable, mostly_ids
 from sckit.errors import ConfigError, DataError
 
@@ -115,6 +117,28 @@ class GeneIndex:
         by_symbol = np.where(found < 0, self.find(symbols), -1)
         by_symbol[np.isin(by_symbol, found) | pd.Series(by_symbol).duplicated()] = -1
         return np.where(found < 0, by_symbol, found)
+
+
+class ListedGenes(NamedTuple):
+    """The genes of a vocabulary that a file names."""
+
+    numbers: np.ndarray
+    """[N] in the order of the file."""
+    lines_not_found: int
+    notes: list[str]
+
+
+def listed_genes(path: Path, vocabulary: Vocabulary) -> ListedGenes:
+    """Find the genes that a file names; raises `DataError` when there is none of them."""
+    names = read_gene_list(path, "--genes")
+    found = GeneIndex(vocabulary.ids, vocabulary.symbols).find(names)
+    symbols, times = np.unique(vocabulary.symbols[vocabulary.symbols != ""], return_counts=True)
+    several = sorted({*symbols[times > 1]} & {*names})
+    notes = [f"several genes have the symbol {in_quotes(several)} of --genes; the first is taken"] if several else []
+    if (found < 0).all():
+        first = vocabulary.symbols[0]
+        raise DataError(f"None of the {len(names)} genes of {path} is in the data, which has {first}, ...")
+    return ListedGenes(np.array(list(dict.fromkeys(found[found >= 0].tolist()))), int((found < 0).sum()), notes)
 
 
 def read_gene_list(path: Path | str, option: str) -> list[str]:

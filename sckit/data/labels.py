@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
@@ -15,13 +16,59 @@ from sckit.errors import ConfigError
 
 def group_values(obs: pd.DataFrame, column: str) -> np.ndarray:
     """Return a column of obs as strings [C], empty where missing; raises `ConfigError` when it is not there."""
-    if column not in obs.columns:
-        known = list(map(str, obs.columns))
+    refuse_unknown(column, list(map(str, obs.columns)))
+    values = as_text(obs[column]) if holds_numbers(obs[column]) else obs[column]
+    return np.where(values.isna(), "", values.astype(str)).astype(str)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The labels of C cells, as numbers: a label takes 4 bytes for a cell, however long it is."""
+
+    codes: np.ndarray
+    """[C] int32: number of the label, -1 where it is missing."""
+    names: np.ndarray
+    """[K] str: the labels that cells have, in alphabetical order."""
+
+    @classmethod
+    def of(cls, texts: np.ndarray, codes: np.ndarray | None = None) -> Labels:
+        """Number the labels `texts` [C], or those that `codes` [C], -1 for none, number; an empty one is missing."""
+        codes = np.arange(len(texts)) if codes is None else codes
+        used = np.zeros(len(texts) + 1, bool)
+        used[codes] = True
+        names = np.unique(texts[used[:-1] & (texts != "")])
+        number = np.where(texts == "", -1, np.searchsorted(names, texts)).astype(np.int32)
+        return cls(np.append(number, np.int32(-1))[codes], names)
+
+    def are(self, chosen: Iterable[str]) -> np.ndarray:
+        """Mark the cells that have one of the labels chosen: [C] bool."""
+        return np.append(np.isin(self.names, list(chosen)), False)[self.codes]
+
+    def among(self, cells: np.ndarray) -> Labels:
+        """Return the same with those labels alone that some of the cells have; others are missing."""
+        found = np.bincount(self.codes[cells] + 1, minlength=len(self.names) + 1)[1:] > 0
+        number = np.append(np.where(found, np.cumsum(found) - 1, -1), -1).astype(np.int32)
+        return Labels(number[self.codes], self.names[found])
+
+
+def refuse_unknown(column: str, known: Sequence[str]) -> None:
+    """Raise `ConfigError` for a column that is not among those of obs."""
+    if column not in known:
         close = _closest(column, known)
         hint = f"; did you mean {close!r}?" if close else "."
         raise ConfigError(f"there is no column {column!r} in obs; it has {', '.join(map(repr, known))}{hint}")
-    values = as_text(obs[column]) if holds_numbers(obs[column]) else obs[column]
-    return np.where(values.isna(), "", values.astype(str)).astype(str)
+
+
+def cells_by_assay(obs: pd.DataFrame, kept: np.ndarray, before: dict[str, int]) -> dict[str, dict[str, int]]:
+    """Count the cells of each assay, and those that are kept; nothing without a column of assays.
+
+    kept: rows of obs. before: all cells by assay where obs no longer has all of them.
+    """
+    if "assay" not in obs:
+        return {}
+    labels = obs["assay"].astype(object).fillna("not given").astype(str)
+    cells, left = before or labels.value_counts().to_dict(), labels.iloc[kept].value_counts().to_dict()
+    return {name: {"cells": int(cells[name]), "kept": int(left.get(name, 0))} for name in sorted(cells)}
 
 
 def _closest(column: str, known: Sequence[str]) -> str:

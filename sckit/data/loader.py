@@ -4,12 +4,35 @@ import numpy as np
 
 from sckit.data.views import CountsView, in_blocks, indptr_of
 
-_BLOCK_CELLS = 4096
+_BLOCK_CELLS = 4096  # that are counted at once
+_BLOCK, _BUFFER = 64, 64  # neighbouring cells in a block, blocks that are mixed
+
+Parts = list[tuple[int | None, np.ndarray]]
+"""Rows of the store, each part with the number of the fold that its cells are of, or None."""
 
 
-def epoch_batches(cells: np.ndarray, lengths: np.ndarray, tokens: int, seed: tuple[int, ...]) -> list[np.ndarray]:
-    """Return the training batches of one epoch as row numbers, the same for the same seed."""
-    return batches_by_tokens(shuffle(np.sort(cells), np.random.default_rng(seed)), lengths, tokens)
+def epoch_batches(
+    cells: np.ndarray, lengths: np.ndarray, tokens: int, seed: tuple[int, ...], folds: np.ndarray | None = None
+) -> Parts:
+    """Return the training batches of one epoch, the same for the same seed.
+
+    cells: [C], rising; lengths: [cells of the store], tokens of each; folds: [C], fold of each of the cells. Where
+    there are folds, a batch has cells of one, and the batches of all folds are mixed as far as the cells are.
+    """
+    generator = np.random.default_rng(seed)
+    order = shuffle(np.arange(len(cells)), generator)
+    if folds is None:
+        return [(None, part) for part in batches_by_tokens(cells[order], lengths, tokens)]
+    found: Parts = []
+    ends = []  # where in the order the last cell of a batch stands
+    for fold in np.unique(folds).tolist():
+        places = np.flatnonzero(folds[order] == fold)
+        parts = batches_by_tokens(cells[order[places]], lengths, tokens)
+        found += [(fold, part) for part in parts]
+        ends += places[np.cumsum([len(part) for part in parts]) - 1].tolist()
+    stretch = np.array(ends) // (_BLOCK * _BUFFER)  # whose blocks are in memory at the same time
+    mixed = generator.permutation(len(found))
+    return [found[i] for i in mixed[np.argsort(stretch[mixed], kind="stable")].tolist()]
 
 
 def batches_by_tokens(cells: np.ndarray, lengths: np.ndarray, tokens: int) -> list[np.ndarray]:
@@ -21,21 +44,22 @@ def batches_by_tokens(cells: np.ndarray, lengths: np.ndarray, tokens: int) -> li
     return np.split(cells, np.flatnonzero(np.diff(edges)) + 1) if len(cells) else []
 
 
-def shuffle(cells: np.ndarray, generator: np.random.Generator, *, block: int = 64, buffer: int = 64) -> np.ndarray:
+def shuffle(cells: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """Return the cells in a random order that reads the store in stretches.
 
-    Blocks of `block` neighbouring cells are permuted, then the cells within every `buffer` of these blocks.
+    Blocks of 64 neighbouring cells are permuted, then the cells within every 64 of these blocks.
     """
-    blocks = np.array_split(cells, max(1, -(-len(cells) // block)))
+    blocks = np.array_split(cells, max(1, -(-len(cells) // _BLOCK)))
     blocks = [blocks[i] for i in generator.permutation(len(blocks))]
-    groups = [np.concatenate(blocks[i : i + buffer]) for i in range(0, len(blocks), buffer)]
+    groups = [np.concatenate(blocks[i : i + _BUFFER]) for i in range(0, len(blocks), _BUFFER)]
     return np.concatenate([generator.permutation(group) for group in groups])
 
 
 def detected_in(view: CountsView, vocabulary: np.ndarray, cells: np.ndarray) -> np.ndarray:
-    """Count the detected genes of the vocabulary in each of the cells, int64 [len(cells)]."""
-    counted = [np.zeros(0, np.int64)]
-    for part in in_blocks(cells, _BLOCK_CELLS):
+    """Count the detected genes of the vocabulary in each of the cells, int32 [len(cells)]."""
+    counted = np.empty(len(cells), np.int32)
+    for at, part in enumerate(in_blocks(cells, _BLOCK_CELLS)):
         indptr, genes, _ = view.rows(part)
-        counted.append(np.diff(indptr_of(vocabulary[genes] >= 0)[indptr]))
-    return np.concatenate(counted)
+        first = at * _BLOCK_CELLS
+        counted[first : first + len(part)] = np.diff(indptr_of(vocabulary[genes] >= 0)[indptr])
+    return counted

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
+from sckit.data.layouts import ARRAYS, VERSIONS
 from sckit.files import checksum, matches, replacing
 
 FORMAT = "sckit store"
-VERSION = 1
 MANIFEST = "manifest.json"
-SHARD_ARRAYS = ("indptr", "genes", "counts")
 OWN_COLUMNS = ("cell", "source", "total_counts", "n_genes")
 """Obs columns that the store writes itself; an input's column of such a name becomes input_NAME."""
 NUMBERS = ("total_counts", "n_genes")
 """Those of them that are numbers; the others are text."""
 
 _UINT16_GENES = 65_535
+_ROWS = 2**17  # of a table that are written at a time
 _FILES = {str: {"bytes": int, "sha256": str}}
 _SOURCE = {"name": str, "path": str, "cells": int, "kept": int, "genes_summed": int, "has_assay": bool}
 _SCHEMA = {
@@ -30,9 +32,14 @@ _SCHEMA = {
 }
 
 
-def shard_file(number: int, array: str) -> str:
-    """Name one array of one shard, relative to the store."""
-    return f"shards/{number:05d}.{array}.npy"
+def shard_files(number: int, layout: str) -> list[str]:
+    """Name the files of one shard, relative to the store."""
+    return [f"shards/{number:05d}.{array}" for array in ARRAYS[layout]]
+
+
+def layout_of(manifest: dict[str, Any]) -> str | None:
+    """Return the layout of a store, None where its version is not one that this program reads."""
+    return next((layout for layout, version in VERSIONS.items() if version == manifest.get("version")), None)
 
 
 def gene_dtype(n_genes: int) -> np.dtype:
@@ -44,8 +51,8 @@ def is_manifest(manifest: Any) -> bool:
     """Return whether a JSON document has all that is read of a manifest, and names no files but those of the store."""
     if not matches(manifest, _SCHEMA) or not matches(manifest.get("notes", []), [str]):  # older stores have no notes
         return False
-    shards = manifest["shards"]
-    names = [{shard_file(number, array) for array in SHARD_ARRAYS} for number in range(len(shards))]
+    shards, layout = manifest["shards"], layout_of(manifest)
+    names = [set(shard_files(number, layout)) for number in range(len(shards))] if layout else None
     return (
         [set(shard["files"]) for shard in shards] == names
         and set(manifest["tables"]) == {"genes.parquet", "obs.parquet"}
@@ -55,8 +62,17 @@ def is_manifest(manifest: Any) -> bool:
 
 def write_table(path: Path, frame: pd.DataFrame) -> dict[str, Any]:
     """Write a table as Parquet and return its record for the manifest."""
-    with replacing(path) as unfinished:
-        frame.to_parquet(unfinished, index=False)
+    return write_rows(path, (frame.iloc[first : first + _ROWS] for first in range(0, len(frame), _ROWS)))
+
+
+def write_rows(path: Path, blocks: Iterable[pd.DataFrame]) -> dict[str, Any]:
+    """Write blocks of rows, at least one, as Parquet and return its record; all have the types of the first."""
+    blocks = iter(blocks)
+    table = pa.Table.from_pandas(next(blocks), preserve_index=False)
+    with replacing(path) as unfinished, pq.ParquetWriter(unfinished, table.schema) as writer:
+        writer.write_table(table)
+        for block in blocks:
+            writer.write_table(pa.Table.from_pandas(block, table.schema, preserve_index=False))
     return {"bytes": path.stat().st_size, "sha256": checksum(path)}
 
 

@@ -41,11 +41,11 @@ def odd_inputs(
         yield f"only {n_shared:,} genes are in every input ({found}); all others are left out"
 
 
-def larger_totals(obs: pd.DataFrame, totals: np.ndarray, name: str) -> Iterator[str]:
-    """Name a column of the cells of one source that may hold totals over more genes than the file has."""
+def larger_totals(obs: pd.DataFrame, rows: np.ndarray, totals: np.ndarray, name: str) -> Iterator[str]:
+    """Name a column of one source that may hold totals over more genes than the file has; rows: its cells [C]."""
     for column in obs.columns:
         if _LIKE_TOTALS.search(str(column)) and obs[column].dtype.kind in "iuf":
-            values = obs[column].to_numpy(np.float64)
+            values = obs[column].to_numpy(np.float64)[rows]
             if (values >= totals).all() and np.median(values) > 1.05 * np.median(totals):
                 yield (
                     f"the column {column} of {name} is larger than the counts in the file: if it is the total over all "

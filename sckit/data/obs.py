@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import count, product
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from sckit.data.labels import as_text, holds_numbers
 from sckit.data.manifest import OWN_COLUMNS
 from sckit.data.readers.hdf5 import strings
 from sckit.data.readers.source import Source
+from sckit.data.readers.texts import unique_names
+from sckit.data.shards import FinishedShard
 from sckit.errors import ConfigError, DataError
 
 TENX_LABEL = re.compile(r"10x( (3'|5'|multiome|transcription profiling).*| genomics)?", re.IGNORECASE)
@@ -52,20 +54,6 @@ def source_names(paths: Sequence[Path]) -> list[str]:
     return names
 
 
-def unique_names(names: Iterable[Any]) -> pd.Series:
-    """Return the names of cells as str, with "#2" behind the second of a name and so on."""
-    own = pd.Series(strings(list(names)), dtype=object)
-    nth = own.groupby(own).cumcount()
-    taken = set(own)
-    for at in np.flatnonzero(nth):
-        number = int(nth[at]) + 1
-        while f"{own[at]}#{number}" in taken:
-            number += 1
-        taken.add(f"{own[at]}#{number}")
-        own[at] = f"{own[at]}#{number}"
-    return own
-
-
 def unite_obs(sources: Sequence[Source], names: Sequence[str]) -> tuple[pd.DataFrame, list[int]]:
     """Join the obs tables of all sources: (one row per cell, in order; per source, how many cell ids it repeats).
 
@@ -74,29 +62,42 @@ def unite_obs(sources: Sequence[Source], names: Sequence[str]) -> tuple[pd.DataF
     """
     ids, repeats = [], []
     for source, name in zip(sources, names, strict=True):
-        own = unique_names(source.obs.index)
+        own, repeated = unique_names(source.obs.index)
         ids.append(own if len(sources) == 1 else name + ":" + own)
-        repeats.append(int(source.obs.index.duplicated().sum()))
+        repeats.append(repeated)
     columns = list(dict.fromkeys(column for source in sources for column in source.obs.columns))
+    taken = {*OWN_COLUMNS, *map(str, columns)}
+    renamed = [name if name not in OWN_COLUMNS else _free(f"input_{name}", taken) for name in map(str, columns)]
+    of_cell = np.repeat(np.arange(len(sources), dtype=np.int32), [source.n_cells for source in sources])
+    cell = ids[0] if len(ids) == 1 else pd.concat(ids, ignore_index=True)
+    united: dict[str, Any] = {"cell": cell.array, "source": pd.Categorical.from_codes(of_cell, list(names))}
     # concat would let columns without any value decide the types of the others
-    given = _alike([source.obs.dropna(axis="columns", how="all") for source in sources])
-    united = pd.concat(given, ignore_index=True).reindex(columns=columns)
-    taken = {*OWN_COLUMNS, *map(str, united.columns)}
-    united.columns = [name if name not in OWN_COLUMNS else _free(f"input_{name}", taken) for name in map(str, columns)]
-    for name in united.select_dtypes(object).columns:
-        if all(isinstance(value, bool) for value in united[name].dropna()):
-            united[name] = united[name].astype("boolean")
-        else:
-            united[name] = united[name].where(united[name].isna(), strings(united[name])).astype("category")
-    of_cell = np.repeat(np.arange(len(sources)), [source.n_cells for source in sources])
-    united.insert(0, "cell", np.concatenate(ids))
-    united.insert(1, "source", pd.Categorical.from_codes(of_cell, list(names)))
-    return united, repeats
+    given = _alike([_with_values(source.obs) for source in sources])
+    for name, column in zip(renamed, columns, strict=True):
+        parts = [table[[column] if column in table else []] for table in given]
+        joined = parts[0] if len(parts) == 1 else pd.concat(parts, ignore_index=True)
+        united[name] = _categories(joined[column]) if column in joined else np.full(len(joined), np.nan)
+    return pd.DataFrame(united, copy=False), repeats
+
+
+def _with_values(obs: pd.DataFrame) -> pd.DataFrame:
+    """Return the columns that have any value; the table itself where all have, because a copy takes memory."""
+    empty = [name for name, column in obs.items() if column.isna().all()]
+    return obs.drop(columns=empty) if empty else obs
+
+
+def _categories(column: Any) -> Any:
+    """Return texts as categories, and flags some of which are missing as flags; other columns as they are."""
+    if column.dtype == object and all(isinstance(value, bool) for value in column.dropna()):
+        return column.astype("boolean").array
+    if column.dtype == object:
+        column = column.where(column.isna(), strings(column)).astype("category")
+    return (column.astype("category") if isinstance(column.dtype, pd.StringDtype) else column).array
 
 
 def mixed_columns(sources: Sequence[Source]) -> list[str]:
     """Name the columns that hold numbers in some sources and text in others; they become text."""
-    given = [source.obs.dropna(axis="columns", how="all") for source in sources]
+    given = [_with_values(source.obs) for source in sources]
     kinds: dict[str, set[bool]] = {}
     for name, column in (item for table in given for item in table.items()):
         kinds.setdefault(str(name), set()).add(holds_numbers(column))
@@ -115,6 +116,8 @@ def _alike(tables: list[pd.DataFrame]) -> list[pd.DataFrame]:
         rounds = large and (len(found) < len(tables) or len({column.dtype for column in found}) > 1)
         if rounds or len({column.dtype.kind in "iuf" for column in found}) > 1:
             mixed.append(name)
+    if not mixed:
+        return tables
     return [
         table.assign(**{name: as_text(table[name]) for name in mixed if name in table and holds_numbers(table[name])})
         for table in tables
@@ -130,7 +133,8 @@ def judge_obs(
     """
     reasons: list[str] = []
     codes = []
-    known = {str(label) for source in sources if "assay" in source.obs for label in source.obs["assay"].dropna()}
+    assays = [source.obs["assay"].unique() for source in sources if "assay" in source.obs]
+    known = {str(label) for labels in assays for label in labels if not pd.isna(label)}
     for label in [] if assay in ("10x", "any") else _assays(assay, known):
         if known and _plain(label) not in map(_plain, known):
             raise ConfigError(
@@ -143,10 +147,15 @@ def judge_obs(
         renumber = np.array([KEPT] + [reasons.index(reason) + 1 for reason in own_reasons], dtype=np.int16)
         codes.append(renumber[own])
     judged = np.concatenate(codes)
-    if obs_filter is not None:
-        reasons.append(f"cells outside --obs-filter {obs_filter}")
+    if obs_filter is not None and len(obs):
+        reasons.append(outside_filter(obs_filter))
         judged[(judged == KEPT) & ~obs_matches(obs, obs_filter)] = len(reasons)
     return judged, reasons
+
+
+def outside_filter(obs_filter: str) -> str:
+    """Return the reason why cells are left out for which a filter does not hold."""
+    return f"cells outside --obs-filter {obs_filter}"
 
 
 def assay_codes(obs: pd.DataFrame, assay: str, name: str) -> tuple[np.ndarray, list[str]]:
@@ -162,15 +171,17 @@ def assay_codes(obs: pd.DataFrame, assay: str, name: str) -> tuple[np.ndarray, l
         if assay == "10x":
             return codes, []
         raise DataError(f"{name} has no obs column 'assay', so --assay {assay!r} cannot be applied; use --assay any.")
-    labels = pd.Series(obs["assay"].to_numpy(object)).fillna("not given").astype(str)
-    wanted = {_plain(label) for label in _assays(assay, set(labels))}
-    reasons = []
-    for label in sorted(labels.unique()):
+    column = pd.Categorical(obs["assay"])
+    texts = np.array([*map(str, column.categories), "not given"], object)
+    present = sorted({*texts[np.unique(column.codes)]})  # the code of a missing one is -1, the last
+    wanted = {_plain(label) for label in _assays(assay, present)}
+    reasons, code_of = [], np.zeros(len(texts), np.int16)
+    for label in present:
         keep = bool(TENX_LABEL.fullmatch(_plain(label))) if assay == "10x" else _plain(label) in wanted
         if not keep:
             reasons.append(f"cells of assay {label!r}")
-            codes[(labels == label).to_numpy()] = len(reasons)
-    return codes, reasons
+            code_of[texts == label] = len(reasons)
+    return code_of[column.codes], reasons
 
 
 def _assays(given: str, known: Collection[str]) -> list[str]:
@@ -237,3 +248,15 @@ def _free(name: str, taken: set[str]) -> str:
 
 def _plain(label: str) -> str:
     return label.strip().translate(_PRIMES).casefold()
+
+
+def kept_rows(obs: pd.DataFrame, shards: Sequence[FinishedShard], columns: Collection[str]) -> Iterator[pd.DataFrame]:
+    """Yield the table of the kept cells, shard by shard; `columns` of the inputs, all where there are none."""
+    chosen = [name for i, name in enumerate(obs) if i < 2 or not columns or name in columns]
+    for shard in shards:
+        if len(shard.rows):
+            first, last = int(shard.rows[0]), int(shard.rows[-1])
+            own = obs[chosen].iloc[first : last + 1].iloc[shard.rows - first]  # first a view: texts lie in blocks
+            own.insert(2, "total_counts", shard.totals.astype(np.int64))
+            own.insert(3, "n_genes", shard.n_genes.astype(np.int64))
+            yield own

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-import errno
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from sckit.config.prepare import PrepareConfig
 from sckit.config.reading import ReadingConfig
+from sckit.data.census import with_census
 from sckit.data.manifest import MANIFEST
-from sckit.data.preparation import Preparation
+from sckit.data.parts import merge_parts, part_of, parts_folder, write_part
+from sckit.data.preparation import Preparation, tidy
 from sckit.data.shards import WORK
 from sckit.data.store import Store, open_store, size_bytes
-from sckit.errors import ConfigError, DataError, SckitError
+from sckit.errors import ConfigError, DataError, PartsError, UnreachableError, WriteError
+from sckit.locks import locked
 from sckit.provenance import peak_rss_bytes
+
+_TABLES = ("genes.parquet", "obs.parquet", MANIFEST)
+_OF_A_STORE = {WORK, "shards", *_TABLES, *(f"{name}.new" for name in _TABLES)}
+
+Listener = Callable[[str, dict[str, Any]], None]
+"""What hears of events: their kind, and facts."""
 
 
 def prepare(
@@ -26,32 +35,32 @@ def prepare(
     *,
     config: PrepareConfig | None = None,
     overwrite: bool = False,
-    on_event: Callable[[str, dict[str, Any]], None] = lambda _kind, _facts: None,
+    merge: bool = False,
+    on_event: Listener = lambda _kind, _facts: None,
 ) -> Store:
     """Write the counts of all inputs (without any: the PBMC sample inside scanpy) into a store at `out` and open it.
 
     Memory holds the obs tables and one shard. The work goes on in `out`.partial: after a kill the same call reuses the
     finished shards, and `out` appears only when it is whole. `Store.report` has the numbers of the run.
+    merge: join the parts that `prepare_part` has written, instead of reading counts; the store is the same.
     on_event(kind, facts) hears "progress" events, which count cells.
-    Raises `DataError` for bad data, `ConfigError` when `out` exists and `overwrite` is false.
+    Raises `DataError` for bad data, `BusyError` when another process writes to `out`, `ConfigError` when `out` exists
+    and `overwrite` is false.
     """
     started_s = time.perf_counter()
-    config = config or PrepareConfig()
     out = Path(out)
-    refuse_existing(out, overwrite=overwrite)
-    work = Preparation(inputs, out, config, on_event)
-    try:
-        work.run()
-    except SckitError:
-        shutil.rmtree(work.folder, ignore_errors=True)
-        raise
-    except OSError as error:
-        remedy = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "choose another place"
-        raise DataError(
-            f"{out} cannot be written ({error.strerror or error}); {remedy}, and run the command again: "
-            "`sckit prepare` goes on from what is written."
-        ) from error
-    work.publish()
+    with _lock_of(out):
+        tidy(out)
+        refuse_existing(out, overwrite=overwrite)
+        work = Preparation(*with_census(inputs, config or PrepareConfig()), out, on_event)
+        with _kept_when_worth_it(work):
+            if merge:
+                merge_parts(work)
+            else:
+                work.run()
+            work.publish()
+        if merge:
+            shutil.rmtree(parts_folder(out))
     manifest = open_store(out).manifest
     report = {
         "command": "prepare",
@@ -62,6 +71,56 @@ def prepare(
         "peak_rss_bytes": peak_rss_bytes(),
     }
     return Store(out, manifest, report)
+
+
+def prepare_part(
+    inputs: Sequence[Path | str],
+    out: Path | str,
+    part: str,
+    *,
+    config: PrepareConfig | None = None,
+    overwrite: bool = False,
+    on_event: Listener = lambda _kind, _facts: None,
+) -> dict[str, Any]:
+    """Write one part, such as "2/8", of the store at `out`, which `prepare(..., merge=True)` makes of all parts.
+
+    Return its report. With a number of variable genes a part is called twice: `waits_for` in the report of the first
+    call names the parts that have not been called yet, and is empty when the part is finished.
+    """
+    started_s = time.perf_counter()
+    out, one = Path(out), part_of(part)
+    refuse_existing(out, overwrite=overwrite)
+    with _lock_of(one.folder(out)):
+        work = Preparation(*with_census(inputs, config or PrepareConfig()), out, on_event)
+        with _kept_when_worth_it(work):
+            waits_for = write_part(work, one)
+    report = {"command": "prepare", "store": str(out), "part": str(one), "folder": str(one.folder(out))}
+    return report | {"waits_for": waits_for, "wall_s": time.perf_counter() - started_s}
+
+
+@contextmanager
+def _lock_of(out: Path) -> Iterator[None]:
+    """Hold the lock of a store that is written. Raises WriteError where there is no room for it, or no such place."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(out))
+        except OSError as error:
+            raise WriteError(out, error) from error
+        yield
+
+
+@contextmanager
+def _kept_when_worth_it(work: Preparation) -> Iterator[None]:
+    """Keep what a preparation has written where the same call can go on from it: not after bad data."""
+    try:
+        yield
+    except (PartsError, UnreachableError, WriteError):
+        raise
+    except (ConfigError, DataError):
+        shutil.rmtree(work.folder, ignore_errors=True)
+        raise
+    except OSError as error:
+        raise WriteError(work.out, error, "run the command again, which goes on from what is written") from error
 
 
 def open_or_prepare(
@@ -82,7 +141,12 @@ def open_or_prepare(
             on_event("note", {"text": note})
         return store
     config = PrepareConfig(**asdict(replace(reading, assay=reading.assay or assay)))
-    store = prepare(data, out, config=config, on_event=on_event)
+    if (out / MANIFEST).is_file():  # of an earlier process, which was killed after it had written the store
+        with _lock_of(out):
+            tidy(out)
+        store = open_store(out)
+    else:
+        store = prepare(data, out, config=config, on_event=on_event)
     for reason, number in store.manifest["dropped"].items():
         on_event("note", {"text": f"left out: {number:,} {reason}"})
     for source in store.manifest["sources"]:
@@ -94,9 +158,9 @@ def open_or_prepare(
 
 def refuse_existing(out: Path, *, overwrite: bool) -> None:
     """Raise `ConfigError` where a store cannot be written at `out`: something is there, or in the way next to it."""
-    for place, own in ((f"{out.name}.partial", f"{WORK}/plan.json"), (f"{out.name}.replaced", MANIFEST)):
-        place = out.with_name(place)
-        if place.exists() and not (place / own).is_file() and not (place.is_dir() and not any(place.iterdir())):
+    for place in (out.with_name(f"{out.name}.partial"), out.with_name(f"{out.name}.replaced")):
+        # A kill while it is made or removed leaves any part of it.
+        if place.exists() and not (place.is_dir() and {each.name for each in place.iterdir()} <= _OF_A_STORE):
             raise ConfigError(f"{place} is in the way and is no unfinished store; move it, or choose another --out.")
     if not out.exists():
         return

@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from sckit.data.cell_stream import KeptCells, StreamPosition
-from sckit.data.manifest import SHARD_ARRAYS, broken_files, gene_dtype, shard_file
+from sckit.data.compact import compressed
+from sckit.data.layouts import MAPPED
+from sckit.data.manifest import broken_files, gene_dtype, shard_files
 from sckit.data.views import indptr_of
 from sckit.files import flush, replacing, write_json
 
@@ -33,16 +35,22 @@ class FinishedShard:
     following: StreamPosition
     fates: np.ndarray  # int64 [sources, reasons + 1], cells by source and code
     gene_cells: np.ndarray  # int64 [G], cells of the shard in which the gene is detected
-    rows: np.ndarray  # int64 [C], rows in the united obs
-    totals: np.ndarray  # int64 [C]
-    n_genes: np.ndarray  # int64 [C]
+    rows: np.ndarray  # [C], rows in the united obs; this and what follows in the narrowest type
+    totals: np.ndarray  # [C]
+    n_genes: np.ndarray  # [C]
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "totals", "n_genes"):  # held for all cells until the table of cells is written
+            array = getattr(self, name)
+            object.__setattr__(self, name, array.astype(np.min_scalar_type(int(array.max(initial=0)))))
 
 
 class OpenShard:
     """The shard that is being filled, in the narrowest types that hold it: usually 3 bytes per entry."""
 
-    def __init__(self, n_genes: int, fates_shape: tuple[int, int]) -> None:
+    def __init__(self, n_genes: int, fates_shape: tuple[int, int], layout: str) -> None:
         """Start an empty shard; `fates_shape` is (sources, reasons + 1)."""
+        self._layout = layout
         self.n_cells = 0
         self.nonzeros = 0
         self._gene_dtype = gene_dtype(n_genes)
@@ -64,22 +72,26 @@ class OpenShard:
         self._gene_cells += np.bincount(kept.genes, minlength=len(self._gene_cells))
         self._following = kept.following
 
+    def _contents(self, lengths: np.ndarray) -> tuple[Iterable[bytes], ...]:
+        """Return what the files of the shard hold."""
+        indptr = _npy([indptr_of(lengths)])
+        if self._layout == MAPPED:
+            return indptr, _npy(self._genes), _npy(self._counts)
+        table, entries = compressed(lengths, self._genes, self._counts)
+        return indptr, _npy([table]), entries
+
     def close(self, folder: Path, number: int) -> FinishedShard:
         """Write the arrays, then the record; without any cell write nothing."""
         rows, totals, n_genes, lengths = np.concatenate(self._per_cell, axis=1)
         files = {}
         if self.n_cells:
-            counts_dtype = max((part.dtype for part in self._counts), key=lambda kind: kind.itemsize)
-            dtypes = np.dtype(np.int64), self._gene_dtype, counts_dtype
-            arrays = [indptr_of(lengths)], self._genes, self._counts
-            for name, parts, dtype in zip(SHARD_ARRAYS, arrays, dtypes, strict=True):
-                file = shard_file(number, name)
-                files[file] = _write_npy(folder / file, parts, dtype)
+            names, contents = shard_files(number, self._layout), self._contents(lengths)
+            files = {name: _write(folder / name, parts) for name, parts in zip(names, contents, strict=True)}
             flush(folder / "shards")
         entry = {"cells": self.n_cells, "nonzeros": self.nonzeros, "files": files}
         shard = FinishedShard(entry, self._following, self._fates, self._gene_cells, rows, totals, n_genes)
         if self.n_cells:
-            _save(shard, _record_path(folder, number))
+            save_record(folder, number, shard)
         return shard
 
 
@@ -120,29 +132,34 @@ def finished_shards(folder: Path) -> list[FinishedShard]:
     return found
 
 
-def _write_npy(path: Path, parts: Sequence[np.ndarray], dtype: np.dtype) -> dict[str, Any]:
-    """Write the joined parts as one array; the checksum is of what was handed over, not of what reached the disk."""
-    header = io.BytesIO()
-    shape = (sum(map(len, parts)),)
-    np.lib.format.write_array_header_1_0(header, {"descr": dtype.str, "fortran_order": False, "shape": shape})
-    digest = hashlib.sha256(header.getvalue())
+def _write(path: Path, parts: Iterable[bytes]) -> dict[str, Any]:
+    """Write a file; the checksum is of what was handed over, not of what reached the disk."""
+    digest, size = hashlib.sha256(), 0
     with path.open("wb") as file:
-        file.write(header.getvalue())
         for part in parts:
-            data = part.astype(dtype, copy=False).tobytes()
-            digest.update(data)
-            file.write(data)
+            digest.update(part)
+            file.write(part)
+            size += len(part)
     flush(path)
-    return {"bytes": len(header.getvalue()) + shape[0] * dtype.itemsize, "sha256": digest.hexdigest()}
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def _npy(parts: Sequence[np.ndarray]) -> Iterator[bytes]:
+    """Yield the joined parts as the file of one array, in the widest of their types."""
+    dtype = max((part.dtype for part in parts), key=lambda kind: kind.itemsize)
+    header, shape = io.BytesIO(), (sum(map(len, parts)), *parts[0].shape[1:])
+    np.lib.format.write_array_header_1_0(header, {"descr": dtype.str, "fortran_order": False, "shape": shape})
+    yield header.getvalue()
+    yield from (part.astype(dtype, copy=False).tobytes() for part in parts)
 
 
 def _record_path(folder: Path, number: int) -> Path:
     return folder / WORK / f"{number:05d}.npz"
 
 
-def _save(shard: FinishedShard, path: Path) -> None:
+def save_record(folder: Path, number: int, shard: FinishedShard) -> None:
     """Write the record of a shard that is on the disk already."""
-    with replacing(path) as unfinished, unfinished.open("wb") as file:
+    with replacing(_record_path(folder, number)) as unfinished, unfinished.open("wb") as file:
         np.savez(
             file,
             manifest_entry=json.dumps(shard.manifest_entry),

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from sckit.config import PretrainConfig
-from sckit.data.labels import choose_labels, group_values
+from sckit.data.labels import Labels, choose_labels
 from sckit.data.store import Store
 from sckit.data.views import in_blocks
 from sckit.errors import ConfigError, DataError
@@ -46,11 +46,11 @@ def _held_out(
         part = generator.permutation(store.n_cells) % config.folds
         return part == config.fold, np.zeros(store.n_cells, bool)
     if config.group is None:
-        chosen = generator.permutation(store.n_cells)[: max(1, int(_HELD_OUT_SHARE * store.n_cells))]
-        return np.isin(np.arange(store.n_cells), chosen), np.zeros(store.n_cells, bool)
-    values = group_values(store.obs, config.group)
-    unknown = values == ""
-    present = sorted({*values} - {""})
+        chosen = np.zeros(store.n_cells, bool)
+        chosen[generator.permutation(store.n_cells)[: max(1, int(_HELD_OUT_SHARE * store.n_cells))]] = True
+        return chosen, np.zeros(store.n_cells, bool)
+    labels = store.labels(config.group)
+    unknown, present = labels.codes < 0, labels.names.tolist()
     if unknown.any():
         text = f"{int(unknown.sum()):,} cells have no value in {config.group}: they are left out of training and test"
         on_event("note", {"text": text})
@@ -64,21 +64,21 @@ def _held_out(
             f"--group {config.group} has the one value {str(present[0])!r}; name another column, or leave out --group."
         )
     if config.folds:
-        chosen = _groups_of_fold(values, present, config)
-        return np.isin(values, chosen), unknown
+        return labels.are(_groups_of_fold(labels, config)), unknown
     chosen = named or generator.permutation(present)[: max(1, int(_HELD_OUT_SHARE * len(present)))]
-    return np.isin(values, chosen), unknown
+    return labels.are(chosen), unknown
 
 
-def _groups_of_fold(values: np.ndarray, present: list[str], config: PretrainConfig) -> list[str]:
+def _groups_of_fold(labels: Labels, config: PretrainConfig) -> list[str]:
     """Return the groups that the fold of a config leaves out; the groups are dealt to the folds by size."""
     assert config.folds is not None
+    present = labels.names.tolist()
     if config.folds > len(present):
         raise ConfigError(
             f"--folds {config.folds} is more than the {len(present)} groups of {config.group}; give {len(present)} or "
             "fewer."
         )
-    fold = deal_by_size(np.array([(values == name).sum() for name in present]), config.folds)
+    fold = deal_by_size(np.bincount(labels.codes + 1, minlength=len(present) + 1)[1:], config.folds)
     return [name for name, number in zip(present, fold, strict=True) if number == config.fold]
 
 

@@ -10,18 +10,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sckit.data.cell_table import CellTable
+from sckit.data.compact import CompactShard, Ring
 from sckit.data.genes import vocabulary_hash
+from sckit.data.labels import Labels
+from sckit.data.layouts import COMPACT, VERSIONS, DamagedError, Entries, MappedShard, Shard
 from sckit.data.manifest import (
     FORMAT,
     MANIFEST,
-    NUMBERS,
-    OWN_COLUMNS,
-    SHARD_ARRAYS,
-    VERSION,
     broken_files,
     gene_dtype,
     is_manifest,
-    shard_file,
+    layout_of,
+    shard_files,
 )
 from sckit.data.views import Csr, indptr_of
 from sckit.errors import DataError
@@ -36,7 +37,8 @@ class Store:
         self.manifest = manifest
         self.report = report or {}
         self._starts = indptr_of([shard["cells"] for shard in manifest["shards"]])  # [shards + 1]
-        self._maps: dict[int, Csr] = {}
+        self._shards: dict[int, Shard] = {}
+        self._ring = Ring(gene_dtype(self.n_genes), self.n_genes)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the path alone, so that a worker process opens the files itself."""
@@ -60,20 +62,41 @@ class Store:
     @cached_property
     def genes(self) -> pd.DataFrame:
         """G rows: id ("" where unknown), symbol, n_cells (cells of the store in which it is detected)."""
-        return self._table("genes.parquet", self.n_genes, ("id", "symbol"))
+        try:
+            table = pd.read_parquet(self.path / "genes.parquet")
+        except Exception as error:  # of pandas and pyarrow, each with kinds of its own
+            raise DataError(
+                f"{self.path / 'genes.parquet'} cannot be read ({error}); prepare the store again."
+            ) from error
+        kinds = [pd.api.types.infer_dtype(table[name], skipna=False) for name in ("id", "symbol") if name in table]
+        if len(table) != self.n_genes or kinds != ["string", "string"]:
+            raise DataError(f"{self.path / 'genes.parquet'} is not the table of this store; prepare it again.")
+        return table
+
+    @cached_property
+    def cells(self) -> CellTable:
+        """The table of cells, of which single columns can be read."""
+        return CellTable(self.path / "obs.parquet", self.n_cells)
 
     @cached_property
     def obs(self) -> pd.DataFrame:
-        """C rows: cell, source, total_counts and n_genes over all genes of the source, then the inputs' own columns."""
-        return self._table("obs.parquet", self.n_cells, OWN_COLUMNS)
+        """C rows: cell, source, total_counts and n_genes over all genes of the source, then the inputs' own columns.
+
+        All of it lies in memory then; `labels` reads a single column in 4 bytes for each cell.
+        """
+        return self.cells.frame()
+
+    def labels(self, column: str) -> Labels:
+        """Return a column of obs as labels of the cells. Raises `ConfigError` where it is not there."""
+        return self.cells.labels(column)
 
     @cached_property
     def _total_counts(self) -> np.ndarray:
-        return self.obs["total_counts"].to_numpy(np.int64)
+        return self.cells.numbers("total_counts")
 
     def totals(self, cells: np.ndarray) -> np.ndarray:
         """Return the total counts [C] int64 of the cells over all gene-expression features of their source."""
-        return self._total_counts[cells]
+        return self._total_counts[cells].astype(np.int64)
 
     def rows(self, cells: np.ndarray) -> Csr:
         """Gather cells in the order given, repeats allowed, as CSR.
@@ -86,31 +109,35 @@ class Store:
             raise IndexError(f"cells must be in 0..{self.n_cells - 1}, not {cells.min()}..{cells.max()}")
         numbers = np.searchsorted(self._starts, cells, side="right") - 1  # [C]
         local = cells - self._starts[numbers]  # [C]
-        lengths = []
-        genes, counts = [np.empty(0, gene_dtype(self.n_genes))], [np.empty(0, np.uint32)]
-        for number, cell in zip(numbers.tolist(), local.tolist(), strict=True):
-            indptr, shard_genes, shard_counts = self._shard(number)
-            low, high = int(indptr[cell]), int(indptr[cell + 1])
-            lengths.append(high - low)
-            genes.append(shard_genes[low:high])
-            counts.append(shard_counts[low:high])
-        return indptr_of(lengths), self._known(np.concatenate(genes)), np.concatenate(counts, dtype=np.uint32)
+        lengths = np.zeros(len(cells), np.int64)
+        used = [(int(number), np.flatnonzero(numbers == number)) for number in np.unique(numbers)]
+        for number, places in used:
+            bounds = self._shard(number).indptr
+            lengths[places] = bounds[local[places] + 1] - bounds[local[places]]
+        indptr = indptr_of(lengths)
+        genes, counts = np.empty(indptr[-1], gene_dtype(self.n_genes)), np.empty(indptr[-1], np.uint32)
+        for number, places in used:
+            try:
+                self._shard(number).copy(local[places], indptr[places], genes, counts)
+            except DamagedError as error:
+                raise self._corrupt(number, error) from error
+        return indptr, self._known(genes), counts
 
     def block(self, start: int, stop: int) -> Csr:
         """Read cells start..stop in store order.
 
-        Inside one shard, genes and counts are views of the memory map, counts in the type they are stored in (uint8,
-        uint16 or uint32); over several shards they are copies, counts as uint32.
+        Inside one shard, counts are in the type they are stored in (uint8, uint16 or uint32), and in the mapped layout
+        genes and counts are views of the memory map; over several shards they are copies, counts as uint32.
         """
         if not 0 <= start <= stop <= self.n_cells:
             raise IndexError(f"cells {start}..{stop} are not within 0..{self.n_cells}")
         number = max(int(np.searchsorted(self._starts, start, side="right")) - 1, 0)
         if start == stop or stop > self._starts[number + 1]:
             return self.rows(np.arange(start, stop))
-        indptr, genes, counts = self._shard(number)
-        offset = self._starts[number]
-        low, high = int(indptr[start - offset]), int(indptr[stop - offset])
-        return indptr[start - offset : stop - offset + 1] - low, self._known(genes[low:high]), counts[low:high]
+        first, last = start - int(self._starts[number]), stop - int(self._starts[number])
+        genes, counts = self._entries(number, first, last)
+        indptr = self._shard(number).indptr[first : last + 1]
+        return indptr - indptr[0], self._known(genes), counts
 
     def verify(self) -> None:
         """Read every file again; raise `DataError` with the name of the first whose checksum is not the one written."""
@@ -127,41 +154,31 @@ class Store:
             )
         return genes
 
-    def _shard(self, number: int) -> Csr:
-        if number not in self._maps:
-            shard = self.manifest["shards"][number]
-            try:
-                arrays = (np.load(self.path / shard_file(number, name), mmap_mode="r") for name in SHARD_ARRAYS)
-                indptr, genes, counts = (np.asarray(array) for array in arrays)
-            except Exception as error:  # of numpy, which has many kinds for a broken head
-                raise DataError(f"{self.path} is corrupt: shard {number} ({error}); prepare it again.") from error
-            whole = (
-                (indptr.shape, indptr.dtype) == ((shard["cells"] + 1,), np.int64)
-                and genes.shape == counts.shape == (shard["nonzeros"],)
-                and genes.dtype == gene_dtype(self.n_genes)
-                and counts.dtype.kind == "u"
-                and indptr[0] == 0
-                and indptr[-1] == len(genes)
-                and bool((np.diff(indptr) >= 0).all())
-            )
-            if not whole:
-                raise DataError(
-                    f"{self.path} is corrupt: shard {number} is not what its manifest says; prepare it again."
-                )
-            self._maps[number] = indptr, genes, counts
-        return self._maps[number]
-
-    def _table(self, name: str, rows: int, columns: tuple[str, ...]) -> pd.DataFrame:
+    def _entries(self, number: int, first: int, last: int) -> Entries:
+        shard = self._shard(number)
         try:
-            table = pd.read_parquet(self.path / name)
-        except Exception as error:  # of pandas and pyarrow, each with kinds of its own
-            raise DataError(f"{self.path / name} cannot be read ({error}); prepare the store again.") from error
-        kinds = {name: pd.api.types.infer_dtype(table[name], skipna=False) for name in columns if name in table}
-        wanted = {name: ("integer",) if name in NUMBERS else ("string", "categorical") for name in columns}
-        numbers = {table[name].dtype for name in columns if name in NUMBERS and name in table}
-        if len(table) != rows or numbers - {np.dtype(np.int64)} or any(kinds.get(n) not in wanted[n] for n in columns):
-            raise DataError(f"{self.path / name} is not the table of this store; prepare it again.")
-        return table
+            return shard.entries(first, last)
+        except DamagedError as error:
+            raise self._corrupt(number, error) from error
+
+    def _shard(self, number: int) -> Shard:
+        if number not in self._shards:
+            entry, dtype, layout = self.manifest["shards"][number], gene_dtype(self.n_genes), layout_of(self.manifest)
+            assert layout is not None
+            paths = [self.path / name for name in shard_files(number, layout)]
+            try:
+                shard = (
+                    CompactShard(paths, entry, dtype, self.n_genes, self._ring)
+                    if layout == COMPACT
+                    else MappedShard(paths, entry, dtype)
+                )
+            except DamagedError as error:
+                raise self._corrupt(number, error) from error
+            self._shards.setdefault(number, shard)  # another thread may have been faster
+        return self._shards[number]
+
+    def _corrupt(self, number: int, error: DamagedError) -> DataError:
+        return DataError(f"{self.path} is corrupt: shard {number} {error}; prepare it again.")
 
 
 def open_store(path: Path | str) -> Store:
@@ -180,9 +197,10 @@ def open_store(path: Path | str) -> Store:
         raise DataError(f"{path / MANIFEST} cannot be read ({error}); prepare the store again.") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise DataError(f"{path / MANIFEST} is not the manifest of a store; make one with `sckit prepare`.")
-    if manifest.get("version") != VERSION:
+    if layout_of(manifest) is None:
+        read = " and ".join(map(str, VERSIONS.values()))
         raise DataError(
-            f"{path} is a store of version {manifest.get('version')}, and this sckit reads {VERSION}; prepare it again."
+            f"{path} is a store of version {manifest.get('version')}, and this sckit reads {read}; prepare it again."
         )
     if not is_manifest(manifest):
         raise DataError(
@@ -196,22 +214,39 @@ def open_store(path: Path | str) -> Store:
 def describe(store: Store) -> list[tuple[str, str]]:
     """Return the rows (what, value) that `sckit info` prints."""
     manifest = store.manifest
-    n_genes = np.concatenate([np.diff(store._shard(i)[0]) for i in range(len(manifest["shards"]))])
     rows = [
         ("store", str(store.path)),
         ("cells", f"{store.n_cells:,}"),
         ("genes", f"{store.n_genes:,}, joined on {manifest['joined_on']}"),
         ("nonzeros", f"{store.nonzeros:,}"),
-        ("median genes per cell", f"{np.median(n_genes):,.0f}"),
-        ("shards", f"{len(manifest['shards']):,}"),
+        ("median genes per cell", f"{_median_genes(store):,.0f}"),
+        ("shards", f"{len(manifest['shards']):,}, {layout_of(manifest)}"),
         ("bytes", f"{size_bytes(manifest):,}"),
         ("vocabulary hash", manifest["vocabulary_sha256"][:16]),
     ]
     rows += [(f"source {source['name']}", _source_line(source)) for source in manifest["sources"]]
-    rows += [(f"option {name}", str(value)) for name, value in manifest["config"].items() if value not in (None, False)]
+    options = {name: value for name, value in manifest["config"].items() if value not in (None, False, [])}
+    rows += [(f"option {name}", str(value)) for name, value in options.items()]
+    rows += [
+        (f"assay {label}", f"{of_label['kept']:,} of {of_label['cells']:,} cells of {source['name']}")
+        for source in manifest["sources"]
+        for label, of_label in source.get("assays", {}).items()
+    ]
     rows += [(f"lost: {reason}", f"{n:,}") for reason, n in manifest["dropped"].items()]
     rows += [("note", note) for note in manifest.get("notes", [])]
     return rows
+
+
+def _median_genes(store: Store) -> float:
+    """Return the median number of detected genes of the cells, from how many cells have each number."""
+    cells = np.zeros(store.n_genes + 1, np.int64)
+    for number in range(len(store.manifest["shards"])):
+        detected = np.bincount(np.diff(store._shard(number).indptr), minlength=len(cells))
+        if len(detected) > len(cells):
+            raise DataError(f"{store.path} is corrupt: a cell has more genes than there are; prepare it again.")
+        cells += detected
+    middle = np.array([(store.n_cells - 1) // 2, store.n_cells // 2])
+    return float(np.searchsorted(cells.cumsum(), middle, side="right").mean())
 
 
 def size_bytes(manifest: dict[str, Any]) -> int:

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sckit.kernels.rows import copied
+
 TILE = 64  # queries, or keys, owned by one GPU program; sckit/kernels/README.md gives the reason
 
 
@@ -18,8 +20,7 @@ class AttentionPlan(NamedTuple):
 
     def to(self, device: torch.device | str) -> "AttentionPlan":
         """Return the plan with its tensors on `device`."""
-        ahead = torch.device(device).type != "cpu"  # a copy to the CPU could be read before it is complete
-        return AttentionPlan._make([*(part.to(device, non_blocking=ahead) for part in self.tensors()), self.tokens])
+        return AttentionPlan._make([*(copied(part, device) for part in self.tensors()), self.tokens])
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the plan without the number."""

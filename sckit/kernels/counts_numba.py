@@ -44,6 +44,20 @@ def _popcount(x):
 
 
 @njit(cache=True, nogil=True)
+def copy_cells(bounds, genes, counts, to, out_genes, out_counts):
+    """Copy the entries of cells: bounds[c, 0] up to bounds[c, 1] to the places from to[c] on.
+
+    bounds: int64 [C, 2]; to: int64 [C]. Nothing checks that they are within the arrays.
+    """
+    for c in range(len(to)):
+        at = to[c]
+        for i in range(bounds[c, 0], bounds[c, 1]):
+            out_genes[at] = genes[i]
+            out_counts[at] = counts[i]
+            at += 1
+
+
+@njit(cache=True, nogil=True)
 def _table(scale, table):
     for count in range(len(table)):
         table[count] = np.log1p(count * scale)
@@ -187,6 +201,34 @@ def pack(
     left_out = _pack(*csr, cells, totals, np.uint64(key), rates, vocabulary, thresholds, *out, offsets, visible)
     genes, values, uniforms = (x[: offsets[-1]] for x in out)
     return Packed(genes, values, uniforms, offsets, visible, int(left_out))
+
+
+@njit(cache=True, nogil=True)
+def _blank(values, uniforms, offsets, visible, below, seen, hidden, targets, truth):
+    """Fill the outputs, and return the number of targets."""
+    found = 0
+    for c in range(len(visible)):
+        first = offsets[c] + visible[c]
+        seen[offsets[c] : first] = values[offsets[c] : first]
+        for j in range(first, offsets[c + 1]):
+            hidden[j] = True
+            targets[found], truth[found] = j, values[j]
+            found += uniforms[j] < below
+    return found
+
+
+def blank(packed: Packed, scored: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return (values, hidden, targets, truth) of packed cells: values of hidden tokens are 0.
+
+    Targets, int64 [M] ascending, are the hidden tokens whose hash is below `scored`; truth, float32 [M], their values.
+    """
+    size = len(packed.values)
+    values, hidden = np.zeros(size, np.float32), np.zeros(size, bool)
+    room = size - int(packed.visible.sum()) + 1  # one more is written before it is known whether it is a target
+    targets, truth = np.empty(room, np.int64), np.empty(room, np.float32)
+    inputs = packed.values, packed.uniforms, packed.offsets, packed.visible, np.float32(scored)
+    found = _blank(*inputs, values, hidden, targets, truth)
+    return values, hidden, targets[:found], truth[:found]
 
 
 @njit(cache=True, nogil=True)

@@ -86,6 +86,14 @@ def pack(
     return Packed(*tokens, offsets, np.array(visible, np.int32), left_out)
 
 
+def blank(packed: Packed, scored: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Blank the hidden tokens and list the targets; arguments and results as in `counts_numba.blank`."""
+    first_hidden = packed.offsets[:-1] + packed.visible
+    hidden = np.arange(len(packed.genes)) >= np.repeat(first_hidden, np.diff(packed.offsets))
+    targets = np.flatnonzero(hidden & (packed.uniforms < np.float32(scored)))
+    return np.where(hidden, np.float32(0), packed.values), hidden, targets, packed.values[targets]
+
+
 def halve(
     csr: Csr, cells: np.ndarray, totals: np.ndarray, key: int, *, sizes: np.ndarray | None = None, second: bool = False
 ) -> Half:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sckit.kernels.rows import RowPlan
 from sckit.kernels.rows_numba import segment_sums
-from sckit.kernels.threads import run_ranges
+from sckit.kernels.threads import parameter_array, run_ranges
 
 PART = 1024  # tokens that share one copy of the small tables' gradient; fixed, so that threads change no sum
 
@@ -90,7 +90,7 @@ def embed_forward(
         genes.rows.numpy(),
         cells.rows.numpy(),
         _arrays(scalars),
-        _arrays(tables),
+        tuple(map(parameter_array, tables)),
         np.array(ranges, np.float32),
         out.numpy(),
     )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 ENGINES = ("auto", "reference", "numba", "triton")
+_HAS_TRITON = find_spec("triton") is not None
 _TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -21,11 +22,15 @@ def choose_engine(device: torch.device | str, dtype: torch.dtype) -> tuple[str, 
         return "reference", f"CPU, {dtype}: the compiled engine takes float32 only"
     if dtype not in _TRITON_DTYPES:
         return "reference", f"{kind}, {dtype}: the Triton engine takes float16, bfloat16 and float32"
-    if kind != "cuda" or find_spec("triton") is None:
+    if kind != "cuda" or not _HAS_TRITON:
         return "reference", f"{kind}: no Triton for this device here"
     if torch.version.cuda and torch.cuda.is_available() and torch.cuda.get_device_capability(device)[0] < 8:
         return "reference", "CUDA device before sm_80: the Triton engine is compiled and checked for sm_80 and later"
     return "triton", f"{'HIP' if torch.version.hip else 'CUDA'} device, {dtype} with float32 sums"
+
+
+# torch.compile cannot look into it. This is torch.compiler.assume_constant_result, which would load the compiler.
+choose_engine.__dict__["_dynamo_marked_constant"] = True
 
 
 def pick_engine(engine: str, *tensors: Tensor) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sckit.kernels.rows import RowPlan
 from sckit.kernels.rows_numba import segment_sums
-from sckit.kernels.threads import run_ranges
+from sckit.kernels.threads import parameter_array, run_ranges
 
 PART = 1024  # targets that share one sum of squared errors; fixed, so that the number of threads changes no sum
 
@@ -41,7 +41,7 @@ def head_forward(
     prediction = torch.empty_like(bias)
     squares = np.zeros(-(-len(bias) // PART))
     arguments = [
-        None if part is None else part.detach().numpy()
+        None if part is None else parameter_array(part)
         for part in (h, bias, shared, weight, genes.rows, rows.rows, truth, prediction)
     ]
     run_ranges(partial(_forward, *arguments, squares), len(squares))

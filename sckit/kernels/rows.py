@@ -11,6 +11,13 @@ import torch
 from torch import Tensor
 
 
+def copied(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """Return a tensor on `device`. For a GPU it is copied from pinned memory, so that the CPU does not wait."""
+    if tensor.device.type == "cpu" and torch.device(device).type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 class RowPlan(NamedTuple):
     """Rows of N positions, U of them distinct; int32 tensors."""
 
@@ -22,8 +29,7 @@ class RowPlan(NamedTuple):
 
     def to(self, device: torch.device | str) -> "RowPlan":
         """Return the plan with its tensors on `device`."""
-        ahead = torch.device(device).type != "cpu"  # a copy to the CPU could be read before it is complete
-        return RowPlan._make([*(part.to(device, non_blocking=ahead) for part in self.tensors()), self.n_rows])
+        return RowPlan._make([*(copied(part, device) for part in self.tensors()), self.n_rows])
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the plan without the number."""

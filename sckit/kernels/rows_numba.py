@@ -8,7 +8,7 @@ from numba import njit
 from torch import Tensor
 
 from sckit.kernels.rows import RowPlan
-from sckit.kernels.threads import run_ranges
+from sckit.kernels.threads import parameter_array, run_ranges
 
 PART = 256  # segments that share one row of `totals`; fixed, so that the number of threads changes no sum
 
@@ -61,6 +61,6 @@ def segment_sums(
     parts = -(-len(plan.present) // PART)
     totals = source.new_zeros(parts, source.shape[1]) if total else None
     arrays = [out, plan.order, plan.present, plan.bounds, source, index, weights, extra, totals]
-    arguments = [None if part is None else part.detach().numpy() for part in arrays]
+    arguments = [None if part is None else parameter_array(part) for part in arrays]
     run_ranges(partial(_sum_parts, *arguments), parts)
     return out, None if totals is None else torch.from_numpy(totals.numpy().sum(0))

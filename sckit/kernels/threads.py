@@ -5,7 +5,17 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 
+import numpy as np
 import torch
+from torch import Tensor
+
+
+def parameter_array(parameter: Tensor) -> np.ndarray:
+    """Return a parameter on the CPU as an array that shares its numbers.
+
+    `Tensor.numpy` would forbid torch to free the memory of a split network between two steps.
+    """
+    return np.from_dlpack(parameter.detach())
 
 
 def run_threads(work: Callable[[int, int], None], most: int) -> None:

@@ -8,16 +8,35 @@ import pytest
 from sckit.data.loader import batches_by_tokens, detected_in, epoch_batches, shuffle
 
 
-def test_an_epoch_has_every_cell_once_within_the_budget(simulated):
+@pytest.mark.parametrize("n_folds", [0, 3])
+def test_an_epoch_has_every_cell_once_within_the_budget(simulated, rng, n_folds):
     lengths = simulated.obs["n_genes"].to_numpy()
-    cells = np.arange(simulated.n_cells)
-    batches = epoch_batches(cells, lengths, 1000, (0, 1))
-    np.testing.assert_array_equal(np.sort(np.concatenate(batches)), cells)
-    assert max(lengths[b].sum() for b in batches) <= 1000 + lengths.max()
-    again = epoch_batches(cells, lengths, 1000, (0, 1))
-    assert all((a == b).all() for a, b in zip(batches, again, strict=True))
-    other = epoch_batches(cells, lengths, 1000, (0, 2))
-    assert not np.array_equal(np.concatenate(batches), np.concatenate(other))
+    cells = np.arange(0, simulated.n_cells, 2)
+    fold_of = rng.integers(n_folds, size=simulated.n_cells) if n_folds else None
+    folds = None if fold_of is None else fold_of[cells]
+    batches = epoch_batches(cells, lengths, 1000, (0, 1), folds)
+    rows = [part for _, part in batches]
+    np.testing.assert_array_equal(np.sort(np.concatenate(rows)), cells)
+    assert max(lengths[part].sum() for part in rows) <= 1000 + lengths.max()
+    for fold, part in batches:
+        assert fold is None if fold_of is None else (fold_of[part] == fold).all()
+    again = epoch_batches(cells, lengths, 1000, (0, 1), folds)
+    assert all(a[0] == b[0] and (a[1] == b[1]).all() for a, b in zip(batches, again, strict=True))
+    other = epoch_batches(cells, lengths, 1000, (0, 2), folds)
+    assert not np.array_equal(np.concatenate(rows), np.concatenate([part for _, part in other]))
+
+
+@pytest.mark.parametrize("n_folds", [0, 5])
+def test_an_epoch_reads_a_block_of_cells_within_a_short_stretch(rng, n_folds):
+    """So that a chunk of a compact store is decoded once, however many folds there are."""
+    cells = np.arange(64 * 64 * 8)
+    folds = rng.integers(n_folds, size=len(cells)) if n_folds else None
+    rows = np.concatenate([part for _, part in epoch_batches(cells, np.full(len(cells), 10), 700, (3, 1), folds)])
+    place = np.empty_like(cells)
+    place[rows] = np.arange(len(cells))
+    of_block = place.reshape(-1, 64)
+    assert (of_block.max(1) - of_block.min(1)).max() < 2 * 64 * 64  # where two stretches meet
+    assert np.corrcoef(place, cells)[0, 1] < 0.1  # the blocks come in a random order
 
 
 def test_shuffle_mixes_within_its_buffer(rng):

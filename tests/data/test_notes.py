@@ -68,9 +68,9 @@ def test_inputs_that_go_together_badly_are_named():
 def test_a_column_that_may_be_the_total_over_more_genes_is_named():
     totals = np.arange(50, 80)
     obs = pd.DataFrame({"recovered_total": totals * 3, "n_counts": totals, "age": totals * 9, "total_text": "x"})
-    (note,) = larger_totals(obs, totals, "norman")
+    (note,) = larger_totals(obs, np.arange(30), totals, "norman")
     assert note.endswith("genes that were measured, give --totals recovered_total")
-    assert not list(larger_totals(obs.assign(recovered_total=totals * 3 - 101), totals, "norman"))
+    assert not list(larger_totals(obs.assign(recovered_total=totals * 3 - 101), np.arange(30), totals, "norman"))
 
 
 # ---- genes that are one in all cells but one

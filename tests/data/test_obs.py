@@ -15,9 +15,9 @@ from sckit.data.obs import (
     mixed_columns,
     obs_matches,
     source_names,
-    unique_names,
     unite_obs,
 )
+from sckit.data.readers.texts import unique_names
 from sckit.errors import ConfigError, DataError
 
 
@@ -187,7 +187,7 @@ def test_own_columns_of_an_input_get_names_that_are_free():
 
 
 def test_a_repeated_name_gets_a_number_that_no_other_cell_has():
-    assert unique_names(["A", "A", "A#2", "B", "A"]).tolist() == ["A", "A#3", "A#2", "B", "A#4"]
+    assert [*unique_names(["A", "A", "A#2", "B", "A"])[0]] == ["A", "A#3", "A#2", "B", "A#4"]
 
 
 def test_whole_numbers_with_gaps_are_labels_without_a_point():

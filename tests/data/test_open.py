@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from pathlib import Path
 
 import anndata
 import numpy as np
@@ -45,6 +46,15 @@ def test_counts_are_stored_in_the_narrowest_type_of_each_shard(sharded, known_co
     assert sharded.block(20, 21)[2].dtype == np.uint16  # a count of 301
     assert sharded.rows(np.array([20]))[2].dtype == np.uint32
     assert dense(sharded).max() == known_counts().max() > 255
+
+
+@pytest.mark.parametrize("layout", ["mapped", "compact"])
+def test_shards_that_are_read_are_not_kept_open(tmp_path, write_h5ad, layout):
+    config = PrepareConfig(cells_per_shard=1, layout=layout)
+    store = prepare([write_h5ad(tmp_path / "x.h5ad")], tmp_path / "s.sckit", config=config)
+    before = len([*Path("/proc/self/fd").iterdir()])
+    assert store.rows(np.arange(N_CELLS))[0][-1] == store.nonzeros
+    assert len([*Path("/proc/self/fd").iterdir()]) == before
 
 
 @pytest.mark.parametrize("cells", [[-1], [23], [0, 99]])
@@ -99,8 +109,16 @@ def test_real_counts_come_back_exactly(shared_data, tmp_path):
     store.verify()
 
 
-@pytest.mark.parametrize("file", ["shards/00002.counts.npy", "shards/00000.indptr.npy", "genes.parquet", "obs.parquet"])
-def test_damage_is_named(sharded, file):
+@pytest.mark.parametrize(
+    ("layout", "file"),
+    [
+        *(("mapped", file) for file in ("shards/00002.counts.npy", "shards/00000.indptr.npy", "genes.parquet")),
+        *(("compact", file) for file in ("shards/00001.entries.bin", "shards/00000.chunks.npy", "obs.parquet")),
+    ],
+)
+def test_damage_is_named(tmp_path, write_h5ad, layout, file):
+    config = PrepareConfig(cells_per_shard=5, layout=layout)
+    sharded = prepare([write_h5ad(tmp_path / "x.h5ad")], tmp_path / "s.sckit", config=config)
     path = sharded.path / file
     whole = path.read_bytes()
     sharded.verify()
@@ -164,7 +182,7 @@ def test_a_broken_head_of_an_array_is_refused(sharded, old, new):
         path.write_bytes(data[:8] + len(head).to_bytes(2, "little") + head + data[128:])
 
     store = rewrite(sharded, "shards/00001.indptr.npy", change)
-    with pytest.raises(DataError, match=r"is corrupt: shard 1 \("):
+    with pytest.raises(DataError, match=r"is corrupt: shard 1 has a broken"):
         store.rows(np.array([5]))
 
 

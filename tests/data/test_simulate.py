@@ -257,7 +257,7 @@ def test_places_that_cannot_be_written_are_refused(tmp_path, name):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"cells": 100_001}, "--cells must be between 1 and 100000, not 100001"),
+        ({"cells": 10_000_001}, "--cells must be between 1 and 10000000, not 10000001"),
         ({"genes": 3}, "--genes must be between 20 and 50000"),
         ({"depth": 0}, "--depth must be between"),
         ({"dispersion": -1.0}, "--dispersion must be between"),

@@ -163,7 +163,7 @@ class RunFolder:
         model = run.model()
         best = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         optimiser = make_optimiser(model, run.config)
-        state = load_checkpoint(case.path, model, optimiser)
+        state = load_checkpoint(case.path, [model], optimiser)
         return {
             "run": run,
             "store": store,

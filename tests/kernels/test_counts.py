@@ -96,7 +96,10 @@ def test_halves_are_the_reference_and_add_up(drawn, key, outside, size):
 def test_packing_is_the_reference_in_every_type(drawn, key):
     csr, cells = drawn
     arguments = csr, cells, np.maximum(totals_of(csr), 1), Hide(key, np.full(len(cells), 0.4))
-    assert_same(*(e.pack(*arguments, vocabulary=VOCABULARY, max_genes=9) for e in (counts_numba, counts_reference)))
+    packed = counts_numba.pack(*arguments, vocabulary=VOCABULARY, max_genes=9)
+    assert_same(packed, counts_reference.pack(*arguments, vocabulary=VOCABULARY, max_genes=9))
+    for scored in (0.15, 2.0):
+        assert_same(*(engine.blank(packed, scored) for engine in (counts_numba, counts_reference)))
 
 
 @pytest.mark.filterwarnings("ignore:divide by zero")

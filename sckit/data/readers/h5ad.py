@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ import h5py
 import numpy as np
 import pandas as pd
 
+from sckit.data.readers.chunks import MatrixLists
 from sckit.data.readers.features import TYPE_COLUMNS, choose_features
-from sckit.data.readers.hdf5 import Group, array, csr_rows, dataset, entries_before, group, is_array, readable, strings
+from sckit.data.readers.hdf5 import Group, array, dataset, entries_before, group, is_array, readable, strings
 from sckit.data.readers.names import contradictions, gene_table
 from sckit.data.readers.source import DENSE_VALUES, Source, nonzero_rows, other_matrices
 from sckit.data.readers.spool import CellSpool, Chunk
+from sckit.data.readers.texts import text_series
 from sckit.data.views import Csr
 from sckit.errors import DataError
 
@@ -51,23 +53,31 @@ class H5ad(Source):
             self._cells_at_most = max(1, DENSE_VALUES // len(var))
         self._spool: CellSpool | None = None
 
-    def _opened(self) -> AbstractContextManager[Group | CellSpool]:
-        if self._encoding != "csc":
-            return _open(self.path)
-        if self._spool is None:
-            with _open(self.path) as file:
-                matrix = group(file, self.key)
-                chunks = _column_chunks(matrix, entries_before(matrix, self._n_columns, self.path))
-                self._spool = CellSpool(chunks, self.n_cells, dataset(matrix, "data").dtype)
-                self._entries_before = self._spool.indptr
-        return nullcontext(self._spool)
+    @contextmanager
+    def _opened(self) -> Iterator[Group | MatrixLists | CellSpool]:
+        if self._encoding == "csc" and self._spool is not None:
+            yield self._spool
+            return
+        with _open(self.path) as file:
+            if self._encoding == "csr":
+                yield MatrixLists(group(file, self.key))
+                return
+            if self._encoding == "dense":
+                yield file
+                return
+            matrix = group(file, self.key)
+            chunks = _column_chunks(matrix, entries_before(matrix, self._n_columns, self.path))
+            self._spool = CellSpool(chunks, self.n_cells, dataset(matrix, "data").dtype)
+            self._entries_before = self._spool.indptr
+        yield self._spool
 
-    def _read(self, handle: Group | CellSpool, first: int, last: int) -> Csr:
+    def _read(self, handle: Group | MatrixLists | CellSpool, first: int, last: int) -> Csr:
         if isinstance(handle, CellSpool):
             return handle.read(first, last)
-        if self._entries_before is None:
-            return nonzero_rows(array(handle, self.key, first, last))
-        return csr_rows(group(handle, self.key), self._entries_before, first, last)
+        if isinstance(handle, MatrixLists):
+            assert self._entries_before is not None
+            return handle.rows(self._entries_before, first, last)
+        return nonzero_rows(array(handle, self.key, first, last))
 
 
 def sample_path() -> Path:
@@ -157,7 +167,7 @@ def _frame(file: Group, key: str, rows: int, path: Path) -> pd.DataFrame:
     if not is_array(stored):
         from anndata.io import read_elem
 
-        frame = read_elem(group(file, key))
+        frame = _table(group(file, key)) if _is_table(stored) else read_elem(group(file, key))
         if not isinstance(frame, pd.DataFrame):
             raise ValueError(f"{key} is not a table")
         return frame
@@ -174,6 +184,23 @@ def _frame(file: Group, key: str, rows: int, path: Path) -> pd.DataFrame:
         else:
             columns[name] = strings(values) if values.dtype.kind in "SO" else values
     return pd.DataFrame(columns, index=pd.Index(strings(records[names[0]])))
+
+
+def _is_table(stored: Group) -> bool:
+    """Return whether a table is stored as anndata does since 0.8; it reads the older ways itself."""
+    return (stored.attrs.get("encoding-type"), stored.attrs.get("encoding-version")) == ("dataframe", "0.2.0")
+
+
+def _table(stored: Group) -> pd.DataFrame:
+    """Read a table as anndata does, but long lists of texts, which may be names of cells, without Python strings."""
+    from anndata.io import read_elem
+
+    def read(name: str) -> Any:
+        is_text = is_array(stored[name]) and stored[name].attrs.get("encoding-type") == "string-array"
+        return text_series(stored[name]).array if is_text else read_elem(stored[name])
+
+    columns, index = {name: read(name) for name in stored.attrs["column-order"]}, stored.attrs["_index"]
+    return pd.DataFrame(columns, pd.Index(read(index), name=None if index == "_index" else index), copy=False)
 
 
 def _check_rows(stored: Any, key: str, rows: int, path: Path) -> None:

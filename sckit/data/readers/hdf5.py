@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sckit.data.views import Csr
 from sckit.errors import DataError, SckitError, said
 
 with suppress(ImportError):  # registers more compression filters where it is installed
@@ -120,9 +119,3 @@ def entries_before(matrix: Group, n_rows: int, path: Path) -> np.ndarray:
             "export it again."
         )
     return found
-
-
-def csr_rows(matrix: Group, indptr: np.ndarray, first: int, last: int) -> Csr:
-    """Read rows of a compressed matrix whose indptr [rows + 1] is known: their (indptr, indices, data)."""
-    low, high = int(indptr[first]), int(indptr[last])
-    return indptr[first : last + 1] - low, array(matrix, "indices", low, high), array(matrix, "data", low, high)

@@ -25,6 +25,7 @@ from sckit.data.readers.names import are_names, feature_table
 from sckit.data.readers.source import Source
 from sckit.data.readers.spool import CellSpool, Chunk
 from sckit.data.readers.text import check_entries, open_text, read_mtx_head, read_names
+from sckit.data.readers.texts import text_series
 from sckit.data.views import Csr
 from sckit.errors import DataError
 
@@ -80,7 +81,9 @@ class TenxMtx(Source):
             raise DataError(f"{files.features} has no tabs between its columns, as in {names[0]!r}; put them there.")
         table = feature_table(names, more[0] if more else names, path)
         chosen = choose_features(types, None, table.named, genome, path)
-        super().__init__(path, table, pd.DataFrame(index=pd.Index(barcodes)), lost=chosen.lost, notes=chosen.notes)
+        super().__init__(
+            path, table, pd.DataFrame(index=pd.Index(text_series(barcodes))), lost=chosen.lost, notes=chosen.notes
+        )
         self.files = [file for file in files[:4] if isinstance(file, Path)]
         self._spool: CellSpool | None = None
 

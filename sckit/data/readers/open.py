@@ -17,6 +17,7 @@ from sckit.data.readers.hdf5 import readable
 from sckit.data.readers.log1p import total_counts
 from sckit.data.readers.mtx import open_mtx
 from sckit.data.readers.prepared import Prepared
+from sckit.data.readers.remote import Address, located
 from sckit.data.readers.soma import Soma
 from sckit.data.readers.source import Source
 from sckit.data.readers.tenx import TenxH5, genome_groups
@@ -66,7 +67,7 @@ def open_sources(given: Path | str, options: ReadingConfig | None = None) -> lis
     that its reader does not have.
     """
     path, options = parse_input(given, options or ReadingConfig())
-    path, notes = _inside(path)
+    path, notes = (path, []) if isinstance(path, Address) else _inside(path)
     kind = _kind(path)
     set_here = {name: getattr(options, name) for name in ("layer", "raw", "genome", "measurement")}
     strange = [name for name, value in set_here.items() if value and name not in _READ_BY[kind]]
@@ -79,8 +80,10 @@ def open_sources(given: Path | str, options: ReadingConfig | None = None) -> lis
     chosen = {name: set_here[name] for name in _READ_BY[kind]}
     if kind == "mtx":
         sources: list[Source] = [*open_mtx(path, **chosen)]
+    elif kind == "soma":
+        sources = [Soma(path, options)]
     else:
-        reader = {"h5ad": H5ad, "tenx h5": TenxH5, "soma": Soma, "store": Prepared}[kind]
+        reader = {"h5ad": H5ad, "tenx h5": TenxH5, "store": Prepared}[kind]
         sources = [reader(path, **chosen)]
     if not sources:
         below = _readable_below(path)
@@ -107,8 +110,8 @@ def parse_input(given: Path | str, options: ReadingConfig) -> tuple[Path, Readin
     """Split "FILE::layer=counts,genome=G" into the path and the options with these put in; "raw" alone means true."""
     ends = [at for at in range(len(str(given))) if str(given).startswith("::", at)]
     if not ends or Path(given).exists():
-        return Path(given), options
-    end = next((at for at in reversed(ends) if Path(str(given)[:at]).exists()), ends[0])  # a path may hold :: too
+        return located(given), options
+    end = next((at for at in reversed(ends) if located(str(given)[:at]).exists()), ends[0])  # a path may hold :: too
     text, settings = str(given)[:end], str(given)[end + 2 :]
     own: dict[str, object] = {}
     for setting in settings.split(","):
@@ -124,7 +127,16 @@ def parse_input(given: Path | str, options: ReadingConfig) -> tuple[Path, Readin
             )
     if {"raw", "layer"} & own.keys():
         own = {"raw": False, "layer": None} | own
-    return Path(text), replace(options, **own)
+    return located(text), replace(options, **own)
+
+
+def absolute(given: Path | str) -> str:
+    """Return an input so that it means the same in another working directory, with the options behind it."""
+    head, mark, settings = str(given).rpartition("::")
+    if not mark or Path(given).exists():
+        head, mark, settings = str(given), "", ""
+    path = located(head)
+    return str(path if isinstance(path, Address) else path.absolute()) + mark + settings
 
 
 def _inside(path: Path) -> tuple[Path, list[str]]:
@@ -163,6 +175,8 @@ def _kind_of_folder(path: Path) -> str:
 
 def _kind(path: Path) -> str:
     """Find out which reader a path needs."""
+    if isinstance(path, Address):
+        return "soma"
     if not path.exists():
         close = get_close_matches(path.name, [one.name for one in path.absolute().parent.glob("*")], 1)
         hint = f"did you mean {path.with_name(close[0])}?" if close else f"give {_ACCEPTED}."

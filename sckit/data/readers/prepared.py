@@ -22,16 +22,16 @@ class Prepared(Source):
     def __init__(self, path: Path) -> None:
         """Read the tables of the store."""
         self._store: Store = open_store(path)
-        genes, table = self._store.genes, self._store.obs
-        obs = table.drop(columns=[name for name in OWN_COLUMNS if name != "source"])
-        obs.index = pd.Index(strings(table["cell"]))
+        genes, obs = self._store.genes, self._store.cells.frame()
+        own = {name: obs.pop(name) for name in OWN_COLUMNS if name != "source"}
+        obs.index = pd.Index(own["cell"])
         if self._store.manifest["sources"][1:] == []:
-            obs = obs.drop(columns="source")
+            del obs["source"]
         features = GeneTable(strings(genes["id"]), strings(genes["symbol"]))
         super().__init__(path, features, obs)
         self.files = [path / "manifest.json"]
-        self.totals = table["total_counts"].to_numpy(np.int64)
-        self.n_genes = table["n_genes"].to_numpy(np.int64)
+        self.totals = own["total_counts"].to_numpy(np.int64)
+        self.n_genes = own["n_genes"].to_numpy(np.int64)
         self.unit = "the store"
         self.remedy = "; prepare the store again"
 

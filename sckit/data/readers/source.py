@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,23 +61,35 @@ class Source(ABC):
         *,
         lost: dict[str, np.ndarray] | None = None,
         notes: Sequence[str] = (),
+        left_out: dict[str, int] | None = None,
     ) -> None:
-        """Keep what was read so far; `lost` marks, by reason, the features [F] bool that are left out."""
+        """Keep what was read so far; `lost` marks, by reason, the features [F] bool that are left out.
+
+        left_out: the number of cells that the reader has not read, because their labels rule them out, by reason.
+        """
         lost = lost or {}
         keep = ~np.any([np.zeros(len(features), dtype=bool), *lost.values()], axis=0)  # [F]
         self.path = path
         self.files: Sequence[Path] = (path,)
         """All that is read, for noticing changes."""
+        self.identity: str = ""
+        """What else tells whether an input is the same as before, where it has no files on this machine."""
         self.genes = without_genome(GeneTable(features.ids[keep], features.symbols[keep]))
         twice = obs.columns[obs.columns.map(str).duplicated()]
         if len(twice):
             raise DataError(f"{path} has the obs column {str(twice[0])!r} twice; rename one of them.")
-        obs = obs.astype({name: str for name, column in obs.items() if _is_no_label(column)})
+        if strange := {name: str for name, column in obs.items() if _is_no_label(column)}:
+            obs = obs.astype(strange)
         # pandas cannot take rows of numbers in the byte order of other machines
         swapped = {name: kind for name, kind in obs.dtypes.items() if getattr(kind, "byteorder", "=") == ">"}
-        self.obs = obs.astype({name: np.dtype(str(kind)).newbyteorder("=") for name, kind in swapped.items()})
+        native = {name: np.dtype(str(kind)).newbyteorder("=") for name, kind in swapped.items()}
+        self.obs = obs.astype(native) if native else obs  # without a need a copy would be made
         self.notes = list(notes)
         """Sentences on what looks odd in the file."""
+        self.left_out = left_out or {}
+        """Cells that were not read, by reason; no other field knows of them."""
+        self.assays: dict[str, int] = {}
+        """All cells by assay, also those that were not read; empty where all are in obs."""
         self.dropped = {reason: int(mask.sum()) for reason, mask in lost.items() if mask.any()}
         """Features that were left out, by reason."""
         self.totals: np.ndarray | None = None
@@ -99,11 +111,11 @@ class Source(ABC):
         """Largest block that fits into memory where the number of entries is not known beforehand."""
         self._entries_before: np.ndarray | None = None
         """[C + 1] int64: where the entries of each cell begin, when a reader knows it."""
-        if not len(obs) or not len(self.genes):
-            left_out = ", ".join(f"{number:,} {reason}" for reason, number in self.dropped.items())
+        if not (len(obs) or self.left_out) or not len(self.genes):
+            without = ", ".join(f"{number:,} {reason}" for reason, number in self.dropped.items())
             raise DataError(
                 f"{path} is empty: it holds {len(obs)} cells and {len(self.genes)} genes"
-                f"{f' without {left_out}' if left_out else ''}; give at least one of each."
+                f"{f' without {without}' if without else ''}; give at least one of each."
             )
 
     def need_totals(self, kept: np.ndarray) -> None:
@@ -121,20 +133,27 @@ class Source(ABC):
         """Number of cells."""
         return len(self.obs)
 
-    def blocks(self, *, cells_per_block: int = CELLS_PER_BLOCK, start: int = 0) -> Iterator[CountsBlock]:
+    def blocks(
+        self, *, cells_per_block: int = CELLS_PER_BLOCK, start: int = 0, stop: int | None = None
+    ) -> Generator[CountsBlock]:
         """Yield the cells from `start` on, in order, at most `cells_per_block` and some two million entries at a time.
 
-        Where a block ends depends on where it starts and on nothing before it.
+        Where a block ends depends on where it starts and on nothing before it; `stop` has to be such an end.
         Raises `DataError` when a value is not a count or the file cannot be read to its end.
         """
         with readable(self.path), self._opened() as handle:
             if self.from_log1p and self._targets is None:
                 self._targets = self._target_sums(handle)
             first = start
-            while first < self.n_cells:
-                last = self._block_end(first, cells_per_block)
+            for last in self.block_ends(cells_per_block, start, stop):
                 yield self._block(first, *self._read(handle, first, last))
                 first = last
+
+    def block_ends(self, cells_per_block: int, start: int = 0, stop: int | None = None) -> Iterator[int]:
+        """Yield where the blocks from `start` to `stop` end."""
+        while start < (self.n_cells if stop is None else stop):
+            start = self._block_end(start, cells_per_block)
+            yield start
 
     def _target_sums(self, handle: Any) -> np.ndarray:
         """Read all cells once for the numbers that their counts were made to add up to: [C]."""

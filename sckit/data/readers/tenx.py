@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pandas as pd
 
+from sckit.data.readers.chunks import MatrixLists
 from sckit.data.readers.features import choose_features, choose_genome
-from sckit.data.readers.hdf5 import array, csr_rows, entries_before, group, length, readable, strings
+from sckit.data.readers.hdf5 import array, dataset, entries_before, group, length, readable, strings
 from sckit.data.readers.names import feature_table
 from sckit.data.readers.source import Source
+from sckit.data.readers.texts import text_series
 from sckit.data.views import Csr
 from sckit.errors import DataError
 
@@ -48,7 +51,7 @@ class TenxH5(Source):
                 (None, None) if is_old else (_column(features, "feature_type"), _column(features, "genome"))
             )
             of_probes = "filtered_probes" in features
-            obs = pd.DataFrame(index=pd.Index(strings(array(matrix, "barcodes"))))
+            obs = pd.DataFrame(index=pd.Index(text_series(dataset(matrix, "barcodes"))))
         symbols = ids if symbols is None else symbols
         if symbols is None:
             raise DataError(f"{path} names no genes: it has neither gene ids nor gene names; export it with them.")
@@ -64,11 +67,13 @@ class TenxH5(Source):
         super().__init__(path, table, obs, lost=chosen.lost, notes=notes)
         self._indptr = self._entries_before = indptr
 
-    def _opened(self) -> AbstractContextManager[h5py.File]:
-        return h5py.File(self.path)
+    @contextmanager
+    def _opened(self) -> Iterator[MatrixLists]:
+        with h5py.File(self.path) as file:
+            yield MatrixLists(group(file, self._key))
 
-    def _read(self, handle: h5py.File, first: int, last: int) -> Csr:
-        return csr_rows(group(handle, self._key), self._indptr, first, last)
+    def _read(self, handle: MatrixLists, first: int, last: int) -> Csr:
+        return handle.rows(self._indptr, first, last)
 
 
 def _check_lengths(matrix: h5py.Group, features: h5py.Group, path: Path) -> None:

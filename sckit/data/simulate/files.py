@@ -6,6 +6,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from sckit.data.new_hdf5 import new_hdf5
 from sckit.data.simulate.truth import Truth
 from sckit.data.views import Csr
 
@@ -15,9 +16,10 @@ _CHUNK = 2**18
 def write_h5ad(path: Path, truth: Truth, blocks: Iterable[Csr]) -> None:
     """Write an h5ad with counts as CSR float32 in X, the labels of the cells in obs and gene_ids in var."""
     import anndata
+    from anndata.io import write_elem
 
-    anndata.AnnData(obs=truth.obs, var=truth.genes).write_h5ad(path)
-    with h5py.File(path, "r+") as file:
+    with new_hdf5(path) as file:
+        write_elem(file, "/", anndata.AnnData(obs=truth.obs, var=truth.genes))
         if "X" in file:
             del file["X"]
         matrix = file.create_group("X")
@@ -29,7 +31,7 @@ def write_h5ad(path: Path, truth: Truth, blocks: Iterable[Csr]) -> None:
 def write_tenx(path: Path, truth: Truth, blocks: Iterable[Csr]) -> None:
     """Write the `filtered_feature_bc_matrix.h5` of Cell Ranger 3, which has barcodes and no other labels of cells."""
     genes = truth.genes
-    with h5py.File(path, "w") as file:
+    with new_hdf5(path) as file:
         matrix = file.create_group("matrix")
         matrix["barcodes"] = truth.obs.index.to_numpy().astype("S")
         matrix["shape"] = np.array([truth.config.genes, truth.config.cells], np.int32)

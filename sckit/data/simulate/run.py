@@ -15,7 +15,7 @@ from sckit.data.prepare import prepare, refuse_existing
 from sckit.data.simulate.files import write_h5ad, write_tenx
 from sckit.data.simulate.truth import Truth, draw_truth, truth_path
 from sckit.data.views import Csr
-from sckit.errors import ConfigError, DataError
+from sckit.errors import ConfigError, WriteError
 from sckit.files import replacing
 
 Listener = Callable[[str, dict[str, Any]], None]
@@ -76,10 +76,7 @@ def write_simulation(
                 with replacing(out) as counts:
                     _WRITERS[out.suffix](counts, truth, blocks)
     except OSError as error:
-        raise DataError(
-            f"{out} cannot be written ({error.strerror or error}); make room or choose another place, and run the "
-            "command again."
-        ) from error
+        raise WriteError(out, error) from error
     return drawn.numbers(truth, out)
 
 
@@ -87,24 +84,27 @@ def write_simulation(
 class _Drawn:
     """Numbers of the counts that went by."""
 
-    totals: list[int] = field(default_factory=list)
-    lengths: list[int] = field(default_factory=list)
+    totals: list[np.ndarray] = field(default_factory=list)  # of blocks of cells
+    lengths: list[np.ndarray] = field(default_factory=list)
+    cells: int = 0
     ones: int = 0
 
     def follow(self, truth: Truth, on_event: Listener) -> Iterator[Csr]:
         for indptr, genes, counts in truth.blocks():
             sums = np.concatenate([[0], np.cumsum(counts)])
-            self.totals += np.diff(sums[indptr]).tolist()
-            self.lengths += np.diff(indptr).tolist()
+            self.totals.append(np.diff(sums[indptr]))
+            self.lengths.append(np.diff(indptr).astype(np.int32))
+            self.cells += len(indptr) - 1
             self.ones += int((counts == 1).sum())
-            on_event("progress", {"done": len(self.totals), "of": truth.config.cells, "what": "simulating"})
+            on_event("progress", {"done": self.cells, "of": truth.config.cells, "what": "simulating"})
             yield indptr, genes, counts
 
     def numbers(self, truth: Truth, out: Path) -> Simulated:
         size = truth.config.cells, truth.config.genes
-        medians = float(np.median(self.totals)), float(np.median(self.lengths))
-        ones = self.ones / max(sum(self.lengths), 1)
-        return Simulated(out, truth_path(out), *size, *medians, ones, self.lengths.count(0))
+        totals, lengths = np.concatenate(self.totals), np.concatenate(self.lengths)
+        medians = float(np.median(totals)), float(np.median(lengths))
+        ones = self.ones / max(int(lengths.sum(dtype=np.int64)), 1)
+        return Simulated(out, truth_path(out), *size, *medians, ones, int((lengths == 0).sum()))
 
 
 def _write_store(out: Path, truth: Truth, blocks: Iterator[Csr], *, overwrite: bool, on_event: Listener) -> None:

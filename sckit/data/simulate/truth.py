@@ -16,6 +16,7 @@ import scipy.sparse as sp
 from scipy.special import ndtri
 
 from sckit.config import SimulateConfig, from_dict
+from sckit.data.new_hdf5 import new_hdf5
 from sckit.data.simulate.law import SPREAD, draw_counts, draw_depths, expected_counts
 from sckit.data.simulate.world import World, draw_world, regulation, stream
 from sckit.data.views import Csr, indptr_of
@@ -96,7 +97,7 @@ class Truth:
 
     def save(self, path: Path) -> None:
         """Write the truth into an HDF5 file: a group of arrays for the world and one for the cells."""
-        with h5py.File(path, "w") as file:
+        with new_hdf5(path) as file:
             file.attrs.update(format=_FORMAT, version=_VERSION, sckit=package_version("sckit"))
             file.attrs["config"] = json.dumps(asdict(self.config))
             for name, part in (("world", self.world), ("cells", self.cells)):

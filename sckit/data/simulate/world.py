@@ -28,6 +28,8 @@ _WEIGHTS = 0.2, 0.6  # log rate of a target per standard deviation of its regula
 _SHIFT = 1.5  # size of a hit on a programme
 _LEFT = 0.2  # share of its expression that a gene keeps when it is knocked down
 
+_AT_A_TIME = 256  # perturbations whose effects are computed at a time
+
 _GENES, _TYPES, _LIBRARIES, _PROGRAMMES, _PAIRS, _NETWORK, _HITS = range(7)
 
 
@@ -196,7 +198,11 @@ def _network_knock_downs(
     deviation, log_rates = regulation(config.genes, regulators, own_spread, edges, weight)
     moved = deviation[:, chosen].toarray()  # [R, P]
     moved *= np.log(_LEFT) / REGULATOR_SPREAD / moved[chosen, np.arange(len(chosen))]
-    return regulators[chosen], np.ascontiguousarray((log_rates @ moved).T)
+    effects = np.empty((len(chosen), config.genes))
+    for first in range(0, len(chosen), _AT_A_TIME):
+        some = slice(first, first + _AT_A_TIME)
+        effects[some] = (log_rates @ moved[:, some]).T
+    return regulators[chosen], effects
 
 
 def _programme_knock_downs(
@@ -216,6 +222,7 @@ def _programme_knock_downs(
     targets = members[np.lexsort((programmes.answers[members], turn))][: config.perturbations]
     strength = _SHIFT * generator.uniform(0.7, 1.3, len(targets))
     hits = strength[:, None] * programmes.links[programmes.answers[targets]]  # [P, M]
-    effects = programmes.response * hits[:, programmes.answers]
+    effects = hits[:, programmes.answers]
+    effects *= programmes.response  # in place: with many perturbations this is the largest array
     effects[np.arange(len(targets)), targets] = np.log(_LEFT)
     return targets, effects

@@ -131,6 +131,15 @@ def test_counts_of_cells_that_obs_does_not_have_are_refused(tmp_path, known, ope
         open_source(path)
 
 
+@pytest.mark.parametrize("step", [1, 7, 2**40])
+def test_join_ids_are_found_however_far_they_lie_apart(step):
+    known = np.array([2, 3, 5]) * step
+    np.testing.assert_array_equal(_places(known, known[[2, 0, 0, 1]]), [2, 0, 0, 1])
+    assert not len(_places(known, known[:0]))
+    for other in (0, 4 * step, 6 * step):
+        assert _places(known, np.array([known[1], other])) is None
+
+
 def test_entries_of_a_cell_that_was_not_asked_for_are_refused(tmp_path, known, open_source, monkeypatch):
     source = open_source(write_sparse(tmp_path / "x", known, list("ABCDE")))
     found = np.array([0, 3, 140_000_000_000_000])  # as TileDB gives from a damaged fragment
