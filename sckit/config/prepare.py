@@ -13,12 +13,20 @@ from sckit.errors import ConfigError
 class PrepareConfig(ReadingConfig):
     """What goes into a store and how it is cut."""
 
+    census: Annotated[str | None, mark(panel="CELLxGENE Census")] = None
+    """Read this version of the CELLxGENE Census, such as 2025-11-08: its primary cells of the assays of --assay."""
+    organism: str = "homo_sapiens"
+    """Organism to read of the Census."""
     genes: Annotated[int | str, mark(panel="Genes")] = "all"
     """Genes to keep: "all", a number of highly variable genes, or a file with one gene id or symbol per line."""
     duplicates: Annotated[str, one_of("sum", "refuse")] = "sum"
     """Add up the genes of one input that have the same name (sum), or stop with an error (refuse)."""
     cells_per_shard: Annotated[int, at_least(1), mark(panel="Writing")] = 32_768
     """Close a shard after the block in which it reaches this many cells (or 67 million entries)."""
+
+    layout: Annotated[str, one_of("auto", "mapped", "compact"), mark(panel="Writing")] = "auto"
+    """How counts lie on the disk: memory-mapped, which is faster to read, or compact, a third of the size; auto is
+    compact from a million cells on."""
 
     @property
     def gene_list(self) -> Path | None:

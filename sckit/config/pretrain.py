@@ -127,6 +127,8 @@ class PretrainConfig:
     """Steps between checkpoints."""
     seed: Annotated[int, between(0, LARGEST_SEED), mark(panel="Running")] = 0
     """Seed of everything that is random."""
+    shard: bool = False
+    """Split the network, its gradients and what the optimiser remembers over the processes of torchrun (FSDP2)."""
     engine: Annotated[str, one_of("auto", "reference", "numba", "triton")] = "auto"
     """Attention engine: auto, reference, numba or triton."""
     device: str = "auto"
@@ -150,6 +152,10 @@ class PretrainConfig:
             raise ConfigError(
                 f"--neighbours {self.neighbours} looks for cells with like detected genes, which --context visible "
                 "hides; leave out one of them."
+            )
+        if self.shard and self.start == "ridge":
+            raise ConfigError(
+                f"--shard leaves the linear baseline whole; start = {self.start} trains it; leave out one."
             )
         if self.seeds > 1 and not self.folds:
             raise ConfigError(f"--seeds {self.seeds} trains several networks on each part; say how many with --folds.")

@@ -24,6 +24,12 @@ class ReadingConfig:
     from_log1p: bool = False
     """Turn log1p of counts per 10,000 back into whole counts, with the totals of --totals where they are given; stop
     where the result is not whole."""
+    region: str | None = None
+    """AWS region of the s3:// inputs, where the AWS settings of this machine do not say it."""
+    anonymous: bool = False
+    """Read s3:// inputs without credentials, as public data are."""
+    obs_columns: tuple[str, ...] = ()
+    """Columns of obs to keep; by default all. Of SOMA inputs no others are read, but for those that filters need."""
     assay: Annotated[str | None, mark(panel="Cells")] = None
     """Assays to keep: "10x" (3', 5', multiome, and inputs without an assay column), "any", or labels with commas; by
     default 10x for training data and any for data to embed or fine-tune on."""

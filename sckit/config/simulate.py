@@ -11,8 +11,8 @@ from sckit.errors import ConfigError
 class SimulateConfig:
     """One simulated data set whose expected counts are known."""
 
-    cells: Annotated[int, between(1, 100_000), mark(panel="Cells and genes")] = 2000
-    """Number of cells, up to 100,000."""
+    cells: Annotated[int, between(1, 10_000_000), mark(panel="Cells and genes")] = 2000
+    """Number of cells, up to 10,000,000."""
     genes: Annotated[int, between(20, 50_000)] = 10_000
     """Number of genes, up to 50,000."""
     depth: Annotated[float, between(1, 1_000_000)] = 2300.0

@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
-import pandas as pd
 import scipy.sparse as sp
 
 from sckit.data.batch import Batch
+from sckit.data.labels import Labels
 from sckit.data.views import CountsView, as_matrix, cell_of_entry, with_data
 from sckit.errors import ConfigError
 from sckit.kernels.counts_numba import entry_dot
@@ -168,14 +168,14 @@ def fit_label_depth(
     view: CountsView,
     vocabulary: np.ndarray,
     cells: np.ndarray,
-    labels: np.ndarray,
+    labels: Labels,
     forms: ClosedForms,
     *,
     penalty: float = 10.0,
 ) -> Callable[[Batch], np.ndarray]:
     """Fit the row "label + depth" on the cells, and return what predicts the values of a batch's targets, float64 [M].
 
-    labels: one string for every cell of the store; "" and labels that no training cell has count as none.
+    labels: of every cell of the store; those that no training cell has count as none.
     """
     codes, names = label_codes(labels, cells)
 
@@ -194,14 +194,15 @@ def fit_label_depth(
     return predict
 
 
-def label_codes(labels: np.ndarray, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def label_codes(labels: Labels, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the number of every cell's label, -1 for none, and the names of the labels that the cells have."""
-    names = np.setdiff1d(labels[cells], [""])
+    labels = labels.among(cells)
+    names = labels.names
     if len(names) > _MOST_LABELS:
         raise ConfigError(
             f"the column of --label has {len(names)} values; at most {_MOST_LABELS} can be cell types; name another."
         )
-    return pd.Index(names).get_indexer(labels), names
+    return labels.codes, names
 
 
 def fit_components(training: TrainingCells, components: int) -> tuple[CellFeatures, np.ndarray]:

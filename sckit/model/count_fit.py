@@ -3,7 +3,7 @@
 The factors of a training cell are computed without the entry that they help to predict.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -118,42 +118,67 @@ def _entries(training: TrainingCells, forms: OffsetForms, cells: np.ndarray) -> 
 
 
 def fit_counts(
-    training: TrainingCells, forms: OffsetForms, cells: np.ndarray, penalty: float, *, scale: bool
-) -> OffsetForms:
-    """Add the count regression: some Newton steps for all genes, each pass over the cells a step.
+    training: TrainingCells, forms: OffsetForms, cells: np.ndarray, penalties: Sequence[float]
+) -> list[OffsetForms]:
+    """Add the count regression with each penalty: some Newton steps for all genes, each pass over the cells a step.
 
     A gene whose counts vary more than Poisson about its mean rate has its penalty raised by as much. A step that makes
-    a gene's penalised likelihood worse is taken back and shortened. With `scale` the last pass finds the factor
-    `excess`; it is 1 without.
+    a gene's penalised likelihood worse is taken back and shortened. The last pass finds the factor `excess`.
     """
-    n_genes, size = training.n_genes, forms.total.shape[1] + forms.loadings.shape[1]
     start, dispersion = _gene_rates(training, forms, cells)
-    coefficients = np.zeros((n_genes, size))
-    coefficients[:, 0] = start
-    kept, step = coefficients.copy(), np.zeros_like(coefficients)
-    weights = penalty * dispersion[:, None] * np.ones(size)
-    weights[:, 0] = 1e-4
-    best = np.full(n_genes, -np.inf)
+    size = forms.total.shape[1] + forms.loadings.shape[1]
+    fits = [_Newton(start, penalty * dispersion, size) for penalty in penalties]
     for _ in range(_NEWTON_STEPS):
-        packed, gradient = np.zeros((n_genes, size * (size + 1) // 2)), np.zeros((n_genes, size))
-        likelihood = np.zeros(n_genes)
         for part in _entries(training, forms, cells):
-            add_newton_sums(
-                part.indptr, part.cell, part.counts, part.log_size, part.full, part.factors, coefficients,
-                packed, gradient, likelihood,
-            )  # fmt: skip
-        likelihood -= 0.5 * (weights[:, 1:] * coefficients[:, 1:] ** 2).sum(1)
-        better = likelihood >= best
-        gradient -= weights * coefficients * (np.arange(size) > 0)
-        hessian = unpack(packed, size)
-        hessian[:, np.arange(size), np.arange(size)] += weights
+            for fit in fits:
+                fit.add(part)
+        for fit in fits:
+            fit.step()
+    fitted = [replace(forms, log_rate=start, counts=fit.kept) for fit in fits]
+    return [replace(one, excess=_excess(training, one, cells)) for one in fitted]
+
+
+class _Newton:
+    """Newton's method for the coefficients of all genes at once, with one penalty."""
+
+    def __init__(self, log_rate: np.ndarray, penalty: np.ndarray, size: int) -> None:
+        """log_rate: [G], the first coefficient to start from; penalty: [G], of all others."""
+        n_genes = len(log_rate)
+        self.weights = np.repeat(penalty[:, None], size, 1)
+        self.weights[:, 0] = 1e-4
+        self.coefficients = np.zeros((n_genes, size))
+        self.coefficients[:, 0] = log_rate
+        self.kept, self.last_step = self.coefficients.copy(), np.zeros((n_genes, size))
+        self.best = np.full(n_genes, -np.inf)
+        self._empty()
+
+    def _empty(self) -> None:
+        n_genes, size = self.coefficients.shape
+        self.packed, self.gradient = np.zeros((n_genes, size * (size + 1) // 2)), np.zeros((n_genes, size))
+        self.likelihood = np.zeros(n_genes)
+
+    def add(self, part: _Entries) -> None:
+        """Add what the next step needs to know of a block of cells."""
+        add_newton_sums(
+            part.indptr, part.cell, part.counts, part.log_size, part.full, part.factors, self.coefficients,
+            self.packed, self.gradient, self.likelihood,
+        )  # fmt: skip
+
+    def step(self) -> None:
+        """Take a step for each gene, back and shorter where the last one made it worse."""
+        size = self.coefficients.shape[1]
+        likelihood = self.likelihood - 0.5 * (self.weights[:, 1:] * self.coefficients[:, 1:] ** 2).sum(1)
+        better = likelihood >= self.best
+        gradient = self.gradient - self.weights * self.coefficients * (np.arange(size) > 0)
+        hessian = unpack(self.packed, size)
+        hessian[:, np.arange(size), np.arange(size)] += self.weights
         newton = np.linalg.solve(hessian, gradient[..., None])[..., 0]
         newton *= np.minimum(1, _LONGEST_STEP / np.maximum(np.abs(newton).max(1), 1e-9))[:, None]
-        best[better], kept[better], step[better] = likelihood[better], coefficients[better], newton[better]
-        step[~better] *= _SHORTER
-        coefficients = kept + step
-    fitted = replace(forms, log_rate=start, counts=kept, excess=np.ones(n_genes))
-    return replace(fitted, excess=_excess(training, fitted, cells)) if scale else fitted
+        self.best[better], self.kept[better] = likelihood[better], self.coefficients[better]
+        self.last_step[better] = newton[better]
+        self.last_step[~better] *= _SHORTER
+        self.coefficients = self.kept + self.last_step
+        self._empty()
 
 
 def _gene_rates(training: TrainingCells, forms: OffsetForms, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -205,14 +230,9 @@ def choose_count_penalty(training: TrainingCells, forms: OffsetForms) -> float:
         np.sort(generator.permutation(training.cells[mask])[:most])
         for mask, most in zip((fold != 0, fold == 0), _TRIED_CELLS, strict=True)
     ]
-    errors = []
-    for penalty in COUNT_PENALTIES:
-        tried = fit_counts(training, forms, parts[0], penalty, scale=True)
-        errors.append(
-            sum(
-                float(((above - tried.excess[part.genes] * np.maximum(expected, 0)) ** 2).sum())
-                for part in _entries(training, forms, parts[1])
-                for above, expected in [_mean_above(tried, part)]
-            )
-        )
-    return COUNT_PENALTIES[int(np.argmin(errors))]
+    errors = np.zeros(len(COUNT_PENALTIES))
+    for i, tried in enumerate(fit_counts(training, forms, parts[0], COUNT_PENALTIES)):
+        for part in _entries(training, tried, parts[1]):
+            above, expected = _mean_above(tried, part)
+            errors[i] += ((above - tried.excess[part.genes] * np.maximum(expected, 0)) ** 2).sum()
+    return COUNT_PENALTIES[int(errors.argmin())]

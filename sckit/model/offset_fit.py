@@ -1,7 +1,7 @@
 """Fit the linear baselines in count space: sums by training group, which serve every choice of rank and penalty."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 
 import numpy as np
@@ -58,7 +58,7 @@ def fit_offset_forms(
     log("offset baselines: count regression")
     if count_penalty is None:
         count_penalty = choose_count_penalty(training, forms)
-    forms = fit_counts(training, forms, training.cells, count_penalty, scale=True)
+    (forms,) = fit_counts(training, forms, training.cells, [count_penalty])
     return replace(forms, chosen=np.array([sizes[0], forms.loadings.shape[1], float(penalties[0]), count_penalty]))
 
 
@@ -104,7 +104,7 @@ def _fit_features(training: TrainingCells, components: int) -> tuple[CellFeature
 def _between(training: TrainingCells, features: CellFeatures) -> np.ndarray:
     """Return the products [F + 1, F + 1] of the cells' features."""
     parts = (features.block_features(block) for block in training.blocks(training.pool()))
-    return _added([part.T @ part for part in parts])
+    return _added(part.T @ part for part in parts)
 
 
 def _total_of_x(between: np.ndarray, components: int) -> np.ndarray:
@@ -141,7 +141,7 @@ def _sums(
     return packed, sums
 
 
-def _added(parts: list[np.ndarray]) -> np.ndarray:
+def _added(parts: Iterable[np.ndarray]) -> np.ndarray:
     """Return the sum of arrays of one shape, without changing the first."""
     return functools.reduce(np.add, parts)
 
@@ -216,7 +216,7 @@ def fit_visible(training: TrainingCells, forms: OffsetForms, rate: float, max_ge
     packed, sums = np.zeros((len(forms.axes), size * (size + 1) // 2)), np.zeros((len(forms.axes), 1, size))
     unfitted = VisibleForm(forms, rate, _UNUSED)
     full = (unfitted.of_tokens(packer(part))[0].full for part in in_blocks(training.pool(), BLOCK_CELLS))
-    total_of_x = _total_of_x(_added([part.T @ part for part in full]), size - 3)
+    total_of_x = _total_of_x(_added(part.T @ part for part in full), size - 3)
     unfitted = replace(unfitted, forms=replace(forms, total_of_x=total_of_x))
     for part in in_blocks(training.cells, BLOCK_CELLS):
         batch = packer(part)

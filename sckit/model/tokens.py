@@ -10,7 +10,7 @@ from torch import Tensor
 from sckit.data.batch import Around, Batch
 from sckit.kernels.attention import AttentionPlan, plan_attention
 from sckit.kernels.counts_reference import TARGET_SUM
-from sckit.kernels.rows import RowPlan, plan_rows
+from sckit.kernels.rows import RowPlan, copied, plan_rows
 
 HIDDEN_RANGE, ABOVE_RANGE = 1.0, 3.0
 """How far the log of the sum of a cell's hidden counts, and of those above one each, may lie from what is expected."""
@@ -97,7 +97,7 @@ class Tokens:
             "genes", "values", "hidden", "in_context", "offsets", "keys", "targets", "truth", "n_detected", "log_total",
         )  # fmt: skip
         arrays = {name: getattr(batch, name) for name in same}
-        counts = torch.from_numpy(batch.counts.astype(np.float32)).to(device)
+        counts = copied(torch.from_numpy(batch.counts.astype(np.float32)), device)
         around = None if batch.around is None else cls._around(batch.around, len(batch.genes), device)
         return cls.pack(device, visible_only=batch.context == "visible", counts=counts, around=around, **arrays)
 
@@ -106,7 +106,7 @@ class Tokens:
         """Copy what neighbours show to a batch of `count` tokens to the device."""
         own = np.flatnonzero(around.order < count)
         plan = plan_attention(torch.from_numpy(around.offsets), torch.from_numpy(around.keys)).to(device)
-        order, own = (torch.from_numpy(array).to(device) for array in (around.order, own))
+        order, own = (copied(torch.from_numpy(array), device) for array in (around.order, own))
         return AroundTokens(cls.of(around.batch, device), order, own, plan)
 
     @classmethod
@@ -136,7 +136,7 @@ class Tokens:
         known = np.isfinite(log_total)
 
         def put(array: np.ndarray, dtype: type = np.float32) -> Tensor:
-            return torch.from_numpy(np.asarray(array, dtype)).to(device)
+            return copied(torch.from_numpy(np.asarray(array, dtype)), device)
 
         def rows(array: np.ndarray) -> RowPlan:
             return plan_rows(torch.from_numpy(array)).to(device)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,37 +13,50 @@ from safetensors.torch import load_file, save_file
 from sckit.errors import DataError, said
 from sckit.files import replacing_folder
 from sckit.model.transformer import Model
+from sckit.training.sharding import divided_like, whole
 
 
-def save_checkpoint(run: Path, state: dict[str, Any], model: Model, optimiser: torch.optim.Optimizer) -> None:
-    """Write everything that resuming needs into a folder of its own; then older ones go."""
-    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
-    for i, slot in optimiser.state_dict()["state"].items():
-        tensors |= {f"optimiser.{i}.{k}": v for k, v in slot.items()}
+def moments_of(optimiser: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Return what an optimiser remembers of its parameters by name; all processes of a split network call it."""
+    slots = optimiser.state_dict()["state"].items()
+    return {f"optimiser.{i}.{name}": whole(tensor) for i, slot in slots for name, tensor in slot.items()}
+
+
+def save_checkpoint(run: Path, state: dict[str, Any], model: Model, moments: dict[str, torch.Tensor]) -> None:
+    """Write everything that resuming needs into a folder of its own; then older ones go. moments: from `moments_of`."""
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()} | moments
     final = run / "checkpoints" / f"step-{state['step']:08d}"
-    with replacing_folder(final) as folder:
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, folder / "state.safetensors")
-        (folder / "state.json").write_text(json.dumps(state))
+    if not final.exists():  # the end of training writes the last one again
+        with replacing_folder(final) as folder:
+            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, folder / "state.safetensors")
+            (folder / "state.json").write_text(json.dumps(state))
     for other in final.parent.iterdir():
         if other.name < final.name:
             shutil.rmtree(other)
 
 
-def load_checkpoint(run: Path, model: Model, optimiser: torch.optim.Optimizer) -> dict[str, Any] | None:
-    """Load the newest whole checkpoint into model and optimiser and return its state, or None when there is none."""
+def load_checkpoint(run: Path, models: Iterable[Model], optimiser: torch.optim.Optimizer) -> dict[str, Any] | None:
+    """Load the newest whole checkpoint into models and optimiser and return its state, or None when there is none."""
     whole = sorted(p for p in (run / "checkpoints").glob("step-*") if not p.suffix)
     if not whole:
         return None
     try:
         tensors = load_file(whole[-1] / "state.safetensors")
         state = json.loads((whole[-1] / "state.json").read_text(encoding="utf-8"))
-        load_weights(model, {k[len("model.") :]: v for k, v in tensors.items() if k.startswith("model.")})
+        weights = {k[len("model.") :]: v for k, v in tensors.items() if k.startswith("model.")}
+        for model in models:
+            load_weights(model, weights)
         slots: dict[int, dict[str, torch.Tensor]] = {}
         for name, tensor in tensors.items():
             if name.startswith("optimiser."):
                 _, index, key = name.split(".", 2)
                 slots.setdefault(int(index), {})[key] = tensor
         _check_slots(slots, optimiser)
+        parameters = [one for group in optimiser.param_groups for one in group["params"]]
+        slots = {
+            index: {key: divided_like(tensor, parameters[index]) for key, tensor in slot.items()}
+            for index, slot in slots.items()
+        }
         optimiser.load_state_dict({"state": slots, "param_groups": optimiser.state_dict()["param_groups"]})
         if not isinstance(state, dict):
             msg = "state.json is no state"
@@ -67,7 +81,8 @@ def load_weights(model: Model, weights: dict[str, torch.Tensor]) -> None:
     if {tensor.dtype for tensor in weights.values()} - {tensor.dtype for tensor in model.state_dict().values()}:
         msg = "weights are numbers of another type"
         raise ValueError(msg)
-    model.load_state_dict(weights)
+    own = dict(model.named_parameters())
+    model.load_state_dict({k: divided_like(v, own[k]) if k in own else v for k, v in weights.items()})
 
 
 def _check_slots(slots: dict[int, dict[str, torch.Tensor]], optimiser: torch.optim.Optimizer) -> None:

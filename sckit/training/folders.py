@@ -1,47 +1,63 @@
 """Where runs lie: the folders of runs and of several folds, made and found by path or name."""
 
 import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 from sckit.config import PretrainConfig, read_toml, to_toml
 from sckit.errors import ConfigError, DataError
 from sckit.files import write_json, write_text
+from sckit.locks import locked
 from sckit.provenance import environment
 
 FOLDS = "folds.toml"
 """The options of several runs, in the folder that holds them."""
 TRAINED = "trained.json"
 """What is in the folder of a run when its training has come to its end."""
+INPUTS = "inputs.json"
+"""What a run was begun with, to go on before its store is written."""
+
+_UNFINISHED = (f"{name}.new" for name in (INPUTS, "environment.json", "config.toml", FOLDS))
+_BEFORE_A_RUN = {INPUTS, "environment.json", *_UNFINISHED}
 
 
-def create_run(config: PretrainConfig, name: str | None, root: Path) -> Path:
-    """Make the folder of a new run. Raises ConfigError when the name is taken."""
-    path = new_folder(name, root)
-    write_text(path / "config.toml", to_toml(config))
+def create_run(config: PretrainConfig, path: Path) -> None:
+    """Write what a folder needs to be a run; the last file, `config.toml`, makes it one."""
+    path.mkdir(exist_ok=True)
     write_json(path / "environment.json", environment())
-    return path
+    write_text(path / "config.toml", to_toml(config))
 
 
-def new_folder(name: str | None, root: Path) -> Path:
-    """Make a folder with a name, by default that of the date. Raises ConfigError when the name is taken."""
-    if name is not None and (name == "latest" or Path(name).name != name):
+@contextmanager
+def new_folder(name: str | None, root: Path) -> Iterator[Path]:
+    """Make a folder with a name, by default that of the date, and hold its lock while the block runs.
+
+    Raises ConfigError when the name is taken. A folder that a kill left before it held a run is not.
+    """
+    if name is not None and (name in ("latest", "..") or Path(name).name != name):
         raise ConfigError(f"--name {name} must be a plain name, and not latest; say where with --runs.")
     if root.exists() and not root.is_dir():
         raise ConfigError(f"--runs {root} is a file; name a folder.")
     path = root / (name or f"pretrain-{datetime.now(UTC):%Y%m%d-%H%M%S}")
-    try:
-        path.mkdir(parents=True)
-    except FileExistsError as error:
-        raise ConfigError(f"the run {path} exists; choose another --name, or go on with --resume {path}.") from error
-    except OSError as error:
-        raise ConfigError(f"--runs {root} is no folder to write in ({error.strerror}); name another.") from error
-    return path
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(path))
+            path.mkdir(exist_ok=True)
+        except FileExistsError:  # a file
+            pass
+        except OSError as error:
+            raise ConfigError(f"--runs {root} is no folder to write in ({error.strerror}); name another.") from error
+        if not path.is_dir() or {each.name for each in path.iterdir()} - _BEFORE_A_RUN:
+            raise ConfigError(f"the run {path} exists; choose another --name, or go on with --resume {path}.")
+        yield path
 
 
 def point_latest(path: Path) -> None:
     """Point the link `latest`, which lies next to the run, at it."""
     link = path.parent / f".latest-{os.getpid()}"
+    link.unlink(missing_ok=True)  # of an earlier process with this number, which was killed
     link.symlink_to(path.name)
     link.replace(path.parent / "latest")
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from sckit.config import PretrainConfig
 from sckit.errors import DataError
 from sckit.model.transformer import Model
+from sckit.training.sharding import whole
 
 _ROW_EPS = 1e-3
 
@@ -30,7 +31,7 @@ def make_optimiser(model: Model, config: PretrainConfig) -> torch.optim.AdamW:
         {"params": genes, "weight_decay": 0.0, "share": config.gene_lr, "eps": _ROW_EPS},
         {"params": linear, "weight_decay": 0.0, "share": config.linear_lr, "eps": _ROW_EPS},
     ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98))
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), fused=True)
 
 
 def schedule(share: float, warmup: float) -> float:
@@ -52,21 +53,23 @@ def take_step(
     lr: float,
     scheduled: float,
     clip: float,
-) -> float:
+    look: bool = True,
+) -> Tensor:
     """Add up the gradients of the losses, clip their norm, move the parameters, and return the sum of the losses.
 
     A loss is computed when its turn comes, so that one batch at a time is in memory. The learning rate is the peak `lr`
-    times what the schedule says, and times the "share" of a group that has one. Raises DataError when the gradient is
-    not finite; `step` is for its message.
+    times what the schedule says, and times the "share" of a group that has one. With `look` it waits for the device and
+    raises DataError when the gradient is not finite; `step` is for its message. Without, the parameters are then no
+    numbers, which the next look finds.
     """
     for group in optimiser.param_groups:
         group["lr"] = group.get("share", 1.0) * lr * scheduled
-    total = 0.0
+    total = torch.zeros((), device=next(model.parameters()).device)
     for loss in losses:
         loss.backward()
-        total += float(loss.detach())
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
-    if not torch.isfinite(norm):
+        total += loss.detach()
+    norm = whole(torch.nn.utils.clip_grad_norm_(model.parameters(), clip))
+    if look and not torch.isfinite(norm):
         raise DataError(f"the gradient is {float(norm)} at step {step}; lower --lr and try again.")
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)

@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 
 from sckit.config import ModelConfig, PretrainConfig, from_dict, read_toml
 from sckit.data.genes import GeneIndex
-from sckit.data.labels import group_values
 from sckit.data.manifest import MANIFEST
 from sckit.data.split import HELD_OUT, LEFT_OUT, TRAIN, VALIDATION
 from sckit.data.store import Store, open_store
@@ -130,8 +129,8 @@ class Run:
 
     @property
     def groups(self) -> np.ndarray | None:
-        """The value of the group column for each cell of the store, where the run has such a column."""
-        return group_values(self.store.obs, self.config.group) if self.config.group else None
+        """The group of each cell of the store, int32 [cells], -1 for none, where the run has a group column."""
+        return self.store.labels(self.config.group).codes if self.config.group else None
 
     @property
     def seen(self) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""How far the training of a run has come, in words."""
+"""How far the training of a run has come, in numbers and in words, and what it ended with."""
 
 import json
 import math
@@ -9,6 +9,7 @@ from typing import Any
 
 from sckit.config import PretrainConfig
 from sckit.errors import DataError
+from sckit.files import write_text
 from sckit.training.folders import TRAINED
 from sckit.training.run import Run
 
@@ -38,6 +39,22 @@ class Progress:
         return max(self.elapsed_s - self.correction_s, 1e-9)
 
 
+@dataclass(frozen=True)
+class Pretrained:
+    """Result of `pretrain`: the run folder, the speed, and the validation row of the best model."""
+
+    run: Path
+    tokens_per_s: float
+    cells_per_s: float
+    wall_s: float
+    epochs: int
+    best: dict[str, Any]
+
+    def document(self) -> dict[str, Any]:
+        """Return the result as JSON has it."""
+        return {**vars(self), "run": str(self.run)}
+
+
 def resumed(run: Path, state: dict[str, Any]) -> Progress:
     """Return where the run of a checkpoint stands, and take the validation rows after it away: they are repeated.
 
@@ -54,7 +71,7 @@ def resumed(run: Path, state: dict[str, Any]) -> Progress:
     except (OSError, ValueError, KeyError, TypeError) as error:
         text = f"the run {run} is damaged ({error}), so it cannot be resumed; train again."
         raise DataError(text) from error
-    lines.write_text("".join(f"{line}\n" for line in kept))
+    write_text(lines, "".join(f"{line}\n" for line in kept))
     return at
 
 

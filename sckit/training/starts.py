@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from sckit.data.loader import epoch_batches
+from sckit.data.loader import Parts, epoch_batches
 from sckit.data.split import TRAIN, VALIDATION
 from sckit.model.correction import facts_of_genes
 from sckit.model.linear import CROSS_FITTED
@@ -13,9 +13,6 @@ from sckit.model.offset_forms import OffsetForms
 from sckit.model.transformer import Model
 from sckit.training.baselines import cross_fits, offset_forms
 from sckit.training.run import Run
-
-Parts = list[tuple[int | None, np.ndarray]]
-"""Rows of the store, each part with the number of the fold whose fit it starts from; None: the fit of all cells."""
 
 
 class Starts:
@@ -47,13 +44,7 @@ class Starts:
 
     def batches(self, lengths: np.ndarray, tokens: int, seed: tuple[int, int]) -> Parts:
         """Return the training batches of an epoch; arguments as in `epoch_batches`."""
-        if self._fits is None:
-            return [(None, cells) for cells in epoch_batches(self.train, lengths, tokens, seed)]
-        batches: Parts = []
-        for fold in range(len(self._folds)):
-            cells = self.train[self._fits.fold == fold]
-            batches += [(fold, part) for part in epoch_batches(cells, lengths, tokens, (*seed, fold))]
-        return [batches[i] for i in np.random.default_rng(seed).permutation(len(batches))]
+        return epoch_batches(self.train, lengths, tokens, seed, None if self._fits is None else self._fits.fold)
 
     def _validation(self, run: Run) -> Parts:
         """Return the validation cells; where folds are whole groups, by fold, so that they stand for new groups."""

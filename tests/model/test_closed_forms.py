@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from sckit.data.batch import Hiding, Packer
+from sckit.data.labels import Labels
 from sckit.data.split import run_vocabulary
 from sckit.metrics.values import Scores
 from sckit.model.closed_forms import PREDICTORS, fit_closed_forms, fit_label_depth
@@ -83,12 +84,12 @@ def test_label_and_depth_knows_labels_and_survives_unseen_ones(fitted):
     store, vocabulary, cells, forms = fitted
     labels = store.obs["cell_type"].to_numpy().astype(str)
     batch = Packer(store, vocabulary, Hiding(1.0))(np.arange(280, 360))
-    right = fit_label_depth(store, vocabulary, cells, labels, forms, penalty=1.0)(batch)
+    right = fit_label_depth(store, vocabulary, cells, Labels.of(labels), forms, penalty=1.0)(batch)
     shuffled = np.random.default_rng(0).permutation(labels)
-    wrong = fit_label_depth(store, vocabulary, cells, shuffled, forms, penalty=1.0)(batch)
+    wrong = fit_label_depth(store, vocabulary, cells, Labels.of(shuffled), forms, penalty=1.0)(batch)
     assert ((right - batch.truth) ** 2).mean() < 0.9 * ((wrong - batch.truth) ** 2).mean()
     unseen = np.where(np.arange(len(labels)) >= 280, "new type", labels)
-    values = fit_label_depth(store, vocabulary, cells, unseen, forms, penalty=1.0)(batch)
+    values = fit_label_depth(store, vocabulary, cells, Labels.of(unseen), forms, penalty=1.0)(batch)
     assert np.isfinite(values).all()
 
 

@@ -3,16 +3,17 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 from sckit.config import PretrainConfig
+from sckit.data.labels import Labels, group_values
 from sckit.data.split import HELD_OUT, LEFT_OUT, TRAIN, VALIDATION, split_cells
 from sckit.errors import ConfigError, DataError
 from sckit.training.folders import find_run
@@ -121,26 +122,38 @@ def test_training_improves_on_the_closed_forms_where_there_is_something_to_learn
 
 
 def test_minutes_are_wall_clock(simulated, tmp_path):
-    started = time.monotonic()
     done = pretrain(
         simulated.path,
         PretrainConfig(minutes=0.1, patience=99, **SMALL),
         runs=tmp_path,
         name="timed",
     )
-    assert 6 <= done.wall_s < 15
-    assert time.monotonic() - started < 40
-    lines = validations(done.run)
-    assert len(lines) >= 5
+    assert 6 <= done.wall_s < 60  # one step and one validation after the six seconds, on whatever machine
+    assert len(validations(done.run)) >= 2
+
+
+def test_weights_that_are_no_numbers_never_reach_a_checkpoint(simulated, tmp_path, monkeypatch):
+    """On a GPU the gradient is not looked at in every step, so that the checkpoint has to look."""
+
+    def poison(model, _optimiser, _losses, **_options):
+        with torch.no_grad():
+            model.curve[0] = float("nan")
+        return torch.zeros(())
+
+    monkeypatch.setattr("sckit.training.trainer.take_step", poison)
+    config = PretrainConfig(**(SMALL | {"steps": 30, "checkpoint_steps": 1, "correction_steps": 0}))
+    with pytest.raises(DataError, match="a weight is not a number at step 1"):
+        pretrain(simulated.path, config, runs=tmp_path, name="poisoned")
+    assert not list((tmp_path / "poisoned").glob("checkpoints/*"))
 
 
 def test_early_stopping_keeps_the_best_model(simulated, tmp_path):
-    config = PretrainConfig(epochs=200, lr=0.3, gene_lr=1.0, patience=2, **SMALL)
+    config = PretrainConfig(epochs=30, lr=0.3, gene_lr=1.0, patience=2, **SMALL)
     done = pretrain(simulated.path, config, runs=tmp_path)
     scores = [line["r2_gene_mean"] for line in validations(done.run)]
-    assert done.epochs < 199
+    assert done.epochs < 29
     assert done.best["r2_gene_mean"] == max(scores)
-    assert max(scores[-2:]) <= max(scores)
+    assert max(scores[-2:]) < max(scores)  # the last two checks, for which it waited, were no better
 
 
 def told(simulated, runs, *, resume=None, **options):
@@ -198,7 +211,8 @@ def test_groups_never_sit_on_both_sides(simulated):
 
 def test_cells_without_a_group_are_on_neither_side(simulated):
     obs = simulated.obs.assign(lane=simulated.obs["dataset"].astype(str).where(np.arange(simulated.n_cells) % 5 > 0))
-    store, heard = SimpleNamespace(obs=obs, n_cells=simulated.n_cells), []
+    store = SimpleNamespace(labels=lambda column: Labels.of(group_values(obs, column)), n_cells=simulated.n_cells)
+    heard = []
     split = split_cells(store, PretrainConfig(group="lane"), lambda _, facts: heard.append(facts["text"]))
     unknown = obs["lane"].isna()
     assert (split[unknown] == LEFT_OUT).all()
