@@ -11,9 +11,9 @@ where everything is hidden. Neighbours come from the training cells, all of whos
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import pandas as pd
 
 from sckit.data.batch import Batch
+from sckit.data.labels import Labels
 from sckit.data.views import with_data
 from sckit.errors import ConfigError
 from sckit.evaluation.other_cells import (
@@ -51,18 +51,18 @@ _WORDS = {
 _MOST_GROUPS = 500
 
 
-def group_codes(values: np.ndarray, offset_group: str | None) -> np.ndarray:
-    """Number the groups of all cells from 0, int64 [cells]; -1 where a cell has none.
+def group_codes(labels: Labels, offset_group: str | None) -> np.ndarray:
+    """Return the numbers of the groups of all cells, int32 [cells]; -1 where a cell has none.
 
     offset_group: the column, where every group gets offsets. Raises ConfigError where it has too many values for that.
     """
-    names = np.setdiff1d(values, [""])
+    names = labels.names
     if offset_group is not None and len(names) > _MOST_GROUPS:
         raise ConfigError(
             f"--offset-group {offset_group} has {len(names):,} values; every gene gets an offset in each of at most "
             f"{_MOST_GROUPS} groups; name another column."
         )
-    return pd.Index(names).get_indexer(values)
+    return labels.codes
 
 
 def most_neighbours(training: int, of_pass: int) -> int:

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from sckit.data.batch import Batch, Packer
-from sckit.data.labels import group_values
+from sckit.data.labels import Labels
 from sckit.data.views import cell_of_entry
 from sckit.evaluation.association import GROUP_OFFSETS
 from sckit.evaluation.gains import GeneGains
@@ -88,11 +88,11 @@ class Steps:
         return {STEP + name: one[cell] + np.maximum(x, 0) for name, x in above.items()}
 
 
-def fit_steps(training: TrainingCells, offsets: OffsetForms, labels: np.ndarray | None, *, guess: bool) -> Steps:
+def fit_steps(training: TrainingCells, offsets: OffsetForms, labels: Labels | None, *, guess: bool) -> Steps:
     """Fit all steps in one pass over the training cells, with the penalty and components of the offset baselines.
 
-    labels: one string for every cell of the store, or None. guess: the total is unknown where the steps are used, so
-    that they are fitted with the guess too. Memory: G x (L + K + 3)^2 / 2 doubles.
+    labels: of every cell of the store, or None. guess: the total is unknown where the steps are used, so that they are
+    fitted with the guess too. Memory: G x (L + K + 3)^2 / 2 doubles.
     """
     codes, names = (None, []) if labels is None else label_codes(labels, training.cells)
     n_genes, size = training.n_genes, 3 + len(names) + offsets.axes.shape[1]
@@ -150,7 +150,7 @@ class Decomposition:
 
     def __init__(self, setting: Setting, fitted: Fitted, rate: float) -> None:
         label = setting.config.label
-        labels = None if label is None else group_values(setting.store.obs, label)
+        labels = None if label is None else setting.store.labels(label)
         setting.log("decomposition: regressions of the steps")
         guess = rate == 1.0 and not setting.known_depth
         self._steps = fit_steps(training_cells(setting.run, fitted.view), fitted.offsets, labels, guess=guess)

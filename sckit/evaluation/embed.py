@@ -13,12 +13,13 @@ import torch
 from sckit.config import ReadingConfig
 from sckit.data.batch import Hiding, Packer
 from sckit.data.loader import batches_by_tokens, detected_in
-from sckit.data.obs import unique_names
+from sckit.data.new_hdf5 import new_hdf5
 from sckit.data.prepare import open_or_prepare
 from sckit.data.readers.open import is_anndata, parse_input, read_anndata
+from sckit.data.readers.texts import unique_names
 from sckit.data.store import Store
 from sckit.device import Compute, choose_compute
-from sckit.errors import ConfigError, DataError
+from sckit.errors import ConfigError, WriteError
 from sckit.files import replacing
 from sckit.model.tokens import Tokens
 from sckit.provenance import package_version
@@ -78,13 +79,22 @@ def embed(
     adata.obsm[_KEY] = embedding
     adata.uns[_KEY] = {"run": str(opened.path), "sckit": package_version("sckit")}
     if out is not None:
-        try:
-            with replacing(Path(out)) as unfinished:
-                adata.write_h5ad(unfinished, compression="gzip")
-        except OSError as error:
-            reason = error.strerror or str(error).splitlines()[0]
-            raise DataError(f"{out} cannot be written: {reason}.") from error
+        _write(adata, Path(out))
     return adata
+
+
+def _write(adata: Any, out: Path) -> None:
+    """Write an h5ad, whole or not at all."""
+    from anndata.io import write_elem
+
+    adata.strings_to_categoricals()
+    if adata.raw is not None:
+        adata.strings_to_categoricals(adata.raw.var)
+    try:
+        with replacing(out) as unfinished, new_hdf5(unfinished) as file:
+            write_elem(file, "/", adata, dataset_kwargs={"compression": "gzip"})
+    except OSError as error:
+        raise WriteError(out, error) from error
 
 
 def _refuse(out: Path, data: Path) -> None:
@@ -129,7 +139,7 @@ def _into(whole: Any, store: Store, embedding: np.ndarray, *, keep_all: bool) ->
 
     Without `keep_all` the cells that the store does not have are left out of both.
     """
-    at = pd.Index(store.obs["cell"].astype(str)).get_indexer(pd.Index(unique_names(whole.obs_names)))
+    at = pd.Index(store.obs["cell"]).get_indexer(pd.Index(unique_names(whole.obs_names)[0]))
     rows = np.full((whole.n_obs, embedding.shape[1]), np.nan, np.float32)
     rows[at >= 0] = embedding[at[at >= 0]]
     return (whole, rows) if keep_all else (whole[at >= 0].copy(), rows[at >= 0])

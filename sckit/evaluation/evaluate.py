@@ -25,7 +25,7 @@ from sckit.evaluation.known_truth import TRUTH
 from sckit.evaluation.left import Left
 from sckit.evaluation.predictors import CALIBRATED, CORRECTED, Fitted, Pass, Setting
 from sckit.evaluation.result import Evaluation
-from sckit.evaluation.rows import BASELINES, Errors, Floors, best_baselines, best_of
+from sckit.evaluation.rows import BASELINES, Errors, Floors, best_baselines, best_of, errors_of_cells
 from sckit.evaluation.trees import TREES
 from sckit.files import checksum
 from sckit.metrics.values import Scores, resampling
@@ -78,7 +78,8 @@ class _Pooled:
     """What all folds have at one target and mask rate."""
 
     scores: Scores
-    errors: list[Errors] = field(default_factory=list)  # of validation cells
+    cells: list[np.ndarray] = field(default_factory=list)  # validation cells
+    errors: list[Errors] = field(default_factory=list)  # in those cells
     said: list[str] = field(default_factory=list)
 
 
@@ -102,7 +103,7 @@ class _Evaluator:
         rows, adds, others, differences = [], [], [], []
         with_others = ASSOCIATION_ROWS if self.folds[0].run.config.neighbours else ()
         for (target, rate), pooled in self.pooled.items():
-            scores, errors = pooled.scores, _joined(pooled.errors)
+            scores, errors = pooled.scores, errors_of_cells(pooled.cells, pooled.errors)
             rows += self._rows(scores, errors, rate, target)
             if rate < 1:
                 more = scores.difference("value offset ridge", "visible offset ridge", self._groups(scores))
@@ -128,7 +129,7 @@ class _Evaluator:
             untrained=sum(fold.untrained for fold in self.folds),
             table=table,
             notes=self._notes(total, others),
-            best_baseline=best_baselines(_joined(first.errors))["detected"],
+            best_baseline=best_baselines(errors_of_cells(first.cells, first.errors))["detected"],
             left=self.left.table(self.folds[0].groups),
             total_from_detection=total,
             calibration=_mean_of_tenths(self.calibration),
@@ -167,6 +168,7 @@ class _Evaluator:
         fold, seed, draws = self.folds[number], self.config.seed, self.config.bootstraps
         empty = _Pooled(Scores(fold.store.n_genes, seed=seed, bootstraps=draws))
         pooled = self.pooled.setdefault((target, rate), empty)
+        pooled.cells.append(floors.cells)
         pooled.errors.append(floors.errors)
         scores, numbers = pooled.scores, np.flatnonzero(fold.vocabulary >= 0)
         packer = fold.packer(fitted.view, rate, scored=True)
@@ -252,9 +254,9 @@ class _Evaluator:
         )
         if self.cut:
             notes.append(f"{self.cut:,} entries of cells over {self.folds[0].run.config.max_genes} genes were cut")
-        if groups is not None and (groups == "").any():
+        if groups is not None and (groups < 0).any():
             notes.append(
-                f"{int((groups == '').sum()):,} held-out cells have no group: they count as a group of their own"
+                f"{int((groups < 0).sum()):,} held-out cells have no group: they count as a group of their own"
             )
         rule = resampling(groups, len(cells))
         return [*notes, rule.sentence("cells", "cells" if groups is None else "groups")]
@@ -281,11 +283,6 @@ def _calibrated(fold: Setting, fitted: Fitted, rate: float, predictor: Pass) -> 
         raise DataError(f"no validation value is hidden at {rate:g}; hide more, or give more cells.")
     floors.fit(negative_binomial=fold.config.noise == "nb")
     return floors
-
-
-def _joined(errors: Sequence[Errors]) -> Errors:
-    """Put the squared errors of the validation cells of all folds together."""
-    return {name: np.concatenate([each[name] for each in errors]) for name in errors[0]}
 
 
 def _mean_of_tenths(tenths: Sequence[list[dict[str, float]]]) -> list[dict[str, float]]:

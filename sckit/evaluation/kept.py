@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sckit.data.batch import Batch
-from sckit.data.labels import group_values
 from sckit.data.store import Store, open_store
 from sckit.errors import DataError, said
 from sckit.files import matches, replacing_folder, to_json, write_json
@@ -112,7 +111,7 @@ def compare(
             f"{run} and {other} have no target and mask rate in common; evaluate both with the same --mask."
         )
     column = group or facts.get("group")
-    groups = group_values(_store(facts, run).obs, column) if column else None
+    groups = _store(facts, run).labels(column).codes if column else None
     untrained = [
         path for path, each in ((run, facts), (other, others)) if each.get("untrained") == each.get("networks", 0)
     ]

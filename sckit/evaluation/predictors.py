@@ -12,7 +12,6 @@ import numpy as np
 from sckit.config import EvalConfig
 from sckit.data.batch import Batch, Hiding, Neighbours, Packer
 from sckit.data.halves import Halves, nb_sizes
-from sckit.data.labels import group_values
 from sckit.data.loader import batches_by_tokens, detected_in
 from sckit.data.split import HELD_OUT, TRAIN, VALIDATION
 from sckit.data.views import CountsView, CutView
@@ -81,11 +80,11 @@ class Setting:
             self.cells = np.sort(drawn[: config.max_cells])
         self.known_depth = config.known_depth or run.config.known_depth
         column = config.group or run.config.group
-        self.groups = group_values(self.store.obs, column) if column else None
+        self.groups = self.store.labels(column).codes if column else None
         self.neighbours = config.neighbours or run.config.neighbours
         self._found: dict[tuple[int, bytes], Neighbours] = {}
         column = config.offset_group or (run.config.group if self.neighbours else None)
-        self.codes = group_codes(group_values(self.store.obs, column), config.offset_group) if column else None
+        self.codes = group_codes(self.store.labels(column), config.offset_group) if column else None
         self.truth = KnownTruth(config.truth, self.store, run.genes["symbol"]) if config.truth else None
         self.association: Association | None = None  # of the target and mask rate that are being scored
 
@@ -152,7 +151,7 @@ class Setting:
     def _labels(self, view: CountsView, forms: ClosedForms) -> Predictor | None:
         if self.config.label is None:
             return None
-        labels = group_values(self.store.obs, self.config.label)
+        labels = self.store.labels(self.config.label)
         cut = CutView(view, self.vocabulary, self.run.config.max_genes, self.run.config.seed)
         return fit_label_depth(cut, self.vocabulary, self.run.cells(TRAIN), labels, forms)
 
@@ -237,7 +236,7 @@ class Setting:
 
     def batches(self, packer: Packer, cells: np.ndarray, what: str) -> Iterator[Batch]:
         """Yield the cells in batches, and report progress under a name."""
-        lengths = np.zeros(self.store.n_cells, np.int64)
+        lengths = np.zeros(self.store.n_cells, np.int32)
         lengths[cells] = detected_in(packer.view, self.vocabulary, cells)
         parts = batches_by_tokens(cells, lengths, self.config.batch_tokens)
         for i, part in enumerate(parts):

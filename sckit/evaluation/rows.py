@@ -1,6 +1,6 @@
 """The rows of an evaluation: what each of them knows, which baseline is best, and the law that each stands for."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -80,6 +80,15 @@ def best_of(row: str, errors: Errors, more: frozenset[str] = frozenset()) -> str
     return best_baseline(errors, information(row) | more | ({"detected"} if "/" not in row else set()))
 
 
+def errors_of_cells(cells: Sequence[np.ndarray], errors: Sequence[Errors]) -> Errors:
+    """Add up squared errors of parts, such as batches or folds, by cell; cells: of each part, rows of one store.
+
+    The errors of a cell go together, so a validation cell of several folds counts once.
+    """
+    number = np.unique(np.concatenate(cells), return_inverse=True)[1]
+    return {name: np.bincount(number, np.concatenate([part[name] for part in errors])) for name in errors[0]}
+
+
 class Floors:
     """Calibrated laws of all rows at one mask rate, fitted on the cells that are added."""
 
@@ -91,15 +100,19 @@ class Floors:
         self._calibrations: dict[str, Calibration] = {}
         self._noise = POISSON
         self._cells: list[np.ndarray] = []
-        self._errors: dict[str, list[np.ndarray]] = {}
+        self._errors: list[Errors] = []
         self.deciles: dict[str, list[dict[str, float]]] = {}  # of each row, see `by_decile`
         self.entries = 0
 
     @property
-    def errors(self) -> dict[str, np.ndarray]:
-        """Squared error of each row in each of the cells that were added."""
-        cell = np.unique(np.concatenate(self._cells), return_inverse=True)[1]
-        return {name: np.bincount(cell, np.concatenate(parts)) for name, parts in self._errors.items()}
+    def cells(self) -> np.ndarray:
+        """The cells that were added, rows of the store, ascending."""
+        return np.unique(np.concatenate(self._cells))
+
+    @property
+    def errors(self) -> Errors:
+        """Squared error of each row in each of the cells."""
+        return errors_of_cells(self._cells, self._errors)
 
     def add(self, batch: Batch, predicted: dict[str, np.ndarray], totals: np.ndarray) -> None:
         """Add a batch of validation cells with predictions [M] by row; totals: [C]."""
@@ -109,9 +122,10 @@ class Floors:
         self._cells.append(batch.cells)
         self.entries += len(truth)
         cells = self._offsets.of_cells(batch)
+        errors = {name: (values - truth) ** 2 for name, values in predicted.items()}
+        count = len(batch.cells)
+        self._errors.append({name: np.bincount(batch.target_cells, of, count) for name, of in errors.items()})
         for name, values in predicted.items():
-            of_cells = np.bincount(batch.target_cells, (values - truth) ** 2, minlength=len(batch.cells))
-            self._errors.setdefault(name, []).append(of_cells)
             self._log_rates.setdefault(name, []).append(log_rates(batch, cells, values))
 
     def fit(self, *, negative_binomial: bool) -> None:

@@ -3,7 +3,7 @@
 y is the true value of a scored entry, p the predicted one, m the gene's training mean, d the gene mean + depth row.
 """
 
-from collections import namedtuple
+from collections import defaultdict, namedtuple
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from sckit.kernels.count_law import value_moments
 from sckit.metrics.correlation import correlation_of_sums
 from sckit.metrics.intervals import Resampling, heavier
 from sckit.metrics.laws import Laws
+from sckit.metrics.on_disk import RowsOnDisk
 
 _IN_JSON = (
     "predictor", "context", "rate", "target", "pooled_r", "centred_r", "r2_gene_mean", "r2_depth", "per_gene_r",
@@ -51,10 +52,9 @@ class Scores:
 
     def __init__(self, n_genes: int, *, seed: int = 0, bootstraps: int = 1000) -> None:
         self._n_genes, self._seed, self._bootstraps = n_genes, seed, bootstraps
-        self._cells: list[np.ndarray] = []
-        self._folds: list[np.ndarray] = []
+        self._cells, self._folds = list[np.ndarray](), list[np.ndarray]()
         self._of_seeds: dict[str, np.ndarray] = {}  # squared error [S, cells] of rows of several seeds
-        self._parts: dict[str, list[np.ndarray]] = {}
+        self._parts: defaultdict[str, RowsOnDisk] = defaultdict(RowsOnDisk)  # sums [cells, columns]
         self._of_genes: dict[str, np.ndarray] = {}
         self._drawn: tuple[np.ndarray | None, Resampling, dict[str, np.ndarray]] | None = None
         self._with_law: set[str] = set()
@@ -108,7 +108,7 @@ class Scores:
             law = deviance, deviance_of_mean, noise, spread
             of_cells = _CellSums(*plain, c, c * c, q, q * q, c * q, error, c * c, r * r, *law)
             of_genes = _GeneSums(*plain, r, r * r, s, s * s, r * s, error, c * c)
-            self._parts.setdefault(name, []).append(_summed(cell, of_cells, len(cells)))
+            self._parts[name].append(_summed(cell, of_cells, len(cells)))
             self._of_genes[name] = self._of_genes.get(name, 0) + _summed(gene, of_genes, self._n_genes)
 
     def average(self, name: str, seeds: list[str]) -> None:
@@ -117,24 +117,24 @@ class Scores:
         The intervals of its R2 also cover how networks of other seeds would differ: to the resamples of cells are added
         normal draws of the variance between seeds within each fold, widened for their number.
         """
-        parts = [np.concatenate(self._parts.pop(seed)) for seed in seeds]
+        parts = [self._parts.pop(seed).all() for seed in seeds]
         genes = [self._of_genes.pop(seed) for seed in seeds]
-        self._parts[name], self._of_genes[name] = [np.mean(parts, 0)], np.mean(genes, 0)
+        self._parts[name].append(np.mean(parts, 0))
+        self._of_genes[name] = np.mean(genes, 0)
         if self._with_law.issuperset(seeds):
             self._with_law.add(name)
         self._of_seeds[name] = np.stack([_CellSums(*part.T).error for part in parts])
 
     def alike(self, name: str, other: str) -> bool:
         """Say whether two rows have the same error in every cell."""
-        one, two = (_CellSums(*np.concatenate(self._parts[each]).T).error for each in (name, other))
+        one, two = (_CellSums(*self._parts[each].all().T).error for each in (name, other))
         return np.array_equal(one, two)
 
     def by_seed(self, name: str, other: str) -> np.ndarray:
         """Return the R2 of each seed [S] of a row less that of another row; empty for rows of one seed."""
         if name not in self._of_seeds:
             return np.zeros(0)
-        errors = self._total(other).error - self._of_seeds[name].sum(1)
-        return errors / self._total(name).error_of_mean
+        return (self._total(other).error - self._of_seeds[name].sum(1)) / self._total(name).error_of_mean
 
     def _spread(self, name: str) -> float:
         """Return the standard error of R2 that training adds: of seeds within folds, widened as Student's interval."""
@@ -235,13 +235,13 @@ class Scores:
         """Sums of a predictor over bootstrap draws, [bootstraps] each; all share the draws, so that they pair."""
         if self._drawn is None or groups is not self._drawn[0] or name not in self._drawn[2]:
             rule = resampling(groups, len(self.cells))
-            parts = {name: np.concatenate(part) for name, part in self._parts.items()}
+            parts = {name: part.all() for name, part in self._parts.items()}
             self._drawn = groups, rule, rule.resample(parts, np.random.default_rng(self._seed), self._bootstraps)
         _, rule, drawn = self._drawn
         return rule, _CellSums(*drawn[name].T)
 
     def _total(self, name: str) -> _CellSums:
-        return _CellSums(*np.concatenate(self._parts[name]).sum(0)[:, None])
+        return _CellSums(*self._parts[name].all().sum(0)[:, None])
 
     def _per_gene(self, name: str, *, beyond_depth: bool = False) -> float | None:
         """Median over genes of the correlation across cells, of the values or of what is left beyond depth.
@@ -261,7 +261,7 @@ class Scores:
 
     def _per_cell(self, name: str) -> float | None:
         """Mean over cells with three entries or more of the correlation across genes."""
-        sums = _CellSums(*np.concatenate(self._parts[name]).T)
+        sums = _CellSums(*self._parts[name].all().T)
         r = sums.pooled()
         r = r[np.isfinite(r) & (sums.n >= 3)]
         return float(r.mean()) if len(r) else None

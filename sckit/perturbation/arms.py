@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from sckit.config import FinetuneConfig
+from sckit.config import FinetuneConfig, PretrainConfig
 from sckit.data import GeneIndex
 from sckit.errors import DataError
+from sckit.locks import locked
 from sckit.perturbation.responder import Responder, TokenTable
 from sckit.perturbation.screen import Screen
 from sckit.training import Run, open_run, untrained_model
@@ -80,20 +81,31 @@ def overlap(table: TokenTable, screen: Screen) -> dict[str, int]:
 def _shuffled_run(run: Run, on_event: Callable) -> Path:
     """Return the run next to this one on the same cells with shuffled values and as many steps; train it if needed."""
     path = run.path.with_name(f"{run.path.name}-shuffled")
-    steps = _steps(run)
-    config = replace(run.config, shuffle_values=True, epochs=None, minutes=None, steps=steps)
+    config = replace(run.config, shuffle_values=True, epochs=None, minutes=None, steps=_steps(run))
+    with locked(path):
+        return _trained(path, config, run, on_event)
+
+
+def _trained(path: Path, config: PretrainConfig, run: Run, on_event: Callable) -> Path:
+    """Return a run with a config on the store of another one; train it, or what is left of it, if it is not there."""
     if path.exists():
-        finished = (path / "model.safetensors").is_file()
-        if not finished or open_run(path).config != config or _data(path) != _data(run.path):
+        if not (path / "model.safetensors").is_file() or not _is_of(path, config, run):
             raise DataError(
-                f"{path} is not {run.path.name} on shuffled values, {steps} steps; move it away to train it again."
+                f"{path} is not {run.path.name} on shuffled values, {config.steps} steps; move it away to train again."
             )
         return path
-    text = f"arm shuffled: pretraining {path} on shuffled values, {steps} steps as in {run.path.name}"
+    text = f"arm shuffled: pretraining {path} on shuffled values, {config.steps} steps as in {run.path.name}"
     on_event("note", {"text": text})
     partial = path.with_name(f"{path.name}.partial")  # so that one that was killed is not taken for a finished one
+    if _is_of(partial, config, run):
+        return pretrain(resume=partial).run.rename(path)
     shutil.rmtree(partial, ignore_errors=True)
     return pretrain(run.store.path, config, name=partial.name, runs=path.parent).run.rename(path)
+
+
+def _is_of(path: Path, config: PretrainConfig, run: Run) -> bool:
+    """Return whether a folder holds a run with a config, on the store of another run."""
+    return (path / "data.json").is_file() and open_run(path).config == config and _data(path) == _data(run.path)
 
 
 def _data(run: Path) -> str:

@@ -14,15 +14,16 @@ import torch
 
 from sckit.config import FinetuneConfig, ReadingConfig
 from sckit.data import read_gene_list
-from sckit.device import choose_compute
-from sckit.errors import ConfigError, DataError
+from sckit.device import Compute, choose_compute
+from sckit.errors import ConfigError, DataError, WriteError
 from sckit.perturbation.arms import Arms, make_arms, overlap
 from sckit.perturbation.baselines import response_baselines
 from sckit.perturbation.baselines_partial import partial_baselines
 from sckit.perturbation.examples import fixed_panel
+from sckit.perturbation.finished import BASELINES, NOTHING_FINISHED, Finished, Part, Plan, begin
 from sckit.perturbation.fit import arm_predictor, train_arm
 from sckit.perturbation.fold import FoldData
-from sckit.perturbation.questions import CEILING, Score, ask, other_half, scores_of
+from sckit.perturbation.questions import CEILING, Question, Score, ask, other_half, scores_of
 from sckit.perturbation.screen import Screen, read_screen
 from sckit.perturbation.splits import make_fold, split_name
 from sckit.perturbation.summary import Finetuned, summarise
@@ -50,15 +51,39 @@ def finetune(
     *,
     runs: str | Path = "runs",
     reading: ReadingConfig | None = None,
+    work: str | Path | None = None,
     on_event: Callable[[str, dict[str, Any]], None] = lambda _kind, _facts: None,
 ) -> Finetuned:
     """Compare arms that start from a run (path or name; the latest one by default) on perturbation data.
 
-    data: a store, or anything `prepare` reads, as `reading` says. on_event(kind, facts) hears "note", "cells" (the
-    table of cells per condition and covariate group, before anything is trained) and "progress" events. Raises
-    ConfigError and DataError.
+    data: a store, or anything `prepare` reads, as `reading` says. work: a folder in which each arm is kept as soon as
+    it is finished; a call with the same run, data and options goes on from there. on_event(kind, facts) hears "note",
+    "cells" (the table of cells per condition and covariate group, before anything is trained) and "progress" events.
+    Raises ConfigError and DataError.
     """
     opened = open_run(find_run(run, Path(runs)))
+    choose_compute(config.device, config.engine)  # refuse before the work
+    reading = reading or ReadingConfig()
+    finished = begin(None if work is None else Path(work), Plan(str(opened.path), str(data), config, reading), opened)
+    try:
+        return _compared(opened, data, config, reading, finished, on_event)
+    except (ConfigError, DataError) as error:
+        if not isinstance(error, WriteError):
+            finished.forget_plan()
+        raise
+
+
+def _compared(
+    opened: Run,
+    data: str | Path,
+    config: FinetuneConfig,
+    reading: ReadingConfig,
+    finished: Finished,
+    on_event: Callable,
+) -> Finetuned:
+    """Make a comparison, or what is left of it; arguments as in `finetune`."""
+    if finished.number:
+        on_event("note", {"text": f"going on: {finished.number} parts of this comparison are finished"})
     compute = choose_compute(config.device, config.engine)
     screen = read_screen(data, config, reading, run=opened, on_event=on_event)
     on_event("cells", {"rows": list(screen.table)})
@@ -90,7 +115,7 @@ def finetune(
     jobs = _jobs(config)
     scores, trained = [], []
     workers = config.workers or (os.cpu_count() or 1 if compute.device.type == "cpu" else 1)
-    for done, (found, how) in enumerate(_run(workers, jobs, screen, config, split, arms)):
+    for done, (found, how) in enumerate(_run(workers, jobs, screen, config, split, arms, finished)):
         scores, trained = scores + found, trained + how
         on_event("progress", {"done": done + 1, "of": len(jobs), "what": f"{config.task}, seeds x training shares"})
     facts["trained"] = sorted(trained, key=lambda row: (row["arm"], row["train_share"], row["seed"]))
@@ -125,25 +150,43 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def score_job(job: Job, screen: Screen, config: FinetuneConfig, split: str, arms: Arms) -> Found:
-    """Train the arms of a job and score every predictor; returns the scores, and how each training went."""
+def score_job(
+    job: Job, screen: Screen, config: FinetuneConfig, split: str, arms: Arms, finished: Finished = NOTHING_FINISHED
+) -> Found:
+    """Train the arms of a job and score every predictor; returns the scores, and how each training went.
+
+    What is finished is taken as it is, and each further part is kept as it ends.
+    """
+    at = {"share": job.share, "seed": job.seed}
+    parts = {name: finished.take(name, **at) for name in (BASELINES, *job.arms)}
+    lacking = [name for name, part in parts.items() if part is None]
     compute = choose_compute(config.device, config.engine)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # with more, sums are rounded differently
     try:
-        fold = FoldData(screen, config, split, arms.table, seed=job.seed, share=job.share)
-        trained = {name: train_arm(name, arms, fold, compute) for name in job.arms}
-        predictors = response_baselines() if config.task == "response" else partial_baselines()
-        predictors |= {CEILING: other_half} | {name: arm_predictor(arm, compute) for name, arm in trained.items()}
-        questions = ask(fold)
-        scores = [s for name, predict in predictors.items() for s in scores_of(name, predict, fold, questions)]
-        about = {"seed": job.seed, "train_share": job.share}
-        return scores, [
-            {"arm": name} | about | {"best_step": arm.best_step, "validation": arm.validation}
-            for name, arm in trained.items()
-        ]
+        if lacking:
+            fold = FoldData(screen, config, split, arms.table, seed=job.seed, share=job.share)
+            questions = ask(fold)
+            for name in lacking:
+                parts[name] = finished.keep(_part(name, fold, questions, arms, compute), name, **at)
     finally:
         torch.set_num_threads(threads)
+    whole = [part for part in parts.values() if part is not None]
+    return [score for part in whole for score in part.scores], [row for part in whole for row in part.trained]
+
+
+def _part(name: str, fold: FoldData, questions: list[Question], arms: Arms, compute: Compute) -> Part:
+    """Score the baselines and the ceiling, or train an arm and score it."""
+    trained = []
+    if name == BASELINES:
+        predictors = response_baselines() if fold.config.task == "response" else partial_baselines()
+        predictors |= {CEILING: other_half}
+    else:
+        arm = train_arm(name, arms, fold, compute)
+        predictors = {name: arm_predictor(arm, compute)}
+        about = {"seed": fold.seed, "train_share": fold.share}
+        trained = [{"arm": name} | about | {"best_step": arm.best_step, "validation": arm.validation}]
+    return Part([s for name, predict in predictors.items() for s in scores_of(name, predict, fold, questions)], trained)
 
 
 def _notes(run: Run, screen: Screen, config: FinetuneConfig) -> list[str]:

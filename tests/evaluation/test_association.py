@@ -8,6 +8,7 @@ import scipy.sparse as sp
 
 from sckit.config import EvalConfig, PretrainConfig
 from sckit.data.batch import Hiding, Packer
+from sckit.data.labels import Labels
 from sckit.errors import ConfigError
 from sckit.evaluation.association import ASSOCIATION_ROWS, Association, group_codes
 from sckit.evaluation.evaluate import evaluate
@@ -222,8 +223,8 @@ def test_a_row_is_compared_with_baselines_that_know_no_more():
 def test_a_column_of_too_many_groups_is_one_sentence():
     values = np.array([f"cell{i}" for i in range(501)])
     with pytest.raises(ConfigError, match="--offset-group name has 501 values"):
-        group_codes(values, "name")
-    np.testing.assert_array_equal(group_codes(np.array(["b", "", "a", "b"]), None), [1, -1, 0, 1])
+        group_codes(Labels.of(values), "name")
+    np.testing.assert_array_equal(group_codes(Labels.of(np.array(["b", "", "a", "b"])), None), [1, -1, 0, 1])
 
 
 def test_an_evaluation_has_the_rows_and_says_what_carries_the_gain(simulated, tmp_path):

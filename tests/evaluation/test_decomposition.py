@@ -6,6 +6,7 @@ import scipy.sparse as sp
 
 from sckit.config import EvalConfig, PretrainConfig, SimulateConfig
 from sckit.data.batch import Hiding, Packer
+from sckit.data.labels import Labels
 from sckit.data.simulate import simulate
 from sckit.evaluation.decomposition import REST, STEP, fit_steps, parts
 from sckit.evaluation.evaluate import evaluate
@@ -40,7 +41,7 @@ def world(seed, effect):
     profile = level * np.exp(effect * kind[:, None] * generator.standard_normal(GENES))
     depth = np.exp(generator.normal(5.0, 0.5, CELLS))
     counts = generator.poisson(profile / profile.sum(1, keepdims=True) * depth[:, None])
-    return Counts(counts), np.char.add("type", kind.astype(str))
+    return Counts(counts), Labels.of(np.char.add("type", kind.astype(str)))
 
 
 def errors_of(view, labels, cells, rate=0.15, *, guess=False):

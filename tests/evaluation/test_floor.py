@@ -11,7 +11,7 @@ from sckit.data.batch import Hiding, Packer
 from sckit.data.simulate import simulate
 from sckit.evaluation.evaluate import evaluate
 from sckit.evaluation.left import Left
-from sckit.evaluation.rows import Floors, best_baselines
+from sckit.evaluation.rows import Floors, best_baselines, errors_of_cells
 from sckit.kernels.count_law import count_moments, draw_counts, rate_of_mean, value_moments
 from sckit.metrics.laws import Laws
 from sckit.metrics.values import Scores
@@ -258,6 +258,20 @@ def test_the_offset_ridge_stays_the_best_unless_another_row_is_clearly_better(rn
     assert best_baselines(errors)["detected"] == "value offset ridge"
     clearly = errors | {"count regression": ridge - 0.06 + noise - noise.mean()}
     assert best_baselines(clearly)["detected"] == "count regression"
+
+
+def test_a_validation_cell_of_several_folds_counts_once(rng):
+    """Its errors are no independent evidence: the same cells four times say no more than once."""
+    ridge, cells = rng.uniform(1, 2, 100), rng.permutation(100)
+    noise = rng.normal(0, 0.2, 100)
+    noise += 1.2 * noise.std() / 10 - noise.mean()  # 1.2 standard errors, 2.4 if each cell counted four times
+    errors = {"gene mean": ridge + 9, "value offset ridge": ridge, "count regression": ridge - noise}
+    fold = {name: of[cells] for name, of in errors.items()}
+    once, four = errors_of_cells([cells], [fold]), errors_of_cells([cells] * 4, [fold] * 4)
+    assert all(four[name] == pytest.approx(4 * of) for name, of in once.items())
+    assert best_baselines(once)["detected"] == best_baselines(four)["detected"] == "value offset ridge"
+    repeated = {name: np.tile(of, 4) for name, of in once.items()}
+    assert best_baselines(repeated)["detected"] == "count regression"
     same = errors | {"detection offset ridge": ridge, "detection + total offset ridge": ridge}
     assert best_baselines(same)["detected"] == "detection offset ridge"
 

@@ -26,7 +26,7 @@ def write_planted(folder: Path, seed: int, *, loading: float | None = None, **ch
         dealt = truth.world.programmes
         world = replace(truth.world, programmes=replace(dealt, loading=loading * dealt.loading))
         simulate_controls(generator, world, 500).write_h5ad(folder / "controls.h5ad")
-        config = PretrainConfig(mask="uniform", steps=30, batch_tokens=2048, seed=seed)
+        config = PretrainConfig(mask="uniform", steps=30, correction_steps=30, batch_tokens=2048, seed=seed)
         pretrain(folder / "controls.h5ad", config, name="run", runs=folder / "runs")
     return truth
 
