@@ -1,6 +1,6 @@
-"""Run a command as `python -m sckit`."""
+"""`python -m sckit` is `sckit`, also for each process that `torchrun -m sckit` starts."""
 
 from sckit.cli.app import app
 
 if __name__ == "__main__":
-    app()
+    app(prog_name="sckit")

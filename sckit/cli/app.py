@@ -7,18 +7,17 @@ import typer
 
 from sckit.cli.bench import bench
 from sckit.cli.compare import compare
+from sckit.cli.finetune import finetune
 from sckit.cli.options import ConfigFile, RunArgument, Runs, command_of, print_pairs, result_console, say
+from sckit.cli.prepare import prepare
 from sckit.cli.progress import Bar
 from sckit.config import (
     EvalConfig,
-    FinetuneConfig,
-    PrepareConfig,
     PretrainConfig,
     ReadingConfig,
     SimulateConfig,
     read_configs,
     read_toml,
-    to_toml,
 )
 from sckit.config.evaluate import SWEEP
 from sckit.config.options import options
@@ -46,35 +45,7 @@ def main(
         raise typer.Exit
 
 
-@app.command()
-@command_of(PrepareConfig)
-def prepare(
-    inputs: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="INPUT", help="10x .h5, mtx, .h5ad, .zarr, SOMA or store; by default a small sample."),
-    ] = None,
-    *,
-    out: Annotated[Path, typer.Option(help="Folder of the store to write.")],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing store.")] = False,
-    given: dict[str, Any],
-    config: ConfigFile = None,
-) -> dict[str, Any]:
-    """Read counts into a training store: memory-mapped, checksummed, written whole or not at all.
-
-    For example:
-
-        sckit prepare filtered_feature_bc_matrix.h5 --out pbmc.sckit
-
-        sckit prepare library1/ library2.h5ad --out both.sckit --genes 4000 --min-genes 200
-    """
-    settings = read_toml(PrepareConfig, config, **given)
-    from sckit.data.prepare import prepare as write_store
-    from sckit.data.store import describe
-
-    with Bar() as bar:
-        store = write_store(inputs or [], out, config=settings, overwrite=overwrite, on_event=bar.on_event)
-    print_pairs(describe(store))
-    return store.report
+app.command()(prepare)
 
 
 @app.command()
@@ -157,6 +128,8 @@ def pretrain(
         sckit pretrain pbmc.sckit --name donors --group donor --folds 5 --seeds 3
 
         sckit pretrain --resume runs/latest
+
+        torchrun --nproc-per-node 4 -m sckit pretrain atlas.sckit
     """
     if resume and (given or data or config or name):
         raise ConfigError(f"--resume {resume} goes on with that run's own data and options; give no others.")
@@ -168,11 +141,9 @@ def pretrain(
     from sckit.training.pretrain import pretrain as run_pretraining
 
     several = find_folds(resume, runs) is not None if resume else settings.folds is not None
+    start, where = pretrain_folds if several else run_pretraining, {"name": name, "runs": runs, "resume": resume}
     with Bar() as bar:
-        start = pretrain_folds if several else run_pretraining
-        done = start(
-            data or None, settings, name=name, runs=runs, resume=resume, reading=reading, on_event=bar.on_event
-        )
+        done = start(data or None, settings, **where, reading=reading, on_event=bar.on_event)
     for one in getattr(done, "networks", [done]):
         say(f"run {one.run}: {one.tokens_per_s:,.0f} tokens/s, {one.cells_per_s:,.1f} cells/s, {one.wall_s:.1f} s")
     say(f"next: sckit eval {done.run} --mask 1.0")
@@ -212,15 +183,18 @@ def evaluate(
     settings = read_toml(EvalConfig, config, **given)
     from sckit.evaluation import evaluate as evaluation
     from sckit.evaluation.kept import PREDICTIONS
+    from sckit.locks import locked
     from sckit.report.evaluation import print_evaluation, save_evaluation
     from sckit.training.folders import folder_of
 
-    with Bar() as bar:
-        keep = (out or folder_of(run, runs) / "eval") / PREDICTIONS if keep_predictions else None
-        result = evaluation.evaluate(run, settings, runs=runs, keep=keep, on_event=bar.on_event)
-    print_evaluation(result, result_console())
-    for path in save_evaluation(result, out or result.run / "eval"):
-        say(f"wrote {path}")
+    folder = out or folder_of(run, runs) / "eval"
+    with locked(folder):
+        with Bar() as bar:
+            keep = folder / PREDICTIONS if keep_predictions else None
+            result = evaluation.evaluate(run, settings, runs=runs, keep=keep, on_event=bar.on_event)
+        print_evaluation(result, result_console())
+        for path in save_evaluation(result, folder):
+            say(f"wrote {path}")
     return result.document()
 
 
@@ -245,9 +219,8 @@ def embed(
     """
     from sckit.evaluation.embed import embed as run_embedding
 
-    (reading,) = read_configs(
-        None, {name: given.pop(name) for name in options(ReadingConfig) if name in given}, ReadingConfig
-    )
+    of_reading = {name: given.pop(name) for name in options(ReadingConfig) if name in given}
+    (reading,) = read_configs(None, of_reading, ReadingConfig)
     with Bar() as bar:
         adata = run_embedding(run, data, out=out, runs=runs, reading=reading, on_event=bar.on_event, **given)
     shape = list(adata.obsm["X_sckit"].shape)
@@ -255,46 +228,4 @@ def embed(
     return {"command": "embed", "run": run, "out": str(out), "shape": shape}
 
 
-@app.command()
-@command_of(FinetuneConfig, ReadingConfig)
-def finetune(
-    run: RunArgument = None,
-    *,
-    data: Annotated[str, typer.Option(help="Treated and control cells: a store, or anything that prepare reads.")],
-    given: dict[str, Any],
-    out: Annotated[Path | None, typer.Option(help="Folder for the results; by default RUN/finetune-TASK.")] = None,
-    config: ConfigFile = None,
-    runs: Runs = Path("runs"),
-) -> dict[str, Any]:
-    """Fine-tune a run and a model from scratch on perturbation data, and compare both with cheap baselines.
-
-    For example:
-
-        sckit finetune --data screen.h5ad --condition gene --control non-targeting
-
-        sckit finetune --data screen.h5ad --config screen.toml --task partial
-    """
-    settings, reading = read_configs(config, given, FinetuneConfig, ReadingConfig)
-    from sckit.files import to_json, write_text
-    from sckit.perturbation.finetune import finetune as compare_arms
-    from sckit.report.perturbation import print_finetuned, save_finetuned
-    from sckit.training.folders import find_run
-
-    folder = out or find_run(run, runs) / f"finetune-{settings.task}"
-    try:  # before the work
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "config.toml", to_toml(settings) + to_toml(reading))
-    except OSError as error:
-        raise ConfigError(f"--out {folder} is no folder to write in ({error.strerror}); name another.") from error
-    try:
-        with Bar() as bar:
-            result = compare_arms(run, data, settings, runs=runs, reading=reading, on_event=bar.on_event)
-    except BaseException:
-        if [path.name for path in folder.iterdir()] == ["config.toml"]:  # nothing of an earlier comparison
-            (folder / "config.toml").unlink()
-            folder.rmdir()
-        raise
-    for path in [*save_finetuned(result, folder), folder / "config.toml"]:
-        say(f"wrote {path}")
-    print_finetuned(result, result_console())
-    return to_json({"command": "finetune", "out": str(folder), **result.document()})
+app.command()(finetune)

@@ -3,16 +3,21 @@
 import functools
 import inspect
 import json
+import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sckit.config.options import Option, options, sentences
-from sckit.errors import SckitError, said
+from sckit.errors import LostProcessError, SckitError, StoppedError, WriteError, no_room, said
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,15 +54,16 @@ def command_of(*configs: type | tuple[Any, ...]) -> Callable[[Command], Callable
                 typed = {parameter.name: values.pop(parameter.name) for parameter in made}
                 values["given"] = {name: value for name, value in typed.items() if value is not None and value != []}
             try:
-                document = command(**values)
-            except KeyboardInterrupt:
-                typer.echo("Interrupted.", err=True)
+                with _ended_by_signals():
+                    document = command(**values)
+            except KeyboardInterrupt as error:
+                typer.echo(f"Interrupted{error}.", err=True)
                 raise typer.Exit(130) from None
             except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
                 raise
             except Exception as error:
                 raise _failed(error, debug=debug) from None
-            if as_json:
+            if as_json and _speaks():
                 typer.echo(json.dumps(document, default=str, allow_nan=False))
             if not document.get("ok", True):
                 raise typer.Exit(1)
@@ -75,12 +81,57 @@ def command_of(*configs: type | tuple[Any, ...]) -> Callable[[Command], Callable
     return decorate
 
 
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let SIGTERM and Ctrl-C end a command, SIGTERM with a sentence; of several processes of a training, the first one.
+
+    The others wait for it inside of libraries, which would not let them hear the signal.
+    """
+    if threading.current_thread() is not threading.main_thread() or not _speaks():
+        yield
+        return
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        message = "stopped by SIGTERM."
+        raise StoppedError(message)
+
+    def dropped(unraisable: Any) -> None:
+        """Send a signal again: Python drops what its handler raises in a callback, such as those of h5py."""
+        numbers = {StoppedError: signal.SIGTERM, KeyboardInterrupt: signal.SIGINT}
+        if (number := numbers.get(unraisable.exc_type)) is None:
+            report(unraisable)
+        else:
+            threading.Timer(0.01, os.kill, (os.getpid(), number)).start()  # here it would be dropped too
+
+    before, report = signal.signal(signal.SIGTERM, stop), sys.unraisablehook
+    sys.unraisablehook = dropped
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        sys.unraisablehook = report
+
+
+@contextmanager
+def goes_on(how: str) -> Iterator[None]:
+    """Say how a command that is ended by SIGTERM or Ctrl-C goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"; {how}") from None
+    except StoppedError:
+        raise StoppedError(f"stopped by SIGTERM; {how}.") from None
+
+
 def _failed(error: Exception, *, debug: bool) -> typer.Exit:
     """Say what went wrong in one sentence, with how to report what was not foreseen; return the end of the command."""
     if debug:
         traceback.print_exception(error)
+    if isinstance(error, OSError) and no_room(error):
+        error = WriteError(error.filename or "a file", error)
     if isinstance(error, SckitError):
-        typer.echo(f"Error: {error}", err=True)
+        if _speaks() or isinstance(error, LostProcessError):
+            typer.echo(f"Error: {error}", err=True)
         return typer.Exit(error.exit_code)
     if isinstance(error, OSError) and error.strerror:
         typer.echo(f"Error: {error.filename or 'a file'} cannot be used: {error.strerror}.", err=True)
@@ -115,8 +166,13 @@ def _parameters(option: Option, sentence: str, *, panel: bool) -> Iterator[inspe
 
 
 def say(text: str) -> None:
-    """Print to stderr: stdout belongs to the result."""
-    typer.echo(text, err=True)
+    """Print to stderr: stdout belongs to the result. Of the processes that torchrun starts, the first one prints."""
+    if _speaks():
+        typer.echo(text, err=True)
+
+
+def _speaks() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def result_console(width: int = 120) -> "Console":

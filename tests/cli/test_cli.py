@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from typer.testing import CliRunner
 
 from sckit.cli.app import app
 
-FAST = ["--engine", "reference", "--batch-tokens", "2000", "--components", "3"]
+FAST = ["--config", Path(__file__).with_name("fast.toml")]
 BENCHES = [f"bench {name}" for name in ("kernels", "ops", "counts", "static")]
 COMMANDS = ["prepare", "simulate", "info", "pretrain", "eval", "finetune", "embed", *BENCHES]
 
@@ -243,7 +244,8 @@ def test_names_of_runs_are_plain(simulated, tmp_path, name):
 
 def test_a_config_file_is_read_and_the_command_line_wins(simulated, tmp_path):
     (tmp_path / "options.toml").write_text(
-        'seed = 7\nmask = 0.4\nsteps = 1\nbatch_tokens = 2000\ncomponents = 2\nengine = "reference"\n'
+        "seed = 7\nmask = 0.4\nsteps = 1\nbatch_tokens = 2000\ncomponents = 2\ncorrection_steps = 5\n"
+        'engine = "reference"\n'
     )
     options = ["--config", tmp_path / "options.toml", "--runs", tmp_path, "--name", "run"]
     assert invoke("pretrain", simulated.path, *options, "--components", "4").exit_code == 0

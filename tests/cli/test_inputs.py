@@ -1,5 +1,7 @@
 """The commands read inputs alike, say alike what they leave out, and end in one line whatever happens."""
 
+from pathlib import Path
+
 import anndata
 import numpy as np
 import pandas as pd
@@ -8,7 +10,7 @@ from typer.testing import CliRunner
 
 from sckit.cli.app import app
 
-FAST = ["--engine", "reference", "--batch-tokens", "2000", "--components", "3", "--steps", "1"]
+FAST = ["--config", Path(__file__).with_name("fast.toml"), "--steps", "1"]
 
 
 def invoke(*arguments):

@@ -6,6 +6,7 @@ from typer.testing import CliRunner
 
 import sckit.data.prepare
 import sckit.evaluation.evaluate
+import sckit.training.folders
 from sckit.cli.app import app
 from sckit.config import EvalConfig, FinetuneConfig, PrepareConfig, PretrainConfig
 from sckit.config.options import options, sentences
@@ -27,7 +28,7 @@ def parameters(command):
 
 
 @pytest.fixture
-def heard(monkeypatch):
+def heard(monkeypatch, tmp_path):
     """The config that reached a stand-in for the work of `eval` or `prepare`, which then stops."""
     configs = []
 
@@ -37,6 +38,7 @@ def heard(monkeypatch):
 
     monkeypatch.setattr(sckit.evaluation.evaluate, "evaluate", stop)
     monkeypatch.setattr(sckit.data.prepare, "prepare", stop)
+    monkeypatch.setattr(sckit.training.folders, "folder_of", lambda *_: tmp_path / "run")
     return configs
 
 

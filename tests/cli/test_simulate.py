@@ -59,7 +59,7 @@ def test_a_file_of_options_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--cells", "200000", "--out", "a.h5ad"], "--cells must be between 1 and 100000, not 200000"),
+        (["--cells", "20000000", "--out", "a.h5ad"], "--cells must be between 1 and 10000000, not 20000000"),
         (["--out", "a.loom"], "must end in .h5ad"),
         (["--out", "nowhere/a.h5ad"], "nowhere is not a folder"),
         (["--perturbations", "100", "--out", "a.h5ad"], "need 10100 cells"),
