@@ -24,9 +24,9 @@ from sckit.training.pretrain import pretrain
 SETTINGS = {"all hidden": {"masks": (1.0,)}, "15 % hidden, total known": {"masks": (0.15,), "known_depth": True}}
 
 
-def scores(data: Path, config: PretrainConfig, folder: Path) -> list[dict[str, Any]]:
+def scores(store: Path, config: PretrainConfig, folder: Path) -> list[dict[str, Any]]:
     """Train one network; return a record for each setting and row."""
-    run = pretrain(prepare([data], folder / "data.sckit").path, config, runs=folder, name="run").run
+    run = pretrain(store, config, runs=folder, name="run").run
     kept = json.loads((run / "model.json").read_text(encoding="utf-8"))["score"]
     records = []
     for setting, options in SETTINGS.items():
@@ -61,6 +61,7 @@ def main() -> None:
         for share in arguments.shares:
             kept = np.sort(np.concatenate([np.flatnonzero(held_out), order[: round(share * len(order))]]))
             counts[kept].copy().write_h5ad(folder / "part.h5ad")
+            part = prepare([folder / "part.h5ad"], folder / f"{share}.sckit").path
             for seed in range(arguments.seeds):
                 config = PretrainConfig(
                     mask="uniform", group=arguments.group, hold_out=tuple(sorted({*groups[held_out]})), replica=seed,
@@ -68,7 +69,7 @@ def main() -> None:
                 )  # fmt: skip
                 work = folder / f"{share}-{seed}"
                 work.mkdir()
-                for record in scores(folder / "part.h5ad", config, work):
+                for record in scores(part, config, work):
                     record = {"share": share, "cells": len(kept) - int(held_out.sum()), "seed": seed} | record
                     print(json.dumps(record), flush=True)
                     if arguments.out:
