@@ -1,6 +1,8 @@
 """What every test shares: Triton's interpreter without a GPU, the real data, a simulated store, a generator."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -58,3 +60,36 @@ def simulated(tmp_path_factory):
     adata = anndata.AnnData(generator.poisson(rate).astype(np.float32), obs=obs, var=var)
     adata.write_h5ad(folder / "counts.h5ad")
     return prepare([folder / "counts.h5ad"], folder / "counts.sckit")
+
+
+_WATCHED = """
+import threading, time
+
+def anonymous():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon"))
+
+peak = 0
+
+def watch():
+    global peak
+    while True:
+        peak = max(peak, anonymous())
+        time.sleep(0.002)
+
+threading.Thread(target=watch, daemon=True).start()
+"""
+
+
+@pytest.fixture(scope="session")
+def anonymous_peak():
+    """Run code with arguments in a process of its own, and return the most anonymous memory it held, in bytes."""
+
+    def measured(code, *arguments):
+        command = [sys.executable, "-c", f"{_WATCHED}\n{code}\nprint(max(peak, anonymous()))", *map(str, arguments)]
+        root = Path(__file__).resolve().parents[1]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root)
+        assert done.returncode == 0, done.stderr
+        return int(done.stdout.split()[-1])
+
+    return measured
