@@ -6,12 +6,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
 from sckit.config import PretrainConfig, to_toml
-from sckit.training.pretrain import pretrain
 from sckit.training.stop import Stop
 
 ROOT = Path(__file__).parents[2]
@@ -29,12 +29,12 @@ def last_weights(run):
 
 def test_a_run_that_is_told_to_end_goes_on_to_the_end_of_an_undisturbed_one(simulated, tmp_path):
     (tmp_path / "c.toml").write_text(to_toml(CONFIG))
-    words = ["-m", "sckit", "pretrain", str(simulated.path), "--name", "run", "--config", "c.toml"]
-    # As many threads as the tests have: with more, sums are rounded differently.
-    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(
-        [sys.executable, *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=environment
-    ) as running:
+    # Every command runs in a process of its own with as many threads: with more, sums are rounded differently.
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    how: Any = {"cwd": tmp_path, "stderr": subprocess.PIPE, "text": True, "env": environment}
+    command = [sys.executable, "-m", "sckit", "pretrain"]
+    new = [*command, str(simulated.path), "--config", "c.toml", "--name"]
+    with subprocess.Popen([*new, "run"], **how) as running:
         lines, until = tmp_path / "runs" / "run" / "metrics.jsonl", time.monotonic() + 200
         while time.monotonic() < until and (not lines.exists() or len(lines.read_text().splitlines()) < 4):
             time.sleep(0.05)
@@ -43,10 +43,11 @@ def test_a_run_that_is_told_to_end_goes_on_to_the_end_of_an_undisturbed_one(simu
     assert running.returncode == 143, said
     assert "stopped after step" in said
     assert "go on with --resume" in said
-    run = tmp_path / "runs" / "run"
+    run, undisturbed = tmp_path / "runs" / "run", tmp_path / "runs" / "undisturbed"
     assert not (run / "trained.json").exists()
-    pretrain(resume=run)
-    undisturbed = pretrain(simulated.path, CONFIG, runs=tmp_path / "straight", name="run").run
+    for words in ([*command, "--resume", str(run)], [*new, "undisturbed"]):
+        ended = subprocess.run(words, timeout=200, check=False, **how)
+        assert ended.returncode == 0, ended.stderr
     ours, theirs = last_weights(run), last_weights(undisturbed)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
