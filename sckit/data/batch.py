@@ -220,7 +220,9 @@ def revealed_log_total(values: np.ndarray, offsets: np.ndarray, visible: np.ndar
     log_total = np.full(len(visible), np.nan)
     known = visible >= _MIN_VISIBLE_FOR_TOTAL
     if known.any():
-        bounds = offsets[:-1][known][:, None] + np.stack([np.zeros_like(visible), visible], 1)[known]  # [known, 2]
-        smallest = np.minimum.reduceat(np.append(values, np.float32(np.inf)), bounds.ravel())[::2]
+        first = offsets[:-1][known]
+        bounds = np.stack([first, first + visible[known]], 1).ravel()
+        # The last stretch goes to the end of the values, also where its bound is left out because nothing lies there.
+        smallest = np.minimum.reduceat(values, bounds[bounds < len(values)])[::2]
         log_total[known] = np.log(TARGET_SUM) - np.log(np.expm1(smallest.astype(np.float64)))
     return log_total

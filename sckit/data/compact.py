@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator
-from functools import cached_property
+from concurrent.futures import Future
 from pathlib import Path
-from threading import Event, Lock
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -19,53 +18,40 @@ CHUNK_CELLS = 64
 _COLUMNS = 5  # of the table of chunks: ends of gaps and of counts, bytes of gaps unpacked, largest count, sum
 _LEVEL = 1  # of zstd: higher levels save nothing
 _MOST_BYTES = 6  # of an unpacked entry
-_RING_ENTRIES = 2**25
-_READERS = 8  # threads whose chunks find room at the same time
 
 
-class Ring:
-    """The chunks that were decoded last, one after another in two arrays that begin anew at their end.
+class Decoded:
+    """The chunks of a store that were decoded last, for all of its shards and threads."""
 
-    For all shards and threads of a store. Whoever reads or writes holds `lock`.
-    """
+    def __init__(self, room: int = 2**25) -> None:
+        """room: how many entries are held, besides those that threads are still copying."""
+        self.room = room
+        self._lock = Lock()
+        self._held: dict[tuple[CompactShard, int], tuple[Future[Entries], int]] = {}  # and its number of entries
+        self._entries = 0
 
-    def __init__(self, gene_dtype: np.dtype, n_genes: int) -> None:
-        """Make room for 33 million entries, and for any chunk; what is never filled takes no memory."""
-        self.lock = Lock()
-        self.size = max(_RING_ENTRIES, CHUNK_CELLS * n_genes)
-        self._dtype = gene_dtype
-        self._held: deque[tuple[int, int, np.ndarray, int]] = deque()  # bounds, where its shard notes it, chunk
-        self._end = 0
+    def claim(self, shard: CompactShard, chunk: int, entries: int) -> tuple[Future[Entries], bool]:
+        """Return where a chunk is, or will be, and whether it is for the caller to decode it."""
+        with self._lock:
+            if (shard, chunk) in self._held:
+                return self._held[shard, chunk][0], False
+            self._held[shard, chunk] = Future(), entries
+            self._entries += entries
+            while self._entries > self.room and len(self._held) > 1:
+                self._entries -= self._held.pop(next(iter(self._held)))[1]
+            return self._held[shard, chunk][0], True
 
-    @cached_property
-    def arrays(self) -> Entries:
-        """Gene numbers and counts [size]."""
-        return np.empty(self.size, self._dtype), np.empty(self.size, np.uint32)
-
-    def put(self, places: np.ndarray, chunk: int, entries: Entries) -> None:
-        """Write a chunk over the oldest ones; places[chunk] becomes where it begins, and -1 for what is lost."""
-        begin = self._end
-        if begin + len(entries[0]) > self.size:
-            self._forget(begin, self.size)
-            begin = 0
-        self._end = begin + len(entries[0])
-        self._forget(begin, self._end)
-        for array, part in zip(self.arrays, entries, strict=True):
-            array[begin : self._end] = part
-        self._held.append((begin, self._end, places, chunk))
-        places[chunk] = begin
-
-    def _forget(self, begin: int, end: int) -> None:
-        while self._held and self._held[0][0] < end and self._held[0][1] > begin:
-            _, _, places, chunk = self._held.popleft()
-            places[chunk] = -1
+    def forget(self, shard: CompactShard, chunk: int) -> None:
+        """Let a chunk go that could not be decoded."""
+        with self._lock:
+            self._entries -= self._held.pop((shard, chunk), (None, 0))[1]
 
 
 class CompactShard:
     """A shard in chunks of 64 cells: the gaps between genes, compressed with zstd, and the counts in half a byte."""
 
     def __init__(
-        self, paths: list[Path], manifest_entry: dict[str, Any], gene_dtype: np.dtype, n_genes: int, ring: Ring
+        self, paths: list[Path], manifest_entry: dict[str, Any], gene_dtype: np.dtype, n_genes: int, decoded: Decoded
     ) -> None:
         """Read where the chunks lie. Raises DamagedError."""
         self.indptr, self._table = (mapped(path) for path in paths[:2])
@@ -75,9 +61,7 @@ class CompactShard:
         self._bounds = np.concatenate(([0], self._table[:, :2].ravel()))  # of gaps and counts of all chunks
         self._bytes = mapped_bytes(paths[2]) if self._bounds[-1] else np.empty(0, np.uint8)
         check(bool((np.diff(self._bounds) >= 0).all()) and self._bounds[-1] == len(self._bytes))
-        self._gene_dtype, self._n_genes, self._ring = gene_dtype, n_genes, ring
-        self._places = np.full(chunks, -1)  # where in the ring a chunk begins
-        self._coming: dict[int, Event] = {}  # chunks that a thread decodes
+        self._gene_dtype, self._n_genes, self._decoded = gene_dtype, n_genes, decoded
         self._codec = pa.Codec("zstd")
 
     def entries(self, first: int, last: int) -> Entries:
@@ -97,47 +81,39 @@ class CompactShard:
     def copy(self, cells: np.ndarray, to: np.ndarray, genes: np.ndarray, counts: np.ndarray) -> None:
         """Write the entries of cells [C] into genes and counts, those of each cell from the place `to` [C] on.
 
-        Their chunks are decoded once and stay in the ring for the next calls. Raises DamagedError.
+        Their chunks are decoded once for this call and the next ones, in this thread and others. Raises DamagedError.
         """
-        chunks, of_cell = np.unique(cells // CHUNK_CELLS, return_inverse=True)
-        ends = self.indptr[np.minimum((chunks + 1) * CHUNK_CELLS, len(self.indptr) - 1)]
-        part = np.cumsum(ends - self.indptr[chunks * CHUNK_CELLS]) // (self._ring.size // _READERS)
-        for number in range(int(part[-1]) + 1 if len(part) else 0):  # nearly always one
-            own = part[of_cell] == number
-            self._copy(chunks[part == number], cells[own], to[own], genes, counts)
-
-    def _copy(
-        self, chunks: np.ndarray, cells: np.ndarray, to: np.ndarray, genes: np.ndarray, counts: np.ndarray
-    ) -> None:
-        """Copy cells whose chunks find room in the ring together."""
         from sckit.kernels.counts_numba import copy_cells  # slow to load
 
-        while True:
-            with self._ring.lock:
-                missing = chunks[self._places[chunks] < 0].tolist()
-                if not missing:
-                    begin = self.indptr[cells // CHUNK_CELLS * CHUNK_CELLS] - self._places[cells // CHUNK_CELLS]
-                    bounds = np.stack([self.indptr[cells], self.indptr[cells + 1]], 1) - begin[:, None]
-                    copy_cells(bounds, *self._ring.arrays, to, genes, counts)
-                    return
-                chunk = next((chunk for chunk in missing if chunk not in self._coming), None)
-                event = self._coming[missing[0]] if chunk is None else self._coming.setdefault(chunk, Event())
-            if chunk is None:
-                event.wait()
+        order = np.argsort(cells // CHUNK_CELLS, kind="stable")
+        cells, to = cells[order], to[order]
+        chunks, starts = np.unique(cells // CHUNK_CELLS, return_index=True)
+        begins = self.indptr[cells // CHUNK_CELLS * CHUNK_CELLS]
+        bounds = np.stack([self.indptr[cells], self.indptr[cells + 1]], 1) - begins[:, None]
+        ends = [*starts[1:].tolist(), len(cells)]
+        waiting = []
+        for chunk, first, last in zip(chunks.tolist(), starts.tolist(), ends, strict=True):
+            own = bounds[first:last], to[first:last]
+            found = self._claimed(chunk)
+            if found.done():
+                copy_cells(own[0], *found.result(), own[1], genes, counts)
             else:
-                self._bring(chunk, event)
+                waiting.append((found, own))
+        for found, own in waiting:
+            copy_cells(own[0], *found.result(), own[1], genes, counts)
 
-    def _bring(self, chunk: int, event: Event) -> None:
-        """Decode a chunk into the ring; threads that wait for the event go on, also where it is damaged."""
-        entries = None
-        try:
-            entries = self._decode(chunk)
-        finally:
-            with self._ring.lock:
-                if entries is not None:
-                    self._ring.put(self._places, chunk, entries)
-                del self._coming[chunk]
-            event.set()
+    def _claimed(self, chunk: int) -> Future[Entries]:
+        """Return a chunk that is decoded, or that another thread decodes."""
+        last = min((chunk + 1) * CHUNK_CELLS, len(self.indptr) - 1)
+        found, own = self._decoded.claim(self, chunk, int(self.indptr[last] - self.indptr[chunk * CHUNK_CELLS]))
+        if own:
+            try:
+                found.set_result(self._decode(chunk))
+            except BaseException as error:
+                self._decoded.forget(self, chunk)
+                found.set_exception(error)  # in other threads, too
+                raise
+        return found
 
     def _decode(self, chunk: int) -> Entries:
         from sckit.kernels.packing_numba import unpack_entries  # slow to load

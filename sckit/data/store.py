@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from sckit.data.cell_table import CellTable
-from sckit.data.compact import CompactShard, Ring
+from sckit.data.compact import CompactShard, Decoded
 from sckit.data.genes import vocabulary_hash
 from sckit.data.labels import Labels
 from sckit.data.layouts import COMPACT, VERSIONS, DamagedError, Entries, MappedShard, Shard
@@ -38,7 +38,7 @@ class Store:
         self.report = report or {}
         self._starts = indptr_of([shard["cells"] for shard in manifest["shards"]])  # [shards + 1]
         self._shards: dict[int, Shard] = {}
-        self._ring = Ring(gene_dtype(self.n_genes), self.n_genes)
+        self._decoded = Decoded()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the path alone, so that a worker process opens the files itself."""
@@ -168,7 +168,7 @@ class Store:
             paths = [self.path / name for name in shard_files(number, layout)]
             try:
                 shard = (
-                    CompactShard(paths, entry, dtype, self.n_genes, self._ring)
+                    CompactShard(paths, entry, dtype, self.n_genes, self._decoded)
                     if layout == COMPACT
                     else MappedShard(paths, entry, dtype)
                 )

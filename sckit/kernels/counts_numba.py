@@ -131,6 +131,17 @@ def cut(csr: Csr, cells: np.ndarray, key: int, *, vocabulary: np.ndarray, max_ge
     return indptr, genes[: indptr[-1]], counts[: indptr[-1]]
 
 
+@njit(cache=True, nogil=True)
+def _leave_out(genes, key, threshold, numbers):
+    """Make the number of each gene -1 whose hash is not below a threshold, and return how many had another one."""
+    left_out = 0
+    for i in range(len(genes)):
+        if numbers[i] >= 0 and _uniform(key ^ np.uint64(genes[i])) >= threshold:
+            numbers[i] = -1
+            left_out += 1
+    return left_out
+
+
 @njit(cache=True, nogil=True, error_model="numpy")
 def _pack(
     indptr,
@@ -148,37 +159,43 @@ def _pack(
     offsets,
     visible,
 ):
-    """Fill the outputs cell by cell, and return how many entries were cut from cells over max_genes."""
+    """Fill the outputs cell by cell, and return how many entries were cut from cells over max_genes.
+
+    Loops that do one thing each, because compilers make vectors of all but the last.
+    """
     left_out = 0
-    at = 0
     longest = 0
     for c in range(len(cells)):
         longest = max(longest, indptr[c + 1] - indptr[c])
-    hidden_gene, hidden_value, hidden_u = np.empty(longest, np.int32), np.empty(longest), np.empty(longest)
+    of_gene, of_value, of_u = np.empty(longest, np.int32), np.empty(longest, np.float32), np.empty(longest)
     table = np.empty(_TABLED)
     for c in range(len(cells)):
-        hide_key, choose_key = _cell_key(key, cells[c]), _cell_key(key + np.uint64(1), cells[c])
+        own_genes, own_counts = genes[indptr[c] : indptr[c + 1]], counts[indptr[c] : indptr[c + 1]]
+        hide_key, rate = _cell_key(key, cells[c]), rates[c]
+        for i in range(len(own_genes)):
+            of_u[i] = _uniform(hide_key ^ np.uint64(own_genes[i]))
+        for i in range(len(own_genes)):
+            of_gene[i] = vocabulary[own_genes[i]]
+        if thresholds[c] < 1.0:
+            left_out += _leave_out(own_genes, _cell_key(key + np.uint64(1), cells[c]), thresholds[c], of_gene)
         scale = TARGET_SUM / totals[c]
         _table(scale, table)
-        hidden = 0
-        for i in range(indptr[c], indptr[c + 1]):
-            gene = vocabulary[genes[i]]
-            if gene < 0:
-                continue
-            if thresholds[c] < 1.0 and _uniform(choose_key ^ np.uint64(genes[i])) >= thresholds[c]:
-                left_out += 1
-                continue
-            u = _uniform(hide_key ^ np.uint64(genes[i]))
-            value = table[counts[i]] if counts[i] < _TABLED else np.log1p(counts[i] * scale)
-            hidden_gene[hidden], hidden_value[hidden], hidden_u[hidden] = gene, value, u
-            out_gene[at], out_value[at], out_u[at] = gene, value, u
-            hidden += u < rates[c]
-            at += u >= rates[c]
-        visible[c] = at - offsets[c]
-        for j in range(hidden):
-            out_gene[at], out_value[at], out_u[at] = hidden_gene[j], hidden_value[j], hidden_u[j]
-            at += 1
-        offsets[c + 1] = at
+        for i in range(len(own_counts)):
+            count = own_counts[i]
+            of_value[i] = table[count] if count < _TABLED else np.log1p(count * scale)
+        known, shown = 0, 0
+        for i in range(len(own_genes)):
+            known += of_gene[i] >= 0
+            shown += (of_gene[i] >= 0) & (of_u[i] >= rate)
+        visible[c], offsets[c + 1] = shown, offsets[c] + known
+        at, hidden = offsets[c], offsets[c] + shown  # where the next token goes
+        for i in range(len(own_genes)):
+            if of_gene[i] >= 0:
+                is_hidden = of_u[i] < rate
+                to = hidden if is_hidden else at
+                out_gene[to], out_value[to], out_u[to] = of_gene[i], of_value[i], of_u[i]
+                hidden += is_hidden
+                at += not is_hidden
     return left_out
 
 

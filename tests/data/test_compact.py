@@ -64,7 +64,7 @@ def test_both_layouts_give_the_same_blocks(both, start, stop):
 @pytest.mark.parametrize("room", [4_500, 8_000, 2**25], ids=["one-chunk", "two-chunks", "all"])
 def test_threads_share_what_is_decoded(both, compact, room, monkeypatch):
     store, decoded = open_store(compact.path), []
-    store._ring.size = room  # chunks have 2,000 to 4,500 entries
+    store._decoded.room = room  # chunks have 2,000 to 4,500 entries
     whole = CompactShard._decode
     monkeypatch.setattr(CompactShard, "_decode", lambda self, chunk: decoded.append(chunk) or whole(self, chunk))
     generator = np.random.default_rng(1)
