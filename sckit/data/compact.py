@@ -83,8 +83,6 @@ class CompactShard:
 
         Their chunks are decoded once for this call and the next ones, in this thread and others. Raises DamagedError.
         """
-        from sckit.kernels.counts_numba import copy_cells  # slow to load
-
         order = np.argsort(cells // CHUNK_CELLS, kind="stable")
         cells, to = cells[order], to[order]
         chunks, starts = np.unique(cells // CHUNK_CELLS, return_index=True)
@@ -93,14 +91,13 @@ class CompactShard:
         ends = [*starts[1:].tolist(), len(cells)]
         waiting = []
         for chunk, first, last in zip(chunks.tolist(), starts.tolist(), ends, strict=True):
-            own = bounds[first:last], to[first:last]
-            found = self._claimed(chunk)
+            found, own = self._claimed(chunk), slice(first, last)
             if found.done():
-                copy_cells(own[0], *found.result(), own[1], genes, counts)
+                _copy(found.result(), bounds[own], to[own], genes, counts)
             else:
                 waiting.append((found, own))
         for found, own in waiting:
-            copy_cells(own[0], *found.result(), own[1], genes, counts)
+            _copy(found.result(), bounds[own], to[own], genes, counts)
 
     def _claimed(self, chunk: int) -> Future[Entries]:
         """Return a chunk that is decoded, or that another thread decodes."""
@@ -137,6 +134,12 @@ class CompactShard:
             message = f"has other counts at cell {first} than were written"
             raise DamagedError(message)
         return genes, counts
+
+
+def _copy(chunk: Entries, bounds: np.ndarray, to: np.ndarray, genes: np.ndarray, counts: np.ndarray) -> None:
+    from sckit.kernels.counts_numba import copy_cells  # slow to load
+
+    copy_cells(bounds, chunk[0], chunk[1], to, genes, counts)
 
 
 def compressed(
