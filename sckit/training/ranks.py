@@ -5,6 +5,7 @@ Without torchrun there is one process, which is the first, and everything here i
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,6 +18,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from sckit.errors import LostProcessError, SckitError
@@ -108,6 +111,8 @@ class Ranks:
             raise LostProcessError(message) from error
 
 
+_TRAININGS = itertools.count()
+
 ALONE = Ranks()
 """The one process of a training without torchrun."""
 
@@ -122,9 +127,12 @@ def joined(device: str) -> Iterator[Ranks]:
     on_gpus = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     if on_gpus:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if on_gpus else "gloo", timeout=_PATIENCE)
+    store, rank, count = next(rendezvous("env://", timeout=_PATIENCE))
+    # Each training of these processes has keys of its own: those of the one before lead to connections that are closed.
+    own = PrefixStore(f"sckit-{next(_TRAININGS)}", store)
+    dist.init_process_group("nccl" if on_gpus else "gloo", store=own, rank=rank, world_size=count, timeout=_PATIENCE)
     try:
-        yield Ranks(dist.get_rank(), dist.get_world_size())
+        yield Ranks(rank, count)
     finally:
         dist.destroy_process_group()
 
