@@ -70,13 +70,13 @@ def test_prepare_pretrain_eval_embed_end_to_end(simulated, tmp_path):
     assert trained["best"]["predictor"] == "model"
     assert "gene mean 0, gene mean + depth" in result.stderr
     assert "engine reference" in result.stderr
-    result = invoke("eval", "--mask", "1.0", "--runs", runs, "--engine", "reference", "--bootstraps", "50", "--json")
+    result = invoke("eval", "--mask", "1.0", "--runs", runs, "--bootstraps", "50", "--json")
     evaluated = json.loads(result.stdout.splitlines()[-1])
     assert evaluated["command"] == "eval"
     assert evaluated["run"] == trained["run"]
     assert "detection ridge" in result.stdout
     out = tmp_path / "embedded.h5ad"
-    result = invoke("embed", "latest", source, "--out", out, "--runs", runs, "--engine", "reference", "--json")
+    result = invoke("embed", "latest", source, "--out", out, "--runs", runs, "--json")
     assert json.loads(result.stdout.splitlines()[-1])["shape"] == [360, 64]
     assert out.is_file()
 
@@ -201,7 +201,7 @@ def test_unknown_group_and_label_columns(simulated, tmp_path):
     assert "no column 'donor'" in one_sentence(result)
     assert result.exit_code == 2
     assert invoke("pretrain", simulated.path, "--steps", "1", "--runs", tmp_path, "--name", "ok", *FAST).exit_code == 0
-    result = invoke("eval", "ok", "--label", "kind", "--runs", tmp_path, "--engine", "reference")
+    result = invoke("eval", "ok", "--label", "kind", "--runs", tmp_path)
     assert "no column 'kind'" in one_sentence(result)
 
 
@@ -213,7 +213,7 @@ def test_a_wrong_name_of_a_run_is_answered_with_the_runs_there_are(simulated, tm
         assert one_sentence(invoke("eval", wrong, "--runs", runs)).endswith(f"{runs} has kang, small (latest: small).")
     (runs / "small" / "model.json").unlink()
     shutil.rmtree(runs / "small" / "checkpoints")
-    sentence = one_sentence(invoke("eval", "small", "--runs", runs, "--engine", "reference"))
+    sentence = one_sentence(invoke("eval", "small", "--runs", runs))
     place = runs / "small"
     assert sentence == f"Error: the run {place} stopped before its first model; go on with --resume {place}."
     sentence = one_sentence(invoke("eval", "kang", "--config", tmp_path / "no.toml"))
@@ -245,7 +245,6 @@ def test_names_of_runs_are_plain(simulated, tmp_path, name):
 def test_a_config_file_is_read_and_the_command_line_wins(simulated, tmp_path):
     (tmp_path / "options.toml").write_text(
         "seed = 7\nmask = 0.4\nsteps = 1\nbatch_tokens = 2000\ncomponents = 2\ncorrection_steps = 5\n"
-        'engine = "reference"\n'
     )
     options = ["--config", tmp_path / "options.toml", "--runs", tmp_path, "--name", "run"]
     assert invoke("pretrain", simulated.path, *options, "--components", "4").exit_code == 0

@@ -229,13 +229,12 @@ def test_a_column_of_too_many_groups_is_one_sentence():
 
 def test_an_evaluation_has_the_rows_and_says_what_carries_the_gain(simulated, tmp_path):
     config = PretrainConfig(
-        steps=1, batch_tokens=2000, components=2, factors=1, engine="reference", group="dataset", hold_out=("run1",),
+        steps=1, batch_tokens=2000, components=2, factors=1, group="dataset", hold_out=("run1",),
         correction_steps=30,
     )  # fmt: skip
     run = pretrain(simulated.path, config, runs=tmp_path, name="run").run
     asked = EvalConfig(
         masks=(0.15, 1.0), offset_group="dataset", neighbours=5, components=2, penalty=30.0, bootstraps=20,
-        engine="reference",
     )  # fmt: skip
     found = evaluate(run, asked)
     table = found.table.set_index(["rate", "predictor"])

@@ -129,11 +129,9 @@ def test_the_gain_of_a_gene_comes_from_the_gene_that_shares_its_factor():
 
 @pytest.fixture(scope="module")
 def evaluation(simulated, tmp_path_factory):
-    config = PretrainConfig(
-        epochs=1, batch_tokens=2000, components=3, factors=2, engine="reference", correction_steps=30
-    )
+    config = PretrainConfig(epochs=1, batch_tokens=2000, components=3, factors=2, correction_steps=30)
     run = pretrain(simulated.path, config, runs=tmp_path_factory.mktemp("runs"), name="run").run
-    config = EvalConfig(masks=(0.15,), decompose=True, label="cell_type", bootstraps=50, engine="reference")
+    config = EvalConfig(masks=(0.15,), decompose=True, label="cell_type", bootstraps=50)
     return evaluate(run, config)
 
 
@@ -174,14 +172,14 @@ def of_libraries(tmp_path_factory):
     folder = tmp_path_factory.mktemp("libraries")
     simulate(SimulateConfig(cells=500, genes=400, libraries=4, types=2), folder / "known.sckit")
     config = PretrainConfig(
-        steps=1, correction_steps=0, batch_tokens=2000, components=3, factors=2, engine="reference", group="library",
+        steps=1, correction_steps=0, batch_tokens=2000, components=3, factors=2, group="library",
         lr=1e-9,
     )  # fmt: skip
     return pretrain(folder / "known.sckit", config, runs=folder, name="run").run
 
 
 def test_the_network_step_knows_the_group_offsets_that_the_step_above_it_knows(of_libraries):
-    config = EvalConfig(masks=(0.15,), decompose=True, offset_group="library", bootstraps=20, engine="reference")
+    config = EvalConfig(masks=(0.15,), decompose=True, offset_group="library", bootstraps=20)
     found = evaluate(of_libraries, config).decomposition.table
     part = found[found["kind"] == "all"].set_index("step")["r2"]
     assert part["group offsets"] > 0.01
@@ -190,7 +188,7 @@ def test_the_network_step_knows_the_group_offsets_that_the_step_above_it_knows(o
 
 def test_sampling_noise_does_not_depend_on_which_rows_are_asked_for(of_libraries):
     def found(**more):
-        config = EvalConfig(masks=(0.15,), decompose=True, bootstraps=2, engine="reference", **more)
+        config = EvalConfig(masks=(0.15,), decompose=True, bootstraps=2, **more)
         return evaluate(of_libraries, config).decomposition
 
     one, two = found(), found(offset_group="library", neighbours=10)

@@ -37,7 +37,7 @@ ROW = {
 @pytest.fixture(scope="module")
 def run(simulated, tmp_path_factory):
     config = PretrainConfig(
-        epochs=2, batch_tokens=2000, components=3, factors=2, engine="reference", group="dataset", hold_out=("run1",),
+        epochs=2, batch_tokens=2000, components=3, factors=2, group="dataset", hold_out=("run1",),
         correction_steps=100,
     )  # fmt: skip
     return pretrain(simulated.path, config, runs=tmp_path_factory.mktemp("runs"), name="run").run
@@ -47,7 +47,7 @@ def run(simulated, tmp_path_factory):
 def evaluation(run):
     config = EvalConfig(
         masks=(0.15, 1.0), contexts=("detected", "visible"), label="cell_type", replicate_halves=True,
-        bootstraps=200, engine="reference",
+        bootstraps=200,
     )  # fmt: skip
     return evaluate(run, config)
 
@@ -60,7 +60,7 @@ def pick(evaluation, predictor, rate=1.0, target="full", context=None):
 
 def test_predictions_of_nearly_equal_mask_rates_are_kept_apart(run, tmp_path):
     masks = (0.15, 0.9999999, 1.0)
-    evaluate(run, EvalConfig(masks=masks, bootstraps=2, engine="reference"), keep=tmp_path / "kept")
+    evaluate(run, EvalConfig(masks=masks, bootstraps=2), keep=tmp_path / "kept")
     found = sorted(path.stem for path in (tmp_path / "kept").glob("*.parquet"))
     assert found == ["full-0.15", "full-0.9999999", "full-1"]
 
@@ -122,7 +122,7 @@ def test_the_best_baseline_knows_no_label_and_what_the_row_knows(evaluation):
 
 
 def test_known_depth_reaches_every_predictor_at_full_hiding(run, evaluation):
-    config = EvalConfig(masks=(1.0,), known_depth=True, bootstraps=50, engine="reference")
+    config = EvalConfig(masks=(1.0,), known_depth=True, bootstraps=50)
     known = evaluate(run, config)
     assert all(row["known_depth"] for row in known.rows)
     ridge, total = (
@@ -175,11 +175,11 @@ def test_tables_fit_120_columns_and_say_what_the_intervals_rest_on(evaluation):
 
 def test_what_training_and_the_network_add_is_compared_in_pairs(simulated, tmp_path):
     config = PretrainConfig(
-        steps=1, batch_tokens=2000, components=3, factors=2, engine="reference", loss="count", lr=1e-9,
+        steps=1, batch_tokens=2000, components=3, factors=2, loss="count", lr=1e-9,
         correction_steps=100,
     )  # fmt: skip
     path = pretrain(simulated.path, config, runs=tmp_path, name="run").run
-    found = evaluate(path, EvalConfig(masks=(1.0,), bootstraps=20, engine="reference", trees=True))
+    found = evaluate(path, EvalConfig(masks=(1.0,), bootstraps=20, trees=True))
     start, correction, trees = found.document()["differences"]
     assert [each["other"] for each in (start, correction, trees)] == [
         "value offset ridge, calibrated", "value offset ridge + correction", "value offset ridge + trees",
@@ -206,12 +206,10 @@ def test_a_run_that_was_not_trained_to_its_end_says_so(run, evaluation, tmp_path
 def test_the_truth_of_simulated_data_reaches_what_is_attainable(tmp_path, dispersion):
     data = SimulateConfig(cells=800, genes=300, libraries=1, dispersion=dispersion)
     simulate(data, tmp_path / "known.sckit")
-    config = PretrainConfig(
-        steps=1, batch_tokens=2000, components=2, factors=2, engine="reference", correction_steps=30
-    )
+    config = PretrainConfig(steps=1, batch_tokens=2000, components=2, factors=2, correction_steps=30)
     path = pretrain(tmp_path / "known.sckit", config, runs=tmp_path, name="run").run
     asked = EvalConfig(
-        masks=(0.3,), truth=str(tmp_path / "known.truth.h5"), replicate_halves=True, bootstraps=20, engine="reference",
+        masks=(0.3,), truth=str(tmp_path / "known.truth.h5"), replicate_halves=True, bootstraps=20,
     )  # fmt: skip
     found = evaluate(path, asked)
     for target in ("full", "half"):
@@ -226,7 +224,7 @@ def test_the_truth_of_simulated_data_reaches_what_is_attainable(tmp_path, disper
 
 
 def test_intervals_speak_of_cells_or_are_not_there(run):
-    config = EvalConfig(masks=(1.0,), engine="reference", bootstraps=50, group="cell")
+    config = EvalConfig(masks=(1.0,), bootstraps=50, group="cell")
     many, few = evaluate(run, config), evaluate(run, replace(config, max_cells=3))
     assert many.notes[-1] == "intervals: 95 % bootstrap over 90 groups"
     low, high = many.rows[0]["ci"]["pooled_r"]
@@ -271,7 +269,7 @@ def test_shuffled_values_leave_nothing_to_find(simulated, tmp_path):
 
 def test_embedding_goes_into_an_h5ad(run, simulated, tmp_path):
     source = simulated.path.parent / "counts.h5ad"
-    embed(run, source, out=tmp_path / "embedded.h5ad", engine="reference")
+    embed(run, source, out=tmp_path / "embedded.h5ad")
     import anndata
 
     adata = anndata.read_h5ad(tmp_path / "embedded.h5ad")
@@ -295,7 +293,7 @@ def test_a_run_without_its_store_is_one_sentence(run, tmp_path):
             (moved / path.name).write_bytes(path.read_bytes())
     (moved / "data.json").write_text(json.dumps({"store": str(tmp_path / "gone.sckit"), "inside": False}))
     with pytest.raises(DataError):
-        evaluate(moved, EvalConfig(engine="reference"))
+        evaluate(moved, EvalConfig())
 
 
 def test_a_replaced_store_is_refused(simulated, tmp_path):
@@ -305,19 +303,17 @@ def test_a_replaced_store_is_refused(simulated, tmp_path):
 
     source, path = simulated.path.parent / "counts.h5ad", tmp_path / "s.sckit"
     prepare([source], path)
-    config = PretrainConfig(
-        steps=1, batch_tokens=2000, components=2, factors=0, engine="reference", correction_steps=30
-    )
+    config = PretrainConfig(steps=1, batch_tokens=2000, components=2, factors=0, correction_steps=30)
     run = pretrain(path, config, runs=tmp_path).run
-    evaluate(run, EvalConfig(engine="reference", bootstraps=10))
+    evaluate(run, EvalConfig(bootstraps=10))
     prepare([source], path, config=PrepareConfig(min_counts=100), overwrite=True)
     with pytest.raises(DataError, match="is not the one"):
-        evaluate(run, EvalConfig(engine="reference"))
+        evaluate(run, EvalConfig())
 
 
 def test_a_share_too_small_to_score_anything_is_one_sentence(run):
     with pytest.raises(DataError, match="no validation value is hidden at 1e-09"):
-        evaluate(run, EvalConfig(masks=(1e-9,), engine="reference"))
+        evaluate(run, EvalConfig(masks=(1e-9,)))
 
 
 def test_closed_forms_of_cut_cells_are_fitted_on_cut_cells(simulated):

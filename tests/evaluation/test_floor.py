@@ -289,14 +289,12 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("floor")
     settings = SimulateConfig(cells=500, genes=300, depth=900, types=3, programmes=4, libraries=2)
     store = simulate(settings, folder / "known.sckit")
-    config = PretrainConfig(
-        steps=1, batch_tokens=4000, components=4, factors=2, engine="reference", correction_steps=30
-    )
+    config = PretrainConfig(steps=1, batch_tokens=4000, components=4, factors=2, correction_steps=30)
     return pretrain(store, config, runs=folder, name="untrained").run
 
 
 def test_an_untrained_model_goes_through_the_whole_evaluation(run):
-    settings = EvalConfig(masks=(0.3,), known_depth=True, bootstraps=30, engine="reference")
+    settings = EvalConfig(masks=(0.3,), known_depth=True, bootstraps=30)
     found = evaluate(run, settings)
     rows = found.table.set_index("predictor")
     rows = rows.drop(index="gene mean")
@@ -315,10 +313,7 @@ def test_an_untrained_model_goes_through_the_whole_evaluation(run):
 @pytest.mark.slow
 def test_negative_binomial_noise_holds_what_the_best_row_does_not_know(run):
     """These counts are Poisson, but the baselines do not know all that moves their rates."""
-    one, two = (
-        evaluate(run, EvalConfig(known_depth=True, bootstraps=10, engine="reference", noise=noise))
-        for noise in ("poisson", "nb")
-    )
+    one, two = (evaluate(run, EvalConfig(known_depth=True, bootstraps=10, noise=noise)) for noise in ("poisson", "nb"))
     a, b = (x.table.set_index("predictor").loc[one.best_baseline, "floor_r2_gene_mean"] for x in (one, two))
     assert b < a
     assert b > one.table.set_index("predictor").loc[one.best_baseline, "r2_gene_mean"] - 0.05

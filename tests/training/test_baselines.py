@@ -21,7 +21,7 @@ def kept(tmp_path_factory):
     """A folder of a run of before, after its first evaluation."""
     folder = shutil.copytree(RUN, tmp_path_factory.mktemp("before") / "run")
     assert not (folder / "offset_forms.safetensors").exists()
-    found = evaluate(folder, EvalConfig(bootstraps=10, engine="reference"))
+    found = evaluate(folder, EvalConfig(bootstraps=10))
     assert "count regression" in set(found.table["predictor"])
     return folder
 

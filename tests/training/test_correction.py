@@ -159,7 +159,7 @@ def test_a_correction_is_better_by_more_than_a_standard_error_over_cells():
 
 def test_it_is_trained_before_the_network_and_stays_as_it_is(simulated, tmp_path):
     heard, weights = [], []
-    small = {"components": 3, "factors": 2, "validate_cells": 20, "engine": "reference", "batch_tokens": 2000}
+    small = {"components": 3, "factors": 2, "validate_cells": 20, "batch_tokens": 2000}
     for steps in (1, 3):
         path = pretrain(
             simulated.path, PretrainConfig(steps=steps, correction_steps=30, lr=1e-2, **small), runs=tmp_path,

@@ -24,7 +24,7 @@ from sckit.training.pretrain import pretrain, train
 from sckit.training.run import open_run
 
 SMALL = {
-    "steps": 6, "batch_tokens": 2000, "components": 3, "factors": 2, "validate_cells": 20, "engine": "reference",
+    "steps": 6, "batch_tokens": 2000, "components": 3, "factors": 2, "validate_cells": 20,
     "correction_steps": 30,
 }  # fmt: skip
 
@@ -37,7 +37,7 @@ def folder(simulated, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pooled(folder):
-    config = EvalConfig(masks=(0.5, 1.0), bootstraps=200, engine="reference")
+    config = EvalConfig(masks=(0.5, 1.0), bootstraps=200)
     return evaluate(folder, config, keep=folder / "eval" / "predictions")
 
 
@@ -158,7 +158,7 @@ def test_one_table_pools_the_cells_of_all_folds(folder, pooled):
     for seed in range(2):
         seeds[seed] = 1 - ((kept[f"model/detected/{seed}"] - truth) ** 2).sum() / ((mean - truth) ** 2).sum()
     for fold in range(2):
-        alone = evaluate(folder / f"fold-{fold}-seed-0", EvalConfig(bootstraps=2, engine="reference"))
+        alone = evaluate(folder / f"fold-{fold}-seed-0", EvalConfig(bootstraps=2))
         part = kept[kept["fold"] == fold]
         spread = ((part["gene mean"].astype(float) - part["truth"]) ** 2).sum()
         row = next(row for row in alone.rows if row["predictor"] == "value offset ridge")
@@ -175,7 +175,7 @@ def test_one_table_pools_the_cells_of_all_folds(folder, pooled):
 def test_rows_with_other_cells_are_scored_over_folds(simulated, tmp_path, group):
     """Their sentences draw resamples before the networks of several seeds become one row."""
     several = pretrain_folds(simulated.path, PretrainConfig(folds=2, seeds=2, group=group, **SMALL), runs=tmp_path).run
-    config = EvalConfig(masks=(0.5,), neighbours=3, offset_group="dataset", bootstraps=20, engine="reference")
+    config = EvalConfig(masks=(0.5,), neighbours=3, offset_group="dataset", bootstraps=20)
     predictors = [row["predictor"] for row in evaluate(several, config).rows]
     assert {"model", "model + group offsets", "value offset ridge + neighbours"} <= set(predictors)
 

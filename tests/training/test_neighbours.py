@@ -27,7 +27,7 @@ from sckit.training.starts import Starts
 CPU = torch.device("cpu")
 CONFIG = PretrainConfig(
     mask="uniform", group="dataset", neighbours=3, steps=4, batch_tokens=2000, components=3, factors=2,
-    validate_cells=40, correction_steps=30, engine="reference", lr=3e-3,
+    validate_cells=40, correction_steps=30, lr=3e-3,
 )  # fmt: skip
 
 

@@ -21,7 +21,6 @@ from sckit.training.pretrain import load_model, pretrain
 from sckit.training.run import Run, open_run
 
 SMALL = {
-    "engine": "reference",
     "batch_tokens": 2000,
     "checkpoint_steps": 3,
     "components": 3,
@@ -53,7 +52,7 @@ def validations(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def work(store: Path, runs: Path, resume: str = "", *, kill_at: int | None = None, engine: str = "reference") -> None:
+def work(store: Path, runs: Path, resume: str = "", *, kill_at: int | None = None, engine: str = "auto") -> None:
     command = [sys.executable, "-c", WORKER, str(store), str(runs), resume, engine]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONWARNINGS": ""}
@@ -148,10 +147,10 @@ def test_weights_that_are_no_numbers_never_reach_a_checkpoint(simulated, tmp_pat
 
 
 def test_early_stopping_keeps_the_best_model(simulated, tmp_path):
-    config = PretrainConfig(epochs=30, lr=0.3, gene_lr=1.0, patience=2, **SMALL)
+    config = PretrainConfig(epochs=12, lr=0.3, gene_lr=1.0, patience=2, **SMALL)
     done = pretrain(simulated.path, config, runs=tmp_path)
     scores = [line["r2_gene_mean"] for line in validations(done.run)]
-    assert done.epochs < 29
+    assert done.epochs < 11
     assert done.best["r2_gene_mean"] == max(scores)
     assert max(scores[-2:]) < max(scores)  # the last two checks, for which it waited, were no better
 
