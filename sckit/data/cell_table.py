@@ -20,7 +20,7 @@ from sckit.data.manifest import NUMBERS, OWN_COLUMNS
 from sckit.data.readers.texts import TEXTS
 from sckit.errors import DataError, SckitError, said
 
-_ROWS = 2**18
+_ROWS = 2**16
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class CellTable:
     def numbers(self, name: str) -> np.ndarray:
         """Read a column of whole numbers from 0 up, [C] in the narrowest type that holds them."""
         found = np.zeros(self.n_cells, np.uint8)
-        for first, column in self._blocks(name):
+        for first, column in self.blocks(name):
             part = column.to_numpy()
             if part.min(initial=0) < 0:
                 raise self._strange()
@@ -58,18 +58,50 @@ class CellTable:
     def labels(self, name: str) -> Labels:
         """Read a column as labels. Raises `ConfigError` where it is not there."""
         refuse_unknown(name, self.columns)
+        values, codes = self._coded(name)
+        schema = pa.schema([pa.field(name, values.type)], metadata=self._schema.metadata)
+        return Labels.of(group_values(pa.Table.from_arrays([values], schema=schema).to_pandas(), name), codes)
+
+    def categories(self, name: str) -> tuple[Any, np.ndarray, bool] | None:
+        """Read categories or texts as (Arrow array of the values, codes [C] int32, whether they are ordered).
+
+        None for a column of another kind. A code is -1 where nothing is given.
+        """
+        kind = self._schema.field(name).type
+        is_categories = pa.types.is_dictionary(kind)
+        if not (is_categories or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            return None
+        return *self._coded(name), is_categories and kind.ordered
+
+    def column(self, name: str) -> pd.Series:
+        """Read a column as the whole table has it."""
+        with self._opened() as file:
+            return file.read(columns=[name], use_threads=False).to_pandas(types_mapper=TEXTS.get)[name]
+
+    def blocks(self, name: str) -> Iterator[tuple[int, Any]]:
+        """Yield the first row and the Arrow array of each block of a column."""
+        first, own = 0, name in OWN_COLUMNS and self._schema is not None
+        with self._opened() as file:
+            for batch in file.iter_batches(_ROWS, columns=[name], use_threads=False):
+                column = batch.column(0)
+                if own and column.null_count:
+                    raise self._strange()
+                yield first, column
+                first += len(column)
+
+    def _coded(self, name: str) -> tuple[Any, np.ndarray]:
+        """Read a column as different values, an Arrow array, and their numbers [C] int32, -1 where nothing is given."""
         kind = self._schema.field(name).type
         values = pa.array([], kind.value_type if pa.types.is_dictionary(kind) else kind)
         codes = np.full(self.n_cells, -1, np.int32)  # numbers of the values, in the order in which they come
-        for first, column in self._blocks(name):
+        for first, column in self.blocks(name):
             part = column if pa.types.is_dictionary(kind) else column.dictionary_encode()
             new = part.dictionary.filter(pa.array(_places(part.dictionary, values) < 0))
             values = pa.concat_arrays([values, new])
             number = _places(part.dictionary, values)
             places = part.indices.fill_null(-1).to_numpy(zero_copy_only=False)
             codes[first : first + len(part)] = np.append(number, -1)[places]
-        schema = pa.schema([pa.field(name, values.type)], metadata=self._schema.metadata)
-        return Labels.of(group_values(pa.Table.from_arrays([values], schema=schema).to_pandas(), name), codes)
+        return values, codes
 
     @cached_property
     def _schema(self) -> pa.Schema:
@@ -83,17 +115,6 @@ class CellTable:
         if rows != self.n_cells or not own or len({*schema.names}) != len(schema.names):
             raise self._strange()
         return schema
-
-    def _blocks(self, name: str) -> Iterator[tuple[int, Any]]:
-        """Yield the first row and the Arrow array of each block of a column."""
-        first, own = 0, name in OWN_COLUMNS and self._schema is not None
-        with self._opened() as file:
-            for batch in file.iter_batches(_ROWS, columns=[name], use_threads=False):
-                column = batch.column(0)
-                if own and column.null_count:
-                    raise self._strange()
-                yield first, column
-                first += len(column)
 
     @contextmanager
     def _opened(self) -> Iterator[pq.ParquetFile]:

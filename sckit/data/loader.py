@@ -40,8 +40,9 @@ def batches_by_tokens(cells: np.ndarray, lengths: np.ndarray, tokens: int) -> li
 
     lengths: [cells of the store], tokens of each cell.
     """
-    edges = np.cumsum(np.maximum(lengths[cells], 1)) // max(tokens, 1)
-    return np.split(cells, np.flatnonzero(np.diff(edges)) + 1) if len(cells) else []
+    edges = np.cumsum(np.maximum(lengths[cells], 1), dtype=np.int64)
+    edges //= max(tokens, 1)
+    return np.split(cells, np.flatnonzero(edges[1:] != edges[:-1]) + 1) if len(cells) else []
 
 
 def shuffle(cells: np.ndarray, generator: np.random.Generator) -> np.ndarray:

@@ -92,6 +92,8 @@ class Preparation:
         """Where the stretches of cells begin that can be prepared apart: a shard ends before each of them."""
         self.stretch = slice(0, len(self.segments))
         """The segments that this preparation reads; by default all."""
+        self.rows = np.zeros(0, np.int64)
+        """[C] int64: row of each cell of the finished store among the cells of all inputs."""
         self._lines_not_found = 0
         small = self._stream.n_cells < _CELLS_TO_COMPRESS
         self.layout = config.layout if config.layout != "auto" else MAPPED if small else COMPACT
@@ -203,6 +205,7 @@ class Preparation:
         rows, totals, n_genes = (
             np.concatenate([getattr(shard, name) for shard in shards]) for name in ("rows", "totals", "n_genes")
         )
+        self.rows = rows.astype(np.int64)
         self._notes += [note for source in self._sources for note in source.notes]
         self._notes += odd_inputs(self._sources, self._names, kept, lost_cells, len(self._shared))
         entries = [shard.manifest_entry for shard in shards if shard.manifest_entry["cells"]]

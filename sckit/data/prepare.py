@@ -41,7 +41,8 @@ def prepare(
     """Write the counts of all inputs (without any: the PBMC sample inside scanpy) into a store at `out` and open it.
 
     Memory holds the obs tables and one shard. The work goes on in `out`.partial: after a kill the same call reuses the
-    finished shards, and `out` appears only when it is whole. `Store.report` has the numbers of the run.
+    finished shards, and `out` appears only when it is whole. `Store.report` has the numbers of the run, and
+    `Store.input_rows` the row of each cell in the input.
     merge: join the parts that `prepare_part` has written, instead of reading counts; the store is the same.
     on_event(kind, facts) hears "progress" events, which count cells.
     Raises `DataError` for bad data, `BusyError` when another process writes to `out`, `ConfigError` when `out` exists
@@ -70,7 +71,7 @@ def prepare(
         "wall_s": time.perf_counter() - started_s,
         "peak_rss_bytes": peak_rss_bytes(),
     }
-    return Store(out, manifest, report)
+    return Store(out, manifest, report, work.rows)
 
 
 def prepare_part(

@@ -31,11 +31,19 @@ from sckit.errors import DataError
 class Store:
     """Counts of C cells in G genes on disk. Opening reads the manifest only; the rest is read when it is used."""
 
-    def __init__(self, path: Path, manifest: dict[str, Any], report: dict[str, Any] | None = None) -> None:
-        """Use `open_store`; `report` holds the numbers of the `prepare` that has just written the store."""
+    def __init__(
+        self,
+        path: Path,
+        manifest: dict[str, Any],
+        report: dict[str, Any] | None = None,
+        input_rows: np.ndarray | None = None,
+    ) -> None:
+        """Use `open_store`; the `prepare` that has just written the store gives its numbers, and rows of the inputs."""
         self.path = path
         self.manifest = manifest
         self.report = report or {}
+        self.input_rows = input_rows
+        """[C] int64: row of each cell among those of the inputs, rising; None where the store was opened."""
         self._starts = indptr_of([shard["cells"] for shard in manifest["shards"]])  # [shards + 1]
         self._shards: dict[int, Shard] = {}
         self._decoded = Decoded()

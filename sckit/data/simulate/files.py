@@ -3,14 +3,12 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-import h5py
 import numpy as np
 
+from sckit.data.new_h5ad import write_counts, write_entries
 from sckit.data.new_hdf5 import new_hdf5
 from sckit.data.simulate.truth import Truth
 from sckit.data.views import Csr
-
-_CHUNK = 2**18
 
 
 def write_h5ad(path: Path, truth: Truth, blocks: Iterable[Csr]) -> None:
@@ -22,10 +20,7 @@ def write_h5ad(path: Path, truth: Truth, blocks: Iterable[Csr]) -> None:
         write_elem(file, "/", anndata.AnnData(obs=truth.obs, var=truth.genes))
         if "X" in file:
             del file["X"]
-        matrix = file.create_group("X")
-        matrix.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0"})
-        matrix.attrs["shape"] = np.array([truth.config.cells, truth.config.genes])
-        _write_csr(matrix, blocks, np.dtype(np.float32))
+        write_counts(file, (truth.config.cells, truth.config.genes), blocks)
 
 
 def write_tenx(path: Path, truth: Truth, blocks: Iterable[Csr]) -> None:
@@ -41,22 +36,4 @@ def write_tenx(path: Path, truth: Truth, blocks: Iterable[Csr]) -> None:
         features["feature_type"] = np.full(len(genes), b"Gene Expression")
         features["genome"] = np.full(len(genes), b"simulated")
         features["_all_tag_keys"] = np.array([b"genome"])
-        _write_csr(matrix, blocks, np.dtype(np.int32))
-
-
-def _write_csr(group: h5py.Group, blocks: Iterable[Csr], dtype: np.dtype) -> None:
-    """Append blocks of cells to `data` and `indices`; both layouts keep the genes of one cell after another."""
-    data, indices = (
-        group.create_dataset(
-            name, (0,), kind, maxshape=(None,), chunks=(_CHUNK,), compression="gzip", compression_opts=1, shuffle=True
-        )
-        for name, kind in (("data", dtype), ("indices", np.dtype(np.int32)))
-    )
-    ends = [np.zeros(1, np.int64)]
-    for indptr, genes, counts in blocks:
-        first = int(ends[-1][-1])
-        for dataset, values in ((data, counts), (indices, genes)):
-            dataset.resize((first + len(values),))
-            dataset[first:] = values
-        ends.append(first + indptr[1:].astype(np.int64))
-    group["indptr"] = np.concatenate(ends)
+        matrix["indptr"] = write_entries(matrix, blocks, np.int32)
