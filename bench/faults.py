@@ -162,7 +162,7 @@ def main() -> None:
             wanted, seconds = kills.undisturbed(command, folder)
             row = {"command": command.name, **on_full_disks(command, folder, wanted)}
             row["ends_on_signals"] = ends_on_signals(command, folder, wanted, seconds)
-            if command.first[0] in ("prepare", "pretrain", "finetune", "eval"):
+            if command.first[0] in ("prepare", "pretrain", "finetune", "eval", "embed"):
                 row["second_refused"] = second_is_refused(command, folder, wanted)
             good &= row["identical"] and row["ends_on_signals"] and row.get("second_refused", True)
             row = measured_on("cpu", torch.float32) | row

@@ -217,13 +217,12 @@ def embed(
 
         sckit embed runs/latest pbmc.h5ad --out embedded.h5ad
     """
-    from sckit.evaluation.embed import embed as run_embedding
+    from sckit.evaluation.embedded import write_embedding
 
     of_reading = {name: given.pop(name) for name in options(ReadingConfig) if name in given}
     (reading,) = read_configs(None, of_reading, ReadingConfig)
     with Bar() as bar:
-        adata = run_embedding(run, data, out=out, runs=runs, reading=reading, on_event=bar.on_event, **given)
-    shape = list(adata.obsm["X_sckit"].shape)
+        shape = list(write_embedding(run, data, out, runs=runs, reading=reading, on_event=bar.on_event, **given))
     say(f"wrote {out}: obsm['X_sckit'] {shape}, for scanpy.pp.neighbors(adata, use_rep='X_sckit')")
     return {"command": "embed", "run": run, "out": str(out), "shape": shape}
 
