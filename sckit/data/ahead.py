@@ -29,7 +29,8 @@ def ahead(items: Generator[T]) -> Generator[T]:
 def in_threads(jobs: Iterator[Callable[[], T]], threads: int) -> Generator[T]:
     """Yield what the jobs return, in order, while the next ones run. What a job raises is raised in its place."""
     with ThreadPoolExecutor(threads, thread_name_prefix="sckit-ahead") as pool:
-        coming = deque(pool.submit(job) for job in islice(jobs, threads))
+        # Of several threads none waits until the item that it has made is taken.
+        coming = deque(pool.submit(job) for job in islice(jobs, threads + (threads > 1)))
         try:
             while coming:
                 result = coming.popleft().result()

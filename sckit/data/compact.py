@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,16 @@ from sckit.data.views import indptr_of
 CHUNK_CELLS = 64
 _COLUMNS = 5  # of the table of chunks: ends of gaps and of counts, bytes of gaps unpacked, largest count, sum
 _LEVEL = 1  # of zstd: higher levels save nothing
+_TOGETHER = 256  # chunks whose cells are copied in one call
 _MOST_BYTES = 6  # of an unpacked entry
+
+
+class Chunk(NamedTuple):
+    """A chunk that is decoded."""
+
+    genes: np.ndarray
+    counts: np.ndarray
+    place: tuple[int, int, int, int]  # for `copy_chunks`
 
 
 class Decoded:
@@ -27,10 +36,15 @@ class Decoded:
         """room: how many entries are held, besides those that threads are still copying."""
         self.room = room
         self._lock = Lock()
-        self._held: dict[tuple[CompactShard, int], tuple[Future[Entries], int]] = {}  # and its number of entries
+        self._held: dict[tuple[CompactShard, int], tuple[Future[Chunk], int]] = {}  # and its number of entries
         self._entries = 0
 
-    def claim(self, shard: CompactShard, chunk: int, entries: int) -> tuple[Future[Entries], bool]:
+    def find(self, shard: CompactShard, chunks: list[int]) -> list[Future[Chunk] | None]:
+        """Return where chunks are, or will be: None for those that nobody decodes."""
+        with self._lock:
+            return [self._held.get((shard, chunk), (None,))[0] for chunk in chunks]
+
+    def claim(self, shard: CompactShard, chunk: int, entries: int) -> tuple[Future[Chunk], bool]:
         """Return where a chunk is, or will be, and whether it is for the caller to decode it."""
         with self._lock:
             if (shard, chunk) in self._held:
@@ -83,34 +97,43 @@ class CompactShard:
 
         Their chunks are decoded once for this call and the next ones, in this thread and others. Raises DamagedError.
         """
+        from sckit.kernels.packing_numba import copy_chunks  # slow to load
+
         order = np.argsort(cells // CHUNK_CELLS, kind="stable")
         cells, to = cells[order], to[order]
         chunks, starts = np.unique(cells // CHUNK_CELLS, return_index=True)
+        ends = np.append(starts[1:], len(cells))
         begins = self.indptr[cells // CHUNK_CELLS * CHUNK_CELLS]
         bounds = np.stack([self.indptr[cells], self.indptr[cells + 1]], 1) - begins[:, None]
-        ends = [*starts[1:].tolist(), len(cells)]
-        waiting = []
-        for chunk, first, last in zip(chunks.tolist(), starts.tolist(), ends, strict=True):
-            found, own = self._claimed(chunk), slice(first, last)
-            if found.done():
-                _copy(found.result(), bounds[own], to[own], genes, counts)
-            else:
-                waiting.append((found, own))
-        for found, own in waiting:
-            _copy(found.result(), bounds[own], to[own], genes, counts)
+        for part in range(0, len(chunks), _TOGETHER):
+            held = self._held(chunks[part : part + _TOGETHER].tolist())
+            first, own = starts[part], slice(starts[part], ends[part + len(held) - 1])
+            table = np.array([chunk.place for chunk in held])
+            copy_chunks(table, ends[part : part + len(held)] - first, bounds[own], to[own], genes, counts)
 
-    def _claimed(self, chunk: int) -> Future[Entries]:
-        """Return a chunk that is decoded, or that another thread decodes."""
-        last = min((chunk + 1) * CHUNK_CELLS, len(self.indptr) - 1)
-        found, own = self._decoded.claim(self, chunk, int(self.indptr[last] - self.indptr[chunk * CHUNK_CELLS]))
-        if own:
-            try:
-                found.set_result(self._decode(chunk))
-            except BaseException as error:
-                self._decoded.forget(self, chunk)
-                found.set_exception(error)  # in other threads, too
-                raise
-        return found
+    def _held(self, chunks: list[int]) -> list[Chunk]:
+        """Return chunks that are decoded, by this thread or another one."""
+        found = self._decoded.find(self, chunks)
+        for i, chunk in enumerate(chunks):
+            if found[i] is None:
+                last = min((chunk + 1) * CHUNK_CELLS, len(self.indptr) - 1)
+                found[i], own = self._decoded.claim(
+                    self, chunk, int(self.indptr[last] - self.indptr[chunk * CHUNK_CELLS])
+                )
+                if own:
+                    self._decode_for(found[i], chunk)
+        return [each.result() for each in found]
+
+    def _decode_for(self, asked: Future[Chunk], chunk: int) -> None:
+        from sckit.kernels.packing_numba import address  # slow to load
+
+        try:
+            genes, counts = self._decode(chunk)
+            asked.set_result(Chunk(genes, counts, address(genes, counts)))
+        except BaseException as error:
+            self._decoded.forget(self, chunk)
+            asked.set_exception(error)  # in other threads, too
+            raise
 
     def _decode(self, chunk: int) -> Entries:
         from sckit.kernels.packing_numba import unpack_entries  # slow to load
@@ -134,12 +157,6 @@ class CompactShard:
             message = f"has other counts at cell {first} than were written"
             raise DamagedError(message)
         return genes, counts
-
-
-def _copy(chunk: Entries, bounds: np.ndarray, to: np.ndarray, genes: np.ndarray, counts: np.ndarray) -> None:
-    from sckit.kernels.counts_numba import copy_cells  # slow to load
-
-    copy_cells(bounds, chunk[0], chunk[1], to, genes, counts)
 
 
 def compressed(
