@@ -113,15 +113,15 @@ class CompactShard:
 
     def _held(self, chunks: list[int]) -> list[Chunk]:
         """Return chunks that are decoded, by this thread or another one."""
-        found = self._decoded.find(self, chunks)
-        for i, chunk in enumerate(chunks):
-            if found[i] is None:
+        found = []
+        for chunk, asked in zip(chunks, self._decoded.find(self, chunks), strict=True):
+            if asked is None:
                 last = min((chunk + 1) * CHUNK_CELLS, len(self.indptr) - 1)
-                found[i], own = self._decoded.claim(
-                    self, chunk, int(self.indptr[last] - self.indptr[chunk * CHUNK_CELLS])
-                )
+                entries = int(self.indptr[last] - self.indptr[chunk * CHUNK_CELLS])
+                asked, own = self._decoded.claim(self, chunk, entries)
                 if own:
-                    self._decode_for(found[i], chunk)
+                    self._decode_for(asked, chunk)
+            found.append(asked)
         return [each.result() for each in found]
 
     def _decode_for(self, asked: Future[Chunk], chunk: int) -> None:
