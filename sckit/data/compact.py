@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from sckit.data.views import indptr_of
 CHUNK_CELLS = 64
 _COLUMNS = 5  # of the table of chunks: ends of gaps and of counts, bytes of gaps unpacked, largest count, sum
 _LEVEL = 1  # of zstd: higher levels save nothing
-_TOGETHER = 256  # chunks whose cells are copied in one call
+_TOGETHER = 2**22  # entries of chunks whose cells are copied in one call
 _MOST_BYTES = 6  # of an unpacked entry
 
 
@@ -30,35 +29,38 @@ class Chunk(NamedTuple):
 
 
 class Decoded:
-    """The chunks of a store that were decoded last, for all of its shards and threads."""
+    """The chunks of a store that were decoded last, for all of its shards and threads. Nobody waits for another."""
 
     def __init__(self, room: int = 2**25) -> None:
         """room: how many entries are held, besides those that threads are still copying."""
         self.room = room
         self._lock = Lock()
-        self._held: dict[tuple[CompactShard, int], tuple[Future[Chunk], int]] = {}  # and its number of entries
+        self._held: dict[tuple[CompactShard, int], Chunk] = {}
+        self._claimed: set[tuple[CompactShard, int]] = set()
         self._entries = 0
 
-    def find(self, shard: CompactShard, chunks: list[int]) -> list[Future[Chunk] | None]:
-        """Return where chunks are, or will be: None for those that nobody decodes."""
+    def find(self, shard: CompactShard, chunks: list[int]) -> list[Chunk | None]:
+        """Return chunks that are held, None for others."""
         with self._lock:
-            return [self._held.get((shard, chunk), (None,))[0] for chunk in chunks]
+            return [self._held.get((shard, chunk)) for chunk in chunks]
 
-    def claim(self, shard: CompactShard, chunk: int, entries: int) -> tuple[Future[Chunk], bool]:
-        """Return where a chunk is, or will be, and whether it is for the caller to decode it."""
+    def claim(self, shard: CompactShard, chunk: int) -> bool:
+        """Return whether a chunk is for the caller to decode: it is not held, and no other thread has claimed it."""
         with self._lock:
-            if (shard, chunk) in self._held:
-                return self._held[shard, chunk][0], False
-            self._held[shard, chunk] = Future(), entries
-            self._entries += entries
+            if (shard, chunk) in self._held or (shard, chunk) in self._claimed:
+                return False
+            self._claimed.add((shard, chunk))
+            return True
+
+    def keep(self, shard: CompactShard, chunk: int, decoded: Chunk) -> None:
+        """Hold a chunk, and let the oldest ones go."""
+        with self._lock:
+            self._claimed.discard((shard, chunk))
+            if (shard, chunk) not in self._held:
+                self._held[shard, chunk] = decoded
+                self._entries += len(decoded.genes)
             while self._entries > self.room and len(self._held) > 1:
-                self._entries -= self._held.pop(next(iter(self._held)))[1]
-            return self._held[shard, chunk][0], True
-
-    def forget(self, shard: CompactShard, chunk: int) -> None:
-        """Let a chunk go that could not be decoded."""
-        with self._lock:
-            self._entries -= self._held.pop((shard, chunk), (None, 0))[1]
+                self._entries -= len(self._held.pop(next(iter(self._held))).genes)
 
 
 class CompactShard:
@@ -105,35 +107,37 @@ class CompactShard:
         ends = np.append(starts[1:], len(cells))
         begins = self.indptr[cells // CHUNK_CELLS * CHUNK_CELLS]
         bounds = np.stack([self.indptr[cells], self.indptr[cells + 1]], 1) - begins[:, None]
-        for part in range(0, len(chunks), _TOGETHER):
-            held = self._held(chunks[part : part + _TOGETHER].tolist())
-            first, own = starts[part], slice(starts[part], ends[part + len(held) - 1])
-            table = np.array([chunk.place for chunk in held])
-            copy_chunks(table, ends[part : part + len(held)] - first, bounds[own], to[own], genes, counts)
+        sizes = self.indptr[np.minimum((chunks + 1) * CHUNK_CELLS, len(self.indptr) - 1)] - begins[starts]
+        parts = np.cumsum(sizes) // _TOGETHER
+        for part in np.unique(parts):
+            own = np.flatnonzero(parts == part)
+            first, last = starts[own[0]], ends[own[-1]]
+            held = self._held(chunks[own].tolist())
+            places = np.array([chunk.place for chunk in held])
+            copy_chunks(places, ends[own] - first, bounds[first:last], to[first:last], genes, counts)
 
     def _held(self, chunks: list[int]) -> list[Chunk]:
-        """Return chunks that are decoded, by this thread or another one."""
-        found = []
-        for chunk, asked in zip(chunks, self._decoded.find(self, chunks), strict=True):
-            if asked is None:
-                last = min((chunk + 1) * CHUNK_CELLS, len(self.indptr) - 1)
-                entries = int(self.indptr[last] - self.indptr[chunk * CHUNK_CELLS])
-                asked, own = self._decoded.claim(self, chunk, entries)
-                if own:
-                    self._decode_for(asked, chunk)
-            found.append(asked)
-        return [each.result() for each in found]
+        """Return chunks, decoded; those that another thread has claimed come last, when they mostly are there."""
+        found = dict(zip(chunks, self._decoded.find(self, chunks), strict=True))
+        claimed = []
+        for chunk in chunks:
+            if found[chunk] is None:
+                if self._decoded.claim(self, chunk):
+                    found[chunk] = self._kept(chunk)
+                else:
+                    claimed.append(chunk)
+        for chunk, held in zip(claimed, self._decoded.find(self, claimed), strict=True):
+            found[chunk] = held or self._kept(chunk)
+        return [each for each in found.values() if each is not None]
 
-    def _decode_for(self, asked: Future[Chunk], chunk: int) -> None:
+    def _kept(self, chunk: int) -> Chunk:
+        """Decode a chunk and hold it."""
         from sckit.kernels.packing_numba import address  # slow to load
 
-        try:
-            genes, counts = self._decode(chunk)
-            asked.set_result(Chunk(genes, counts, address(genes, counts)))
-        except BaseException as error:
-            self._decoded.forget(self, chunk)
-            asked.set_exception(error)  # in other threads, too
-            raise
+        genes, counts = self._decode(chunk)
+        decoded = Chunk(genes, counts, address(genes, counts))
+        self._decoded.keep(self, chunk, decoded)
+        return decoded
 
     def _decode(self, chunk: int) -> Entries:
         from sckit.kernels.packing_numba import unpack_entries  # slow to load

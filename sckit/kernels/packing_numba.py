@@ -184,5 +184,7 @@ def _add_behind(halves, counts):
             if place < 0:
                 return -1
             counts[i] = more + _COUNT + 1
+            if np.int64(counts[i]) != more + _COUNT + 1:  # the type is too narrow
+                return -1
             total += more
     return total if place == len(halves) else -1

@@ -74,7 +74,43 @@ def test_threads_share_what_is_decoded(both, compact, room, monkeypatch):
     for cells, csr in zip(asked, found, strict=True):
         for of_mapped, of_compact in zip(both[0].rows(cells), csr, strict=True):
             np.testing.assert_array_equal(of_compact, of_mapped)
-    assert len(decoded) == 3 if room > 8_000 else len(decoded) > 3  # there are three chunks
+    decoded.clear()
+    for cells in asked:
+        store.rows(cells)
+    assert not decoded if room > 8_000 else len(decoded) > 3  # there are three chunks
+
+
+def test_a_call_that_was_interrupted_leaves_the_next_one_its_chunks(both, compact, monkeypatch):
+    whole = CompactShard._decode
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(CompactShard, "_decode", lambda _self, _chunk: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            compact.rows(np.arange(150))
+    assert CompactShard._decode is whole
+    np.testing.assert_array_equal(compact.rows(np.arange(150))[2], both[0].rows(np.arange(150))[2])
+
+
+def test_a_call_for_many_cells_is_cut(both, compact, monkeypatch):
+    monkeypatch.setattr("sckit.data.compact._TOGETHER", 3_000)  # chunks have 2,000 to 4,500 entries
+    cells = np.random.default_rng(0).permutation(150)
+    for of_mapped, of_compact in zip(both[0].rows(cells), compact.rows(cells), strict=True):
+        np.testing.assert_array_equal(of_compact, of_mapped)
+
+
+@pytest.mark.parametrize("bit", range(40))
+def test_no_flipped_bit_of_the_largest_count_gives_other_counts(compact, bit):
+    path = compact.path / "shards" / "00000.chunks.npy"
+    truth, table = compact.rows(np.arange(100)), np.load(path)
+    for chunk in range(len(table)):
+        damaged = table.copy()
+        damaged[chunk, 3] ^= 1 << bit
+        np.save(path, damaged)
+        try:
+            found = open_store(compact.path).rows(np.arange(100))
+        except DataError as error:
+            assert "is corrupt: shard 0" in str(error)  # noqa: PT017
+        else:
+            np.testing.assert_array_equal(found[2], truth[2])
 
 
 def test_a_store_is_converted_there_and_back(both, tmp_path, folder_bytes):
