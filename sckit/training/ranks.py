@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from inspect import signature
 from typing import Any, TypeVar
 
@@ -127,7 +128,7 @@ def joined(device: str) -> Iterator[Ranks]:
     on_gpus = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     if on_gpus:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    store, rank, count = next(rendezvous("env://", timeout=_PATIENCE))
+    store, rank, count = _meeting()
     # Each training of these processes has keys of its own: those of the one before lead to connections that are closed.
     own = PrefixStore(f"sckit-{next(_TRAININGS)}", store)
     dist.init_process_group("nccl" if on_gpus else "gloo", store=own, rank=rank, world_size=count, timeout=_PATIENCE)
@@ -135,6 +136,12 @@ def joined(device: str) -> Iterator[Ranks]:
         yield Ranks(rank, count)
     finally:
         dist.destroy_process_group()
+
+
+@cache
+def _meeting() -> tuple[Any, int, int]:
+    """Return where the processes meet, which one this is, and how many there are; it stays while this process does."""
+    return next(rendezvous("env://", timeout=_PATIENCE))
 
 
 def _device() -> str:
