@@ -16,6 +16,7 @@ from sckit.data.readers.hdf5 import Group, readable
 from sckit.data.views import indptr_of
 
 _PARTS = ("X", "layers", "obs", "obsm", "obsp", "raw", "uns", "var", "varm", "varp")
+_FOLDERS = ("layers", "obsm", "obsp", "raw", "uns", "varm", "varp")
 _MATRICES = ("csr_matrix", "csc_matrix")
 _COLUMNS = ("categorical", "nullable-integer", "nullable-boolean", "nullable-string-array")
 _ENTRIES = 2**20  # of a sparse matrix that are in memory at a time
@@ -49,6 +50,8 @@ def can_copy(path: Path, *, whole: bool) -> bool:
     with readable(path), h5py.File(path) as file:
         if file.attrs.get("encoding-type") != "anndata" or not _is_table(file["obs"]):
             return False
+        if any(isinstance(file.get(name), h5py.Dataset) for name in _FOLDERS):
+            return False
         return whole or all(_is_known(file[place]) for place in _places(file) if _along_cells(place))
 
 
@@ -80,8 +83,7 @@ def copy_h5ad(source: Group, target: Group, rows: np.ndarray | None, without: Co
 def _places(file: Group) -> Iterator[str]:
     """Name the parts of a file: tables and matrices, and what has none below it."""
     for name, part in file.items():
-        is_folder = isinstance(part, h5py.Group) and part.attrs.get("encoding-type") in ("dict", "raw")
-        if is_folder and len(part):
+        if name in _FOLDERS and isinstance(part, h5py.Group) and len(part):
             yield from (f"{name}/{below}" for below in part)
         else:
             yield name
@@ -106,7 +108,9 @@ def _is_known(part: Any) -> bool:
 
 def cells_of(file: Group) -> int:
     """Return the number of cells."""
-    return len(_values(file["obs"][file["obs"].attrs["_index"]]))
+    index = file["obs"][file["obs"].attrs["_index"]]
+    parts: Any = {} if isinstance(index, h5py.Dataset) else index
+    return len(parts["codes"] if "codes" in parts else _values(index))
 
 
 def _values(column: Any) -> Any:
@@ -149,10 +153,12 @@ def _copy_array(source: Any, parent: Group, name: str, kept: _Kept, *, pairs: bo
     packed = GZIP | {"shuffle": source.dtype.kind != "O", "chunks": (min(rows, shape[0]), *columns)}
     target = parent.create_dataset(name, shape, source.dtype, **(packed if 0 not in shape else {}))
     _copy_attributes(source, target)
-    for first in range(0, kept.of, rows * _BLOCK):
-        low, high = np.searchsorted(kept.rows, [first, first + rows * _BLOCK])
+    of_chunk = source.chunks[0] if source.chunks else 1
+    step = -(-rows * _BLOCK // of_chunk) * of_chunk  # each chunk is read once
+    for first in range(0, kept.of, step):
+        low, high = np.searchsorted(kept.rows, [first, first + step])
         if low < high:
-            block = source[first : first + rows * _BLOCK][kept.rows[low:high] - first]
+            block = source[first : first + step][kept.rows[low:high] - first]
             target[low:high] = block[:, kept.rows] if pairs else block
 
 

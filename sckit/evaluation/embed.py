@@ -176,8 +176,10 @@ def refuse(out: Path, data: Path) -> None:
         raise ConfigError(f"--out {out} lies in a folder that does not exist; make it first.")
     if out.is_dir():
         raise ConfigError(f"--out {out} is a folder; name the h5ad to write.")
-    if out.exists() and data.exists() and out.samefile(data):
-        raise ConfigError(f"--out {out} is the input itself; choose another name.")
+    for place in (out, out.with_name(f"{out.name}.new"), out.with_name(f"{out.name}.lock")):
+        if place.exists() and data.exists() and place.samefile(data):
+            what = "is the input itself" if place == out else f"is written by way of {place}, which is the input"
+            raise ConfigError(f"--out {out} {what}; choose another name.")
     if out.exists() and not is_anndata(out):
         raise ConfigError(f"--out {out} exists and is no h5ad, so it is not replaced; choose another name.")
 

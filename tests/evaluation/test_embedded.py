@@ -15,7 +15,7 @@ from anndata.tests.helpers import assert_equal
 from sckit.config import PrepareConfig, PretrainConfig, ReadingConfig
 from sckit.data import h5ad_copy, new_h5ad
 from sckit.data.prepare import prepare
-from sckit.errors import BusyError
+from sckit.errors import BusyError, ConfigError
 from sckit.evaluation import embedded
 from sckit.evaluation.embed import embed
 from sckit.evaluation.embedded import write_embedding
@@ -109,6 +109,40 @@ def test_an_h5ad_is_copied(run, simulated, tmp_path, monkeypatch, name):
     with h5py.File(tmp_path / "out.h5ad") as file:
         assert isinstance(file["layers/columns"], h5py.Group)
     assert np.isnan(embedding).all(1).sum() == (2 if name == "none" else 0)
+
+
+@pytest.mark.parametrize("name", ["none", "counts"])
+def test_folders_without_an_encoding_are_copied_as_others(run, simulated, tmp_path, name):
+    """As anndata reads them."""
+    path = full(simulated, tmp_path / "full.h5ad")
+    with h5py.File(path, "a") as file:
+        for folder in ("layers", "obsm", "raw"):
+            for attribute in list(file[folder].attrs):
+                del file[folder].attrs[attribute]
+    same(run, path, tmp_path / "out.h5ad", FILTERS[name])
+
+
+@pytest.mark.parametrize("name", ["none", "rest"])
+def test_names_of_cells_may_be_categories(run, simulated, tmp_path, name):
+    data = anndata.read_h5ad(simulated.path.parent / "counts.h5ad")[:40].copy()
+    data.obs["number"] = np.arange(40)
+    data.obs.index = pd.CategoricalIndex(data.obs_names)
+    data.write_h5ad(tmp_path / "names.h5ad")
+    with h5py.File(tmp_path / "names.h5ad") as file:
+        assert isinstance(file["obs/_index"], h5py.Group)
+    shape = write_embedding(run, tmp_path / "names.h5ad", tmp_path / "out.h5ad", **ENGINE, reading=FILTERS[name])
+    kept = data.obs_names[16 if name == "rest" else 0 :]
+    assert anndata.read_h5ad(tmp_path / "out.h5ad").obs_names.tolist() == kept.tolist()
+    assert shape[0] == len(kept)
+
+
+@pytest.mark.parametrize("end", [".new", ".lock"])
+def test_an_input_that_would_be_in_the_way_stays(run, simulated, tmp_path, end):
+    data = tmp_path / f"out.h5ad{end}"
+    data.write_bytes((simulated.path.parent / "counts.h5ad").read_bytes())
+    with pytest.raises(ConfigError, match="which is the input; choose another name"):
+        write_embedding(run, data, tmp_path / "out.h5ad", **ENGINE)
+    assert data.stat().st_size
 
 
 def test_own_output_can_be_embedded_again(run, simulated, tmp_path):
