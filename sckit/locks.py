@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sckit.errors import BusyError
+from sckit.errors import BusyError, ConfigError
 
 try:
     import fcntl
@@ -19,7 +19,7 @@ def locked(path: Path) -> Iterator[None]:
 
     However the process ends, it holds nothing afterwards; a file that a kill leaves behind locks nothing. Where a file
     system has no locks, as some network file systems, nobody is refused. Raises BusyError, at once, where another
-    process holds the lock, and OSError where the file cannot be made.
+    process holds the lock, ConfigError where another file has this name, and OSError where the file cannot be made.
     """
     path = path.resolve()
     place = path.with_name(f"{path.name}.lock")
@@ -27,6 +27,9 @@ def locked(path: Path) -> Iterator[None]:
     descriptor = _locked(place)
     if descriptor is None:
         raise BusyError(f"another process is writing {path}; wait until it ends, or choose another place.")
+    if os.fstat(descriptor).st_size:
+        os.close(descriptor)
+        raise ConfigError(f"{place} is no lock of sckit, but stands in its place; move it, or choose another name.")
     try:
         yield
     finally:

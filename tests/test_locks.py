@@ -10,7 +10,7 @@ import pytest
 
 from sckit.config import PrepareConfig
 from sckit.data.prepare import prepare
-from sckit.errors import BusyError
+from sckit.errors import BusyError, ConfigError
 from sckit.locks import locked
 
 ROOT = Path(__file__).parents[1]
@@ -68,3 +68,10 @@ def test_a_store_that_is_written_is_not_written_by_another(tmp_path):
     with locked(tmp_path / "s.sckit"), pytest.raises(BusyError):
         prepare([], tmp_path / "s.sckit", config=PrepareConfig())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_stands_in_place_of_the_lock_stays(tmp_path):
+    (tmp_path / "place.lock").write_text("notes")
+    with pytest.raises(ConfigError, match=r"place\.lock is no lock of sckit"), locked(tmp_path / "place"):
+        pass
+    assert (tmp_path / "place.lock").read_text() == "notes"
