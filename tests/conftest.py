@@ -5,11 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+# What the tests compute is small, and several threads would mostly wait for each other, above all where tests run in
+# several processes. The libraries read this when they are loaded, here and in the processes that tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import numpy as np
 import pytest
 import torch
 
-# The tensors of the tests are small, and several threads would mostly wait for each other.
 torch.set_num_threads(1)
 
 
