@@ -49,7 +49,7 @@ class MappedShard:
         check_indptr(self.indptr, manifest_entry)
         shape = (manifest_entry["nonzeros"],)
         check((self._genes.shape, self._counts.shape, self._genes.dtype) == (shape, shape, gene_dtype))
-        check(self._counts.dtype.kind == "u")
+        check(self._counts.dtype in (np.uint8, np.uint16, np.uint32))
 
     def entries(self, first: int, last: int) -> Entries:
         """Return views of the entries of cells first..last."""
@@ -58,10 +58,11 @@ class MappedShard:
 
     def copy(self, cells: np.ndarray, to: np.ndarray, genes: np.ndarray, counts: np.ndarray) -> None:
         """Write the entries of cells [C] into genes and counts, those of each cell from the place `to` [C] on."""
-        from sckit.kernels.counts_numba import copy_cells  # slow to load
+        from sckit.kernels.packing_numba import address, copy_chunks  # slow to load
 
         bounds = np.stack([self.indptr[cells], self.indptr[cells + 1]], 1)
-        copy_cells(bounds, self._genes, self._counts, to, genes, counts)
+        whole = np.array([address(self._genes, self._counts)])
+        copy_chunks(whole, np.array([len(cells)]), bounds, to, genes, counts)
 
 
 def mapped(path: Path) -> np.ndarray:

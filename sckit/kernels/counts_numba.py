@@ -44,20 +44,6 @@ def _popcount(x):
 
 
 @njit(cache=True, nogil=True)
-def copy_cells(bounds, genes, counts, to, out_genes, out_counts):
-    """Copy the entries of cells: bounds[c, 0] up to bounds[c, 1] to the places from to[c] on.
-
-    bounds: int64 [C, 2]; to: int64 [C]. Nothing checks that they are within the arrays.
-    """
-    for c in range(len(to)):
-        at = to[c]
-        for i in range(bounds[c, 0], bounds[c, 1]):
-            out_genes[at] = genes[i]
-            out_counts[at] = counts[i]
-            at += 1
-
-
-@njit(cache=True, nogil=True)
 def _table(scale, table):
     for count in range(len(table)):
         table[count] = np.log1p(count * scale)
