@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from sckit.data.simulate import simulate
     from sckit.data.store import open_store
     from sckit.evaluation.embed import embed
+    from sckit.evaluation.embedded import write_embedding
     from sckit.evaluation.evaluate import evaluate
     from sckit.perturbation.finetune import finetune
     from sckit.training.folds import pretrain_folds
@@ -25,6 +26,7 @@ _API = {
     "evaluate": "sckit.evaluation.evaluate",
     "finetune": "sckit.perturbation.finetune",
     "embed": "sckit.evaluation.embed",
+    "write_embedding": "sckit.evaluation.embedded",
 } | dict.fromkeys(
     ("PrepareConfig", "PretrainConfig", "EvalConfig", "FinetuneConfig", "ReadingConfig", "SimulateConfig"),
     "sckit.config",
@@ -33,7 +35,7 @@ _API = {
 __all__ = [
     "EvalConfig", "FinetuneConfig", "PrepareConfig", "PretrainConfig", "ReadingConfig", "SimulateConfig",
     "__version__", "embed", "evaluate", "finetune", "load_model", "open_store", "prepare", "pretrain",
-    "pretrain_folds", "simulate",
+    "pretrain_folds", "simulate", "write_embedding",
 ]  # fmt: skip
 
 

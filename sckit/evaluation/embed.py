@@ -14,13 +14,10 @@ import torch
 from sckit.config import ReadingConfig
 from sckit.data.batch import Hiding, Packer
 from sckit.data.loader import batches_by_tokens, detected_in
-from sckit.data.new_hdf5 import new_hdf5
 from sckit.data.prepare import open_or_prepare
-from sckit.data.readers.open import is_anndata, parse_input, read_anndata
+from sckit.data.readers.open import parse_input, read_anndata
 from sckit.data.store import Store
 from sckit.device import Compute, choose_compute
-from sckit.errors import ConfigError, WriteError
-from sckit.files import replacing
 from sckit.model.tokens import Tokens
 from sckit.provenance import package_version
 from sckit.training.folders import find_run
@@ -38,7 +35,6 @@ def embed(
     run: str | Path,
     data: str | Path,
     *,
-    out: str | Path | None = None,
     runs: str | Path = "runs",
     reading: ReadingConfig | None = None,
     engine: str = "auto",
@@ -51,11 +47,8 @@ def embed(
     data: a store or anything `prepare` reads, as `reading` says. An .h5ad or .zarr comes back with all that it holds;
     other inputs as counts, obs and var. The embedding is the mean of the final token states of a cell with nothing
     hidden, and NaN for a cell without a count in the run's genes. Cells outside the filters of `reading` are left out.
-    With `out` an h5ad is written too; `write_embedding` writes the same without holding it in memory.
-    Raises ConfigError and DataError.
+    `write_embedding` writes the same without holding it in memory. Raises ConfigError and DataError.
     """
-    if out is not None:
-        refuse(Path(out), parse_input(data, ReadingConfig())[0])
     reading = reading or ReadingConfig()
     given = {"runs": runs, "reading": reading, "engine": engine, "device": device, "batch_tokens": batch_tokens}
     with opened_cells(run, data, **given, on_event=on_event) as cells:
@@ -75,8 +68,6 @@ def embed(
         cells.tell(left_out, replaces=KEY in adata.obsm)
     adata.obsm[KEY] = embedding
     adata.uns[KEY] = cells.origin
-    if out is not None:
-        _write(adata, Path(out))
     return adata
 
 
@@ -154,34 +145,6 @@ def opened_cells(
         text = f"{known:,} of the run's {of:,} genes are in the data ({store.n_genes:,} genes){few}"
         on_event("note", {"text": text})
         yield Cells(opened, compute, store, vocabulary, batch_tokens, on_event)
-
-
-def _write(adata: Any, out: Path) -> None:
-    """Write an h5ad, whole or not at all."""
-    from anndata.io import write_elem
-
-    adata.strings_to_categoricals()
-    if adata.raw is not None:
-        adata.strings_to_categoricals(adata.raw.var)
-    try:
-        with replacing(out) as unfinished, new_hdf5(unfinished) as file:
-            write_elem(file, "/", adata, dataset_kwargs={"compression": "gzip"})
-    except OSError as error:
-        raise WriteError(out, error) from error
-
-
-def refuse(out: Path, data: Path) -> None:
-    """Raise ConfigError, before the work, for a place that cannot be written or holds something that is no h5ad."""
-    if not out.absolute().parent.is_dir():
-        raise ConfigError(f"--out {out} lies in a folder that does not exist; make it first.")
-    if out.is_dir():
-        raise ConfigError(f"--out {out} is a folder; name the h5ad to write.")
-    for place in (out, out.with_name(f"{out.name}.new"), out.with_name(f"{out.name}.lock")):
-        if place.exists() and data.exists() and place.samefile(data):
-            what = "is the input itself" if place == out else f"is written by way of {place}, which is the input"
-            raise ConfigError(f"--out {out} {what}; choose another name.")
-    if out.exists() and not is_anndata(out):
-        raise ConfigError(f"--out {out} exists and is no h5ad, so it is not replaced; choose another name.")
 
 
 def keeps_all(reading: ReadingConfig) -> bool:

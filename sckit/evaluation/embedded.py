@@ -3,6 +3,7 @@
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -13,8 +14,8 @@ from sckit.data.new_h5ad import GZIP, encoded_group, write_counts, write_obs
 from sckit.data.new_hdf5 import new_hdf5
 from sckit.data.readers.hdf5 import Group, readable
 from sckit.data.readers.open import is_anndata, parse_input
-from sckit.errors import WriteError
-from sckit.evaluation.embed import KEY, Cells, Listener, embed, genes_of, keeps_all, opened_cells, refuse
+from sckit.errors import ConfigError, WriteError
+from sckit.evaluation.embed import KEY, Cells, Listener, embed, genes_of, keeps_all, opened_cells
 from sckit.files import replacing
 from sckit.locks import locked
 
@@ -44,7 +45,7 @@ def write_embedding(
 
     out, reading = Path(out), reading or ReadingConfig()
     path = parse_input(data, reading)[0]
-    refuse(out, path)
+    _refuse(out, path)
     given = {"runs": runs, "reading": reading, "engine": engine, "device": device, "batch_tokens": batch_tokens}
     with ExitStack() as held:
         try:
@@ -53,7 +54,7 @@ def write_embedding(
             raise WriteError(out, error) from error
         copied, whole = path if is_anndata(path) else None, keeps_all(reading)
         if copied is not None and not can_copy(copied, whole=whole):
-            return embed(run, data, out=out, **given, on_event=on_event).obsm[KEY].shape
+            return _write_whole(embed(run, data, **given, on_event=on_event), out)
         cells = held.enter_context(opened_cells(run, data, **given, on_event=on_event))
         try:
             with replacing(out) as unfinished, new_hdf5(unfinished) as file:
@@ -62,6 +63,35 @@ def write_embedding(
                 return _write_embeddings(encoded_group(file, "obsm", "dict", "0.1.0"), cells, rows)
         except OSError as error:
             raise WriteError(out, error) from error
+
+
+def _refuse(out: Path, data: Path) -> None:
+    """Raise ConfigError, before the work, for a place that cannot be written or holds something that is no h5ad."""
+    if not out.absolute().parent.is_dir():
+        raise ConfigError(f"--out {out} lies in a folder that does not exist; make it first.")
+    if out.is_dir():
+        raise ConfigError(f"--out {out} is a folder; name the h5ad to write.")
+    for place in (out, out.with_name(f"{out.name}.new"), out.with_name(f"{out.name}.lock")):
+        if place.exists() and data.exists() and place.samefile(data):
+            what = "is the input itself" if place == out else f"is written by way of {place}, which is the input"
+            raise ConfigError(f"--out {out} {what}; choose another name.")
+    if out.exists() and not is_anndata(out):
+        raise ConfigError(f"--out {out} exists and is no h5ad, so it is not replaced; choose another name.")
+
+
+def _write_whole(adata: Any, out: Path) -> tuple[int, int]:
+    """Write what is in memory, and return the shape of the embeddings."""
+    from anndata.io import write_elem
+
+    adata.strings_to_categoricals()
+    if adata.raw is not None:
+        adata.strings_to_categoricals(adata.raw.var)
+    try:
+        with replacing(out) as unfinished, new_hdf5(unfinished) as file:
+            write_elem(file, "/", adata, dataset_kwargs={"compression": "gzip"})
+    except OSError as error:
+        raise WriteError(out, error) from error
+    return adata.obsm[KEY].shape
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import pytest
 from sckit.config import PretrainConfig, ReadingConfig
 from sckit.errors import ConfigError
 from sckit.evaluation.embed import embed
+from sckit.evaluation.embedded import write_embedding
 from sckit.training.pretrain import pretrain
 
 
@@ -44,7 +45,8 @@ def heard(run, data, **options):
 
 def test_everything_in_the_input_stays(run, full, tmp_path):
     before = anndata.read_h5ad(full)
-    adata, notes = heard(run, full, out=tmp_path / "out.h5ad")
+    adata, notes = heard(run, full)
+    write_embedding(run, full, tmp_path / "out.h5ad", engine="reference")
     after = anndata.read_h5ad(tmp_path / "out.h5ad")
     pd.testing.assert_frame_equal(after.obs, before.obs)
     pd.testing.assert_frame_equal(after.var, before.var)
@@ -60,11 +62,12 @@ def test_everything_in_the_input_stays(run, full, tmp_path):
 
 def test_the_input_is_not_overwritten(run, full):
     with pytest.raises(ConfigError, match=r"full\.h5ad is the input itself; choose another name"):
-        embed(run, full, out=full)
+        write_embedding(run, full, full)
 
 
 def test_own_output_can_be_embedded_again_and_filters_leave_cells_out(run, full, tmp_path):
-    first, _ = heard(run, full, out=tmp_path / "out.h5ad")
+    first, _ = heard(run, full)
+    write_embedding(run, full, tmp_path / "out.h5ad", engine="reference")
     again, notes = heard(
         run, tmp_path / "out.h5ad", reading=ReadingConfig(min_counts=1, obs_filter="cell_type=='type1'")
     )
@@ -95,5 +98,5 @@ def test_only_an_h5ad_is_replaced(run, simulated, tmp_path, name):
     (tmp_path / "counts.h5").write_bytes(b"raw counts")
     (tmp_path / "here").mkdir()
     with pytest.raises(ConfigError, match=r"--out .* (is no h5ad|is a folder|does not exist)"):
-        embed(run, simulated.path, out=tmp_path / name)
+        write_embedding(run, simulated.path, tmp_path / name)
     assert (tmp_path / "counts.h5").read_bytes() == b"raw counts"

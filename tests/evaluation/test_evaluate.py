@@ -17,7 +17,7 @@ from sckit.data.simulate import simulate
 from sckit.data.split import HELD_OUT, run_vocabulary
 from sckit.data.views import CutView
 from sckit.errors import DataError
-from sckit.evaluation.embed import embed
+from sckit.evaluation.embedded import write_embedding
 from sckit.evaluation.evaluate import evaluate
 from sckit.evaluation.rows import BASELINES
 from sckit.metrics.values import Scores
@@ -269,7 +269,7 @@ def test_shuffled_values_leave_nothing_to_find(simulated, tmp_path):
 
 def test_embedding_goes_into_an_h5ad(run, simulated, tmp_path):
     source = simulated.path.parent / "counts.h5ad"
-    embed(run, source, out=tmp_path / "embedded.h5ad")
+    write_embedding(run, source, tmp_path / "embedded.h5ad")
     import anndata
 
     adata = anndata.read_h5ad(tmp_path / "embedded.h5ad")
