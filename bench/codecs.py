@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numba import njit
 
+from sckit.bench.report import append_rows
 from sckit.data.compact import CHUNK_CELLS
 from sckit.data.store import Store, open_store
 from sckit.kernels.packing_numba import pack_entries, unpack_entries
@@ -207,8 +208,8 @@ def main() -> None:
         for record in compare(open_store(path), arguments.rounds):
             print(json.dumps(record), flush=True)
             if arguments.out:
-                with arguments.out.open("a", encoding="utf-8") as lines:
-                    lines.write(json.dumps(record | {"commit": commit(), "environment": environment()}) + "\n")
+                row = record | {"commit": commit(), "environment": environment()}
+                append_rows({"rows": [row]}, arguments.out)
 
 
 if __name__ == "__main__":

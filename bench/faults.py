@@ -22,6 +22,7 @@ from typing import Any
 import kills
 import torch
 
+from sckit.bench.report import append_rows
 from sckit.provenance import measured_on
 
 LIMITS = (0.02, 0.3, 0.9)
@@ -168,8 +169,7 @@ def main() -> None:
             row = measured_on("cpu", torch.float32) | row
             print(json.dumps(row), flush=True)
             if arguments.out:
-                with arguments.out.open("a") as lines:
-                    lines.write(json.dumps(row) + "\n")
+                append_rows({"rows": [row]}, arguments.out)
     if not good:
         raise SystemExit(1)
 

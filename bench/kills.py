@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 
+from sckit.bench.report import append_rows
 from sckit.cli.app import app
 from sckit.config import PretrainConfig, SimulateConfig, read_toml
 from sckit.data.simulate import write_simulation
@@ -183,7 +184,7 @@ def _comparable(path: Path) -> bytes:
 
 
 def trials(command: Command, scratch: Path, kills: int, seed: int) -> dict[str, Any]:
-    """Kill and resume a command until it was killed so many times; return what happened."""
+    """Kill and resume a command until it was killed that often; return what happened."""
     draw, begun_s = random.Random(seed), time.monotonic()
     folder = scratch / "trial"
     wanted, first_s = undisturbed(command, folder)
@@ -267,8 +268,7 @@ def main() -> None:
             all_identical &= row["identical"]
             print(json.dumps(row), flush=True)
             if arguments.out:
-                with arguments.out.open("a") as lines:
-                    lines.write(json.dumps(row) + "\n")
+                append_rows({"rows": [row]}, arguments.out)
     if not all_identical:
         raise SystemExit(1)
 

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from sckit.bench.report import append_rows
 from sckit.provenance import commit, environment
 
 COMMANDS = ("simulate", "prepare", "stream", "info", "pretrain", "embed", "eval")
@@ -56,8 +57,7 @@ def main() -> None:
                     json.dumps({name: line[name] for name in ("command", "cells", "seconds", "anonymous_bytes")}),
                     flush=True,
                 )
-                with arguments.out.open("a") as lines:
-                    lines.write(json.dumps(line) + "\n")
+                append_rows({"rows": [line]}, arguments.out)
     if arguments.figure:
         draw([json.loads(line) for line in arguments.out.read_text().splitlines()], arguments.figure)
 
