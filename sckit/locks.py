@@ -18,7 +18,7 @@ def locked(path: Path) -> Iterator[None]:
     """Hold the lock of a file or folder while the block runs: an empty file `path`.lock next to it.
 
     However the process ends, it holds nothing afterwards; a file that a kill leaves behind locks nothing. Where a file
-    system has no locks, as some network file systems, nobody is refused. Raises BusyError, at once, where another
+    system has no locks, as some network file systems, no process is refused. Raises BusyError, at once, where another
     process holds the lock, ConfigError where another file has this name, and OSError where the file cannot be made.
     """
     path = path.resolve()

@@ -29,7 +29,7 @@ class Chunk(NamedTuple):
 
 
 class Decoded:
-    """The chunks of a store that were decoded last, for all of its shards and threads. Nobody waits for another."""
+    """The chunks of a store that were decoded last, for all of its shards and threads. No thread waits for another."""
 
     def __init__(self, room: int = 2**25) -> None:
         """room: how many entries are held, besides those that threads are still copying."""
@@ -112,11 +112,11 @@ class CompactShard:
         for part in np.unique(parts):
             own = np.flatnonzero(parts == part)
             first, last = starts[own[0]], ends[own[-1]]
-            held = self._held(chunks[own].tolist())
+            held = self._decoded_chunks(chunks[own].tolist())
             places = np.array([chunk.place for chunk in held])
             copy_chunks(places, ends[own] - first, bounds[first:last], to[first:last], genes, counts)
 
-    def _held(self, chunks: list[int]) -> list[Chunk]:
+    def _decoded_chunks(self, chunks: list[int]) -> list[Chunk]:
         """Return chunks, decoded; those that another thread has claimed come last, when they mostly are there."""
         found = dict(zip(chunks, self._decoded.find(self, chunks), strict=True))
         claimed = []
