@@ -34,7 +34,7 @@ def more_commands(inputs: Path) -> list[kills.Command]:
     run, train = str(inputs / "runs" / "run"), str(inputs / "train.h5ad")
     evaluate = ["eval", run, "--bootstraps", "20", "--keep-predictions", "--out", "eval"]
     embed = ["embed", run, train, "--out", "embedded.h5ad"]
-    simulate = ["simulate", "--cells", "300", "--genes", "300", "--out"]
+    simulate = ["simulate", "--cells", "3000", "--genes", "300", "--out"]
     words = {"eval": evaluate, "embed": embed, "simulate": [*simulate, "s.h5ad"]}
     words |= {"simulate 10x": [*simulate, "s.h5"], "simulate store": [*simulate, "s.sckit"]}
     return [kills.Command(name, one, lambda _, one=one: one) for name, one in words.items()]

@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "memory.jsonl")
     parser.add_argument("--figure", type=Path)
     arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
     facts = {"genes": arguments.genes, "commit": commit(), "environment": environment()}
     for cells in arguments.cells:
         for command, words in commands(arguments.work, cells, arguments.genes, arguments.depth).items():
