@@ -51,7 +51,8 @@ def main() -> None:
     arguments.work.mkdir(parents=True, exist_ok=True)
     facts = {"genes": arguments.genes, "commit": commit(), "environment": environment()}
     for cells in arguments.cells:
-        for command, words in commands(arguments.work, cells, arguments.genes, arguments.depth).items():
+        sizes = arguments.work, cells, arguments.genes, arguments.depth, min(arguments.cells)
+        for command, words in commands(*sizes).items():
             if command in arguments.commands:
                 line = {"command": command, "cells": cells} | measure(words) | facts
                 print(
@@ -63,8 +64,8 @@ def main() -> None:
         draw([json.loads(line) for line in arguments.out.read_text().splitlines()], arguments.figure)
 
 
-def commands(work: Path, cells: int, genes: int, depth: float) -> dict[str, list[str]]:
-    """Return the words of each command for this many cells."""
+def commands(work: Path, cells: int, genes: int, depth: float, trained: int) -> dict[str, list[str]]:
+    """Return the words of each command for this many cells; trained: those of the run that embeds."""
     sckit = [sys.executable, "-m", "sckit"]
     counts, store, runs, run = work / f"{cells}.h5ad", work / f"{cells}.sckit", work / "runs", f"of-{cells}"
     options = work / "pretrain.toml"
@@ -89,7 +90,7 @@ def commands(work: Path, cells: int, genes: int, depth: float) -> dict[str, list
             options,
             *_FAST,
         ],
-        "embed": [*sckit, "embed", runs / run, store, "--out", work / "embedded.h5ad"],
+        "embed": [*sckit, "embed", runs / f"of-{trained}", store, "--out", work / "embedded.h5ad"],
         "eval": [*sckit, "eval", runs / run, "--mask", "0.15"],
     }
     return {name: list(map(str, command)) for name, command in words.items()}
