@@ -21,8 +21,7 @@ def locked(path: Path) -> Iterator[None]:
     system has no locks, as some network file systems, no process is refused. Raises BusyError, at once, where another
     process holds the lock, ConfigError where another file has this name, and OSError where the file cannot be made.
     """
-    path = path.resolve()
-    place = path.with_name(f"{path.name}.lock")
+    path, place = path.resolve(), _place(path)
     place.parent.mkdir(parents=True, exist_ok=True)
     descriptor = _locked(place)
     if descriptor is None:
@@ -35,6 +34,16 @@ def locked(path: Path) -> Iterator[None]:
     finally:
         place.unlink(missing_ok=True)
         os.close(descriptor)
+
+
+def is_marked(path: Path) -> bool:
+    """Whether there is a lock, held or left behind by a kill."""
+    return _place(path).exists()
+
+
+def _place(path: Path) -> Path:
+    path = path.resolve()
+    return path.with_name(f"{path.name}.lock")
 
 
 def _locked(place: Path) -> int | None:

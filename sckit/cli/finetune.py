@@ -16,6 +16,8 @@ from sckit.errors import ConfigError, SckitError
 WORK = "work"
 """Folder of what is finished, in the folder of the results, until they are written."""
 
+_FINISHED = f"{WORK}.done"
+
 
 @command_of(FinetuneConfig, ReadingConfig)
 def finetune(
@@ -66,14 +68,25 @@ def finetune(
 
 def _complete(folder: Path) -> dict[str, Any]:
     """Say that the comparison in a folder is complete, and return its document."""
+    from sckit.locks import is_marked, locked
+
     try:
         document = json.loads((folder / "finetune.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"{folder} holds no comparison to go on with; name the --out of the one to resume."
         ) from error
+    if (folder / _FINISHED).exists() or is_marked(folder):  # a process was killed just before its end
+        with locked(folder):
+            _remove_finished(folder)
     say(f"the comparison in {folder} is complete")
     return document | {"command": "finetune", "out": str(folder)}
+
+
+def _remove_finished(folder: Path) -> None:
+    """Remove the finished parts of a comparison whose results are written."""
+    if (folder / _FINISHED).exists():
+        shutil.rmtree(folder / _FINISHED)
 
 
 def _compared(folder: Path, plan: Any) -> dict[str, Any]:
@@ -99,8 +112,9 @@ def _compared(folder: Path, plan: Any) -> dict[str, Any]:
             raise
         paths = save_finetuned(result, folder)
         write_text(folder / "config.toml", to_toml(plan.config) + to_toml(plan.reading))
-        work.rename(finished := folder / f"{WORK}.done")  # at once, so that no half of it is resumed
-        shutil.rmtree(finished)
+        _remove_finished(folder)  # of an earlier comparison
+        work.rename(folder / _FINISHED)  # at once, so that no half of it is resumed
+        _remove_finished(folder)
     for path in [*paths, folder / "config.toml"]:
         say(f"wrote {path}")
     print_finetuned(result, result_console())

@@ -129,6 +129,20 @@ def test_files_lie_in_the_run_and_the_config_can_be_used_again(options, name, he
     assert (tmp_path / "again" / "finetune.json").is_file()
 
 
+@pytest.mark.parametrize("again", ["resumed", "begun again"])
+def test_what_a_kill_just_before_the_end_leaves_behind_is_removed(again, heard, place, tmp_path):
+    given = [*place, *NEEDED, "--out", tmp_path / "out"]
+    assert invoke(*given).exit_code == 0
+    names = sorted(path.name for path in tmp_path.rglob("*"))
+    (tmp_path / "out" / "work.done").mkdir()
+    (tmp_path / "out" / "work.done" / "part-scratch-share-1-seed-0.json").write_text("{}")
+    (tmp_path / "out.lock").touch()
+    result = invoke(*(["--resume", tmp_path / "out"] if again == "resumed" else given))
+    assert result.exit_code == 0, result.stderr
+    assert ("is complete" in result.stderr) == (again == "resumed")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == names
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
