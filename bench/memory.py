@@ -22,16 +22,15 @@ COMMANDS = ("simulate", "prepare", "stream", "info", "pretrain", "embed", "eval"
 _STREAM = """
 import sys
 import numpy as np
-from sckit.data.ahead import ahead
 from sckit.data.batch import Hiding, Packer
-from sckit.data.loader import detected_in, epoch_batches
+from sckit.data.loader import detected_in, epoch_batches, packed
 from sckit.data.store import open_store
 
 store = open_store(sys.argv[1])
 cells, vocabulary = np.arange(store.n_cells), np.arange(store.n_genes, dtype=np.int32)
 packer = Packer(store, vocabulary, Hiding("uniform"))
-parts = epoch_batches(cells, detected_in(store, vocabulary, cells), 32768, (0,))
-seen = sum(len(batch.cells) for batch in ahead(packer(part) for part in parts))
+parts = [part for _, part in epoch_batches(cells, detected_in(store, vocabulary, cells), 32768, (0,))]
+seen = sum(len(batch.cells) for batch in packed(packer, parts, 1))
 assert seen == store.n_cells
 """
 _FAST = ["--preset", "tiny", "--steps", "2"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -13,10 +13,13 @@ import pyarrow as pa
 from sckit.data.layouts import DamagedError, Entries, check, check_indptr, mapped, mapped_bytes
 from sckit.data.views import indptr_of
 
+if TYPE_CHECKING:
+    from sckit.kernels.located_numba import Located
+
 CHUNK_CELLS = 64
 _COLUMNS = 5  # of the table of chunks: ends of gaps and of counts, bytes of gaps unpacked, largest count, sum
 _LEVEL = 1  # of zstd: higher levels save nothing
-_TOGETHER = 2**22  # entries of chunks whose cells are copied in one call
+_TOGETHER = 2**22  # entries of the chunks of one part
 _MOST_BYTES = 6  # of an unpacked entry
 
 
@@ -25,14 +28,14 @@ class Chunk(NamedTuple):
 
     genes: np.ndarray
     counts: np.ndarray
-    place: tuple[int, int, int, int]  # for `copy_chunks`
+    place: tuple[int, int, int, int]  # its `address`
 
 
 class Decoded:
     """The chunks of a store that were decoded last, for all of its shards and threads. No thread waits for another."""
 
     def __init__(self, room: int = 2**25) -> None:
-        """room: how many entries are held, besides those that threads are still copying."""
+        """room: how many entries are held, besides those that threads still use."""
         self.room = room
         self._lock = Lock()
         self._held: dict[tuple[CompactShard, int], Chunk] = {}
@@ -94,27 +97,23 @@ class CompactShard:
         )
         return np.concatenate(genes), np.concatenate(counts)
 
-    def copy(self, cells: np.ndarray, to: np.ndarray, genes: np.ndarray, counts: np.ndarray) -> None:
-        """Write the entries of cells [C] into genes and counts, those of each cell from the place `to` [C] on.
+    def located(self, cells: np.ndarray) -> Iterator[tuple[np.ndarray, Located]]:
+        """Yield the cells [C] in parts: which of them, and where their entries lie in chunks that are decoded.
 
-        Their chunks are decoded once for this call and the next ones, in this thread and others. Raises DamagedError.
+        A chunk is decoded once for this call and the next ones, in this thread and others. Raises DamagedError.
         """
-        from sckit.kernels.packing_numba import copy_chunks  # slow to load
+        from sckit.kernels.located_numba import Located, places_of  # slow to load
 
-        order = np.argsort(cells // CHUNK_CELLS, kind="stable")
-        cells, to = cells[order], to[order]
-        chunks, starts = np.unique(cells // CHUNK_CELLS, return_index=True)
-        ends = np.append(starts[1:], len(cells))
-        begins = self.indptr[cells // CHUNK_CELLS * CHUNK_CELLS]
-        bounds = np.stack([self.indptr[cells], self.indptr[cells + 1]], 1) - begins[:, None]
-        sizes = self.indptr[np.minimum((chunks + 1) * CHUNK_CELLS, len(self.indptr) - 1)] - begins[starts]
+        used, own = np.unique(cells // CHUNK_CELLS, return_inverse=True)
+        begins = self.indptr[used * CHUNK_CELLS]
+        sizes = self.indptr[np.minimum((used + 1) * CHUNK_CELLS, len(self.indptr) - 1)] - begins
+        low, high = self.indptr[cells] - begins[own], self.indptr[cells + 1] - begins[own]
         parts = np.cumsum(sizes) // _TOGETHER
         for part in np.unique(parts):
-            own = np.flatnonzero(parts == part)
-            first, last = starts[own[0]], ends[own[-1]]
-            held = self._decoded_chunks(chunks[own].tolist())
-            places = np.array([chunk.place for chunk in held])
-            copy_chunks(places, ends[own] - first, bounds[first:last], to[first:last], genes, counts)
+            chunks, places = np.flatnonzero(parts == part), np.flatnonzero(parts[own] == part)
+            held = self._decoded_chunks(used[chunks].tolist())
+            entries = np.array([chunk.place for chunk in held])[own[places] - chunks[0]]
+            yield places, Located(places_of(entries, low[places], high[places]), held)
 
     def _decoded_chunks(self, chunks: list[int]) -> list[Chunk]:
         """Return chunks, decoded; those that another thread has claimed come last, when they mostly are there."""
@@ -132,7 +131,7 @@ class CompactShard:
 
     def _kept(self, chunk: int) -> Chunk:
         """Decode a chunk and hold it."""
-        from sckit.kernels.packing_numba import address  # slow to load
+        from sckit.kernels.located_numba import address  # slow to load
 
         genes, counts = self._decode(chunk)
         decoded = Chunk(genes, counts, address(genes, counts))

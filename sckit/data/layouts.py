@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+
+if TYPE_CHECKING:
+    from sckit.kernels.located_numba import Located
 
 MAPPED, COMPACT = "mapped", "compact"
 VERSIONS = {MAPPED: 1, COMPACT: 2}
@@ -31,8 +35,8 @@ class Shard(Protocol):
         """Return the entries of cells first..last, counts in an unsigned type that holds them."""
         ...
 
-    def copy(self, cells: np.ndarray, to: np.ndarray, genes: np.ndarray, counts: np.ndarray) -> None:
-        """Write the entries of cells [C] into genes and counts, those of each cell from the place `to` [C] on."""
+    def located(self, cells: np.ndarray) -> Iterator[tuple[np.ndarray, Located]]:
+        """Yield which of the cells [C] a part has, as positions among them, and where their entries lie."""
         ...
 
 
@@ -43,8 +47,9 @@ class DamagedError(Exception):
 class MappedShard:
     """A shard whose arrays are memory-mapped."""
 
-    def __init__(self, paths: list[Path], manifest_entry: dict[str, Any], gene_dtype: np.dtype) -> None:
+    def __init__(self, paths: list[Path], manifest_entry: dict[str, Any], gene_dtype: np.dtype, n_genes: int) -> None:
         """Map the arrays. Raises DamagedError."""
+        self._n_genes = n_genes
         self.indptr, self._genes, self._counts = (mapped(path) for path in paths)
         check_indptr(self.indptr, manifest_entry)
         shape = (manifest_entry["nonzeros"],)
@@ -52,17 +57,25 @@ class MappedShard:
         check(self._counts.dtype in (np.uint8, np.uint16, np.uint32))
 
     def entries(self, first: int, last: int) -> Entries:
-        """Return views of the entries of cells first..last."""
+        """Return views of the entries of cells first..last. Raises DamagedError."""
         low, high = int(self.indptr[first]), int(self.indptr[last])
-        return self._genes[low:high], self._counts[low:high]
+        genes = self._genes[low:high]
+        self._check_genes(int(genes.min(initial=0)), int(genes.max(initial=0)))
+        return genes, self._counts[low:high]
 
-    def copy(self, cells: np.ndarray, to: np.ndarray, genes: np.ndarray, counts: np.ndarray) -> None:
-        """Write the entries of cells [C] into genes and counts, those of each cell from the place `to` [C] on."""
-        from sckit.kernels.packing_numba import address, copy_chunks  # slow to load
+    def located(self, cells: np.ndarray) -> Iterator[tuple[np.ndarray, Located]]:
+        """Yield all of the cells [C], and where their entries lie. Raises DamagedError."""
+        from sckit.kernels.located_numba import Located, address, largest_gene, places_of  # slow to load
 
-        bounds = np.stack([self.indptr[cells], self.indptr[cells + 1]], 1)
-        whole = np.array([address(self._genes, self._counts)])
-        copy_chunks(whole, np.array([len(cells)]), bounds, to, genes, counts)
+        entries = self._genes, self._counts
+        places = places_of(address(*entries), self.indptr[cells], self.indptr[cells + 1])
+        self._check_genes(0, int(largest_gene(places)))
+        yield np.arange(len(cells)), Located(places, entries)
+
+    def _check_genes(self, smallest: int, largest: int) -> None:
+        if not 0 <= smallest <= max(largest, 0) < self._n_genes:
+            message = "holds a count of a gene that the store does not have"
+            raise DamagedError(message)
 
 
 def mapped(path: Path) -> np.ndarray:

@@ -1,11 +1,19 @@
 """Which cells go into which batch: a shuffled order that reads the store in stretches, cut into batches by tokens."""
 
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from functools import partial
+from itertools import pairwise
+
 import numpy as np
 
+from sckit.data.ahead import in_threads
+from sckit.data.batch import Batch, Packer
 from sckit.data.views import CountsView, in_blocks, indptr_of
 
 _BLOCK_CELLS = 4096  # that are counted at once
 _BLOCK, _BUFFER = 64, 64  # neighbouring cells in a block, blocks that are mixed
+_JOB_CELLS = 1024  # that a thread packs at a time, in as many batches as they are in
 
 Parts = list[tuple[int | None, np.ndarray]]
 """Rows of the store, each part with the number of the fold that its cells are of, or None."""
@@ -33,6 +41,16 @@ def epoch_batches(
     stretch = np.array(ends) // (_BLOCK * _BUFFER)  # whose blocks are in memory at the same time
     mixed = generator.permutation(len(found))
     return [found[i] for i in mixed[np.argsort(stretch[mixed], kind="stable")].tolist()]
+
+
+def packed(packer: Packer, parts: Sequence[np.ndarray], threads: int) -> Generator[Batch]:
+    """Yield each part of the cells as a batch, in order, while threads pack the next ones."""
+    edges = np.cumsum([len(part) for part in parts]) // _JOB_CELLS
+    firsts = np.flatnonzero(np.diff(edges, prepend=-1)).tolist()
+    jobs = (partial(packer.several, parts[i:j]) for i, j in pairwise([*firsts, len(parts)]))
+    with closing(in_threads(jobs, threads)) as made:
+        for batches in made:
+            yield from batches
 
 
 def batches_by_tokens(cells: np.ndarray, lengths: np.ndarray, tokens: int) -> list[np.ndarray]:

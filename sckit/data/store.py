@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from sckit.data.cell_table import CellTable
 from sckit.data.compact import CompactShard, Decoded
 from sckit.data.genes import vocabulary_hash
 from sckit.data.labels import Labels
-from sckit.data.layouts import COMPACT, VERSIONS, DamagedError, Entries, MappedShard, Shard
+from sckit.data.layouts import COMPACT, VERSIONS, DamagedError, MappedShard, Shard
 from sckit.data.manifest import (
     FORMAT,
     MANIFEST,
@@ -26,6 +27,9 @@ from sckit.data.manifest import (
 )
 from sckit.data.views import Csr, indptr_of
 from sckit.errors import DataError
+
+if TYPE_CHECKING:
+    from sckit.kernels.located_numba import Located
 
 
 class Store:
@@ -112,24 +116,51 @@ class Store:
         genes: uint16, or int32 in a store of more than 65,535 genes, rising within a cell; counts: uint32, at least 1.
         Raises `IndexError` for a cell that the store does not have.
         """
-        cells = np.asarray(cells, dtype=np.int64)
-        if len(cells) and not 0 <= int(cells.min()) <= int(cells.max()) < self.n_cells:
-            raise IndexError(f"cells must be in 0..{self.n_cells - 1}, not {cells.min()}..{cells.max()}")
-        numbers = np.searchsorted(self._starts, cells, side="right") - 1  # [C]
-        local = cells - self._starts[numbers]  # [C]
-        lengths = np.zeros(len(cells), np.int64)
-        used = [(int(number), np.flatnonzero(numbers == number)) for number in np.unique(numbers)]
-        for number, places in used:
+        from sckit.kernels.located_numba import copy_cells  # slow to load
+
+        numbers, local = self._shards_of(cells)
+        lengths = np.zeros(len(local), np.int64)
+        for number in np.unique(numbers).tolist():
+            places = np.flatnonzero(numbers == number)
             bounds = self._shard(number).indptr
             lengths[places] = bounds[local[places] + 1] - bounds[local[places]]
         indptr = indptr_of(lengths)
         genes, counts = np.empty(indptr[-1], gene_dtype(self.n_genes)), np.empty(indptr[-1], np.uint32)
-        for number, places in used:
+        for places, found in self._located(numbers, local):
+            copy_cells(found.places, indptr[places], genes, counts)
+        return indptr, genes, counts
+
+    def located(self, cells: np.ndarray) -> Located:
+        """Return where the entries of cells lie, in the order given, for kernels that need no copy of them.
+
+        Memory holds the chunks of all of them. Raises as `rows`.
+        """
+        from sckit.kernels.located_numba import Located  # slow to load
+
+        numbers, local = self._shards_of(cells)
+        places, held = np.empty((len(local), 5), np.int64), []
+        for positions, found in self._located(numbers, local):
+            places[positions] = found.places
+            held.append(found.held)
+        return Located(places, held)
+
+    def _shards_of(self, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the number of each cell's shard and its row there, int64 [C]."""
+        cells = np.asarray(cells, dtype=np.int64)
+        if len(cells) and not 0 <= int(cells.min()) <= int(cells.max()) < self.n_cells:
+            raise IndexError(f"cells must be in 0..{self.n_cells - 1}, not {cells.min()}..{cells.max()}")
+        numbers = np.searchsorted(self._starts, cells, side="right") - 1
+        return numbers, cells - self._starts[numbers]
+
+    def _located(self, numbers: np.ndarray, local: np.ndarray) -> Iterator[tuple[np.ndarray, Located]]:
+        """Yield cells in parts: which of them, and where their entries lie."""
+        for number in np.unique(numbers).tolist():
+            places = np.flatnonzero(numbers == number)
             try:
-                self._shard(number).copy(local[places], indptr[places], genes, counts)
+                for part, found in self._shard(number).located(local[places]):
+                    yield places[part], found
             except DamagedError as error:
                 raise self._corrupt(number, error) from error
-        return indptr, self._known(genes), counts
 
     def block(self, start: int, stop: int) -> Csr:
         """Read cells start..stop in store order.
@@ -143,9 +174,13 @@ class Store:
         if start == stop or stop > self._starts[number + 1]:
             return self.rows(np.arange(start, stop))
         first, last = start - int(self._starts[number]), stop - int(self._starts[number])
-        genes, counts = self._entries(number, first, last)
-        indptr = self._shard(number).indptr[first : last + 1]
-        return indptr - indptr[0], self._known(genes), counts
+        shard = self._shard(number)
+        try:
+            genes, counts = shard.entries(first, last)
+        except DamagedError as error:
+            raise self._corrupt(number, error) from error
+        indptr = shard.indptr[first : last + 1]
+        return indptr - indptr[0], genes, counts
 
     def verify(self) -> None:
         """Read every file again; raise `DataError` with the name of the first whose checksum is not the one written."""
@@ -153,21 +188,6 @@ class Store:
             raise DataError(f"{self.path / name} {problem}; the store is broken, prepare it again.")
         if vocabulary_hash(self.genes["id"], self.genes["symbol"]) != self.manifest["vocabulary_sha256"]:
             raise DataError(f"{self.path} has another gene list than its manifest says; prepare it again.")
-
-    def _known(self, genes: np.ndarray) -> np.ndarray:
-        """Return the gene numbers if all are of this store: kernels do not check them."""
-        if len(genes) and not 0 <= int(genes.min()) <= int(genes.max()) < self.n_genes:
-            raise DataError(
-                f"{self.path} is corrupt: it holds a count of a gene that it does not have; prepare it again."
-            )
-        return genes
-
-    def _entries(self, number: int, first: int, last: int) -> Entries:
-        shard = self._shard(number)
-        try:
-            return shard.entries(first, last)
-        except DamagedError as error:
-            raise self._corrupt(number, error) from error
 
     def _shard(self, number: int) -> Shard:
         if number not in self._shards:
@@ -178,7 +198,7 @@ class Store:
                 shard = (
                     CompactShard(paths, entry, dtype, self.n_genes, self._decoded)
                     if layout == COMPACT
-                    else MappedShard(paths, entry, dtype)
+                    else MappedShard(paths, entry, dtype, self.n_genes)
                 )
             except DamagedError as error:
                 raise self._corrupt(number, error) from error

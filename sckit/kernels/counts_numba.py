@@ -10,6 +10,7 @@ from numba import njit
 
 from sckit.kernels.counts_reference import TARGET_SUM, Csr, Half, Hide, Packed
 from sckit.kernels.hashing import GOLDEN, entry_uniform
+from sckit.kernels.located_numba import Located, fetch, genes_of, located
 
 _OUTSIDE = np.uint64(2**32 - 1)  # a gene number that no store has, for a cell's counts in other genes
 _TABLED = 16  # 96 % of the counts of PBMC are below; each of the others costs a logarithm
@@ -76,15 +77,14 @@ def normalise(csr: Csr, totals: np.ndarray, vocabulary: np.ndarray) -> Csr:
     return indptr, genes[: indptr[-1]], values[: indptr[-1]]
 
 
-def _thresholds(csr: Csr, cells: np.ndarray, key: int, vocabulary: np.ndarray, max_genes: int) -> np.ndarray:
+def _thresholds(source: Located, cells: np.ndarray, key: int, vocabulary: np.ndarray, max_genes: int) -> np.ndarray:
     """Return the hash below which each cell's genes of the vocabulary are kept, float64 [C]; 1.0 keeps all.
 
     This is numpy, because few cells are over the limit and Numba needs seconds to compile a sort.
     """
-    indptr, genes, _ = csr
     thresholds = np.ones(len(cells))
-    for c in np.flatnonzero(np.diff(indptr) > max_genes):
-        own = genes[indptr[c] : indptr[c + 1]]
+    for c in np.flatnonzero(source.places[:, 4] > max_genes):
+        own = genes_of(source, int(c))
         own = own[vocabulary[own] >= 0]
         if len(own) > max_genes:
             thresholds[c] = np.partition(entry_uniform(key, cells[c], own), max_genes)[max_genes]
@@ -112,7 +112,7 @@ def cut(csr: Csr, cells: np.ndarray, key: int, *, vocabulary: np.ndarray, max_ge
     Returns CSR, types and gene numbers as given.
     """
     indptr, genes, counts = np.zeros(len(csr[0]), np.int64), np.empty_like(csr[1]), np.empty_like(csr[2])
-    thresholds = _thresholds(csr, cells, key, vocabulary, max_genes)
+    thresholds = _thresholds(located(csr), cells, key, vocabulary, max_genes)
     _cut(*csr, cells, np.uint64(key), vocabulary, thresholds, indptr, genes, counts)
     return indptr, genes[: indptr[-1]], counts[: indptr[-1]]
 
@@ -130,9 +130,7 @@ def _leave_out(genes, key, threshold, numbers):
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _pack(
-    indptr,
-    genes,
-    counts,
+    places,
     cells,
     totals,
     key,
@@ -147,91 +145,124 @@ def _pack(
 ):
     """Fill the outputs cell by cell, and return how many entries were cut from cells over max_genes.
 
-    Loops that do one thing each, because compilers make vectors of all but the last.
+    Loops that do one thing each, because compilers make vectors of all but the last. out_u may be empty.
     """
     left_out = 0
     longest = 0
     for c in range(len(cells)):
-        longest = max(longest, indptr[c + 1] - indptr[c])
+        longest = max(longest, places[c, 4])
+    stored, counted = np.empty(longest, np.int32), np.empty(longest, np.uint32)
     of_gene, of_value, of_u = np.empty(longest, np.int32), np.empty(longest, np.float32), np.empty(longest)
     table = np.empty(_TABLED)
     for c in range(len(cells)):
-        own_genes, own_counts = genes[indptr[c] : indptr[c + 1]], counts[indptr[c] : indptr[c + 1]]
+        of_genes, of_counts, gene_bytes, count_bytes, number = places[c]
+        own_genes, own_counts = stored[:number], counted[:number]
+        fetch(of_genes, gene_bytes, own_genes)
+        fetch(of_counts, count_bytes, own_counts)
         hide_key, rate = _cell_key(key, cells[c]), rates[c]
-        for i in range(len(own_genes)):
+        for i in range(number):
             of_u[i] = _uniform(hide_key ^ np.uint64(own_genes[i]))
-        for i in range(len(own_genes)):
+        for i in range(number):
             of_gene[i] = vocabulary[own_genes[i]]
         if thresholds[c] < 1.0:
             left_out += _leave_out(own_genes, _cell_key(key + np.uint64(1), cells[c]), thresholds[c], of_gene)
         scale = TARGET_SUM / totals[c]
         _table(scale, table)
-        for i in range(len(own_counts)):
+        for i in range(number):
             count = own_counts[i]
             of_value[i] = table[count] if count < _TABLED else np.log1p(count * scale)
         known, shown = 0, 0
-        for i in range(len(own_genes)):
+        for i in range(number):
             known += of_gene[i] >= 0
             shown += (of_gene[i] >= 0) & (of_u[i] >= rate)
         visible[c], offsets[c + 1] = shown, offsets[c] + known
         at, hidden = offsets[c], offsets[c] + shown  # where the next token goes
-        for i in range(len(own_genes)):
+        for i in range(number):
             if of_gene[i] >= 0:
                 is_hidden = of_u[i] < rate
                 to = hidden if is_hidden else at
-                out_gene[to], out_value[to], out_u[to] = of_gene[i], of_value[i], of_u[i]
+                out_gene[to], out_value[to] = of_gene[i], of_value[i]
+                if len(out_u):
+                    out_u[to] = of_u[i]
                 hidden += is_hidden
                 at += not is_hidden
     return left_out
 
 
 def pack(
-    csr: Csr, cells: np.ndarray, totals: np.ndarray, hide: Hide, *, vocabulary: np.ndarray, max_genes: int
+    source: Csr | Located,
+    cells: np.ndarray,
+    totals: np.ndarray,
+    hide: Hide,
+    *,
+    vocabulary: np.ndarray,
+    max_genes: int,
+    hashes: bool = True,
 ) -> Packed:
     """Pack the detected genes of some cells into one row of tokens, visible ones first within each cell.
 
-    cells: [C], numbers of the cells, part of the hash; totals: [C], what the counts of a cell are divided by;
-    vocabulary: [genes of the store], the number of the model's gene or -1. A cell with more than max_genes tokens keeps
-    a random max_genes of them. The hash takes the store's gene numbers, so two models with different vocabularies hide
-    the same entries.
+    source: their counts, as CSR or where they lie; cells: [C], numbers of the cells, part of the hash; totals: [C],
+    what the counts of a cell are divided by; vocabulary: [genes of the store], the number of the model's gene or -1;
+    hashes: whether they are returned. A cell with more than max_genes tokens keeps a random max_genes of them. The hash
+    takes the store's gene numbers, so two models with different vocabularies hide the same entries.
     """
-    key, rates = hide
-    size = len(csr[1])
-    out = np.empty(size, np.int32), np.empty(size, np.float32), np.empty(size, np.float32)
+    (key, rates), source = hide, source if isinstance(source, Located) else located(source)
+    size = int(source.places[:, 4].sum())
+    out = np.empty(size, np.int32), np.empty(size, np.float32), np.empty(size if hashes else 0, np.float32)
     offsets, visible = np.zeros(len(cells) + 1, np.int32), np.zeros(len(cells), np.int32)
     # A key of its own: by the hash that hides, a cut cell would lose its visible entries first.
-    thresholds = _thresholds(csr, cells, (key + 1) % 2**64, vocabulary, max_genes)
-    left_out = _pack(*csr, cells, totals, np.uint64(key), rates, vocabulary, thresholds, *out, offsets, visible)
+    thresholds = _thresholds(source, cells, (key + 1) % 2**64, vocabulary, max_genes)
+    inputs = source.places, cells, totals, np.uint64(key), rates, vocabulary, thresholds
+    left_out = _pack(*inputs, *out, offsets, visible)
     genes, values, uniforms = (x[: offsets[-1]] for x in out)
     return Packed(genes, values, uniforms, offsets, visible, int(left_out))
 
 
 @njit(cache=True, nogil=True)
-def _blank(values, uniforms, offsets, visible, below, seen, hidden, targets, truth):
+def _blank(values, uniforms, offsets, visible, below, hidden, targets, truth):
     """Fill the outputs, and return the number of targets."""
     found = 0
     for c in range(len(visible)):
-        first = offsets[c] + visible[c]
-        seen[offsets[c] : first] = values[offsets[c] : first]
-        for j in range(first, offsets[c + 1]):
+        for j in range(offsets[c] + visible[c], offsets[c + 1]):
             hidden[j] = True
             targets[found], truth[found] = j, values[j]
-            found += uniforms[j] < below
+            found += len(uniforms) == 0 or uniforms[j] < below
+            values[j] = 0
     return found
 
 
-def blank(packed: Packed, scored: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return (values, hidden, targets, truth) of packed cells: values of hidden tokens are 0.
+def blank(packed: Packed, scored: float | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Make the values of hidden tokens 0, in place, and return (hidden, targets, truth).
 
-    Targets, int64 [M] ascending, are the hidden tokens whose hash is below `scored`; truth, float32 [M], their values.
+    Targets, int64 [M] ascending, are the hidden tokens whose hash is below `scored`, or all of them; truth, float32
+    [M], their values.
     """
     size = len(packed.values)
-    values, hidden = np.zeros(size, np.float32), np.zeros(size, bool)
-    room = size - int(packed.visible.sum()) + 1  # one more is written before it is known whether it is a target
+    hidden, room = np.zeros(size, bool), size - int(packed.visible.sum())
+    room += 1  # one more is written before it is known whether it is a target
     targets, truth = np.empty(room, np.int64), np.empty(room, np.float32)
-    inputs = packed.values, packed.uniforms, packed.offsets, packed.visible, np.float32(scored)
-    found = _blank(*inputs, values, hidden, targets, truth)
-    return values, hidden, targets[:found], truth[:found]
+    uniforms, below = (packed.uniforms[:0], 0.0) if scored is None else (packed.uniforms, scored)
+    found = _blank(packed.values, uniforms, packed.offsets, packed.visible, np.float32(below), hidden, targets, truth)
+    return hidden, targets[:found], truth[:found]
+
+
+@njit(cache=True, nogil=True)
+def _smallest(bits, offsets, visible, out):
+    for c in range(len(visible)):
+        smallest = out[c]
+        for value in bits[offsets[c] : offsets[c] + visible[c]]:
+            smallest = min(smallest, value)
+        out[c] = smallest
+
+
+def smallest_visible(values: np.ndarray, offsets: np.ndarray, visible: np.ndarray) -> np.ndarray:
+    """Return the smallest of the visible values of each cell, float32 [C], infinite where there are none.
+
+    values: float32 [T], not negative, so that the order of their bits, which compilers make vectors of, is theirs.
+    """
+    out = np.full(len(visible), np.inf, np.float32)
+    _smallest(values.view(np.int32), offsets, visible, out.view(np.int32))
+    return out
 
 
 @njit(cache=True, nogil=True)

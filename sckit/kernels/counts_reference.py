@@ -27,7 +27,7 @@ class Packed(NamedTuple):
 
     genes: np.ndarray  # int32 [T], numbers in the model
     values: np.ndarray  # float32 [T], log1p of counts per 10,000
-    uniforms: np.ndarray  # float32 [T], the hash that decides what is hidden
+    uniforms: np.ndarray  # float32 [T], the hash that decides what is hidden; empty where it is not asked for
     offsets: np.ndarray  # int32 [C + 1]
     visible: np.ndarray  # int32 [C], number of visible tokens
     cut: int  # entries left out of cells over max_genes
@@ -86,12 +86,14 @@ def pack(
     return Packed(*tokens, offsets, np.array(visible, np.int32), left_out)
 
 
-def blank(packed: Packed, scored: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def blank(packed: Packed, scored: float | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Blank the hidden tokens and list the targets; arguments and results as in `counts_numba.blank`."""
     first_hidden = packed.offsets[:-1] + packed.visible
     hidden = np.arange(len(packed.genes)) >= np.repeat(first_hidden, np.diff(packed.offsets))
-    targets = np.flatnonzero(hidden & (packed.uniforms < np.float32(scored)))
-    return np.where(hidden, np.float32(0), packed.values), hidden, targets, packed.values[targets]
+    targets = np.flatnonzero(hidden if scored is None else hidden & (packed.uniforms < np.float32(scored)))
+    truth = packed.values[targets]
+    packed.values[hidden] = 0
+    return hidden, targets, truth
 
 
 def halve(

@@ -5,13 +5,8 @@ one is 15 or more, that largest number stands in its place, and what is above it
 to a byte with the lowest first, as LEB128 has it. Of two counts in a byte the first is the lower half.
 """
 
-from typing import Any
-
 import numpy as np
-from numba import njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic
-from numba.np.numpy_support import carray
+from numba import njit
 
 _GAP, _COUNT = 255, 15  # the largest numbers that stand in their place
 _LONGEST = 5  # bytes of what stands behind, for 32 bits
@@ -44,48 +39,6 @@ def unpack_entries(
     small = counts if counts.dtype == np.uint8 else np.empty(nonzeros, np.uint8)
     of_genes, of_counts = _unpack(indptr, gaps, halves, genes, small, counts, n_genes)
     return (int(of_genes), int(of_counts)) if min(of_genes, of_counts) >= 0 else None
-
-
-def address(genes: np.ndarray, counts: np.ndarray) -> tuple[int, int, int, int]:
-    """Return where entries that are held lie, as `copy_chunks` takes it: two addresses, bytes of a count, number."""
-    places = (array.__array_interface__["data"][0] for array in (genes, counts))
-    return (*places, counts.dtype.itemsize, len(genes))
-
-
-def _to_pointer(_context: Any, number: Any) -> Any:
-    """Make a pointer of a number."""
-
-    def emit(_context: Any, builder: Any, _signature: Any, values: Any) -> Any:
-        return builder.inttoptr(values[0], cgutils.voidptr_t)
-
-    return types.voidptr(number), emit
-
-
-_pointer: Any = intrinsic(_to_pointer)
-
-
-@njit(**_options)
-def copy_chunks(chunks, ends, bounds, to, out_genes, out_counts):
-    """Copy entries of cells out of several chunks in one call, because each call waits for the lock of Python.
-
-    chunks: int64 [K, 4], the `address` of each, whose genes are of the type of out_genes; ends: int64 [K], where its
-    cells end among all; bounds: int64 [C, 2], where a cell begins and ends within its chunk; to: int64 [C], where its
-    entries go. Nothing checks any of it.
-    """
-    first = 0
-    for k in range(len(chunks)):
-        genes, counts, size, number = chunks[k]
-        of_genes = carray(_pointer(genes), number, out_genes.dtype)
-        for c in range(first, ends[k]):
-            low, high, at = bounds[c, 0], bounds[c, 1], to[c]
-            out_genes[at : at + high - low] = of_genes[low:high]
-            if size == 1:
-                out_counts[at : at + high - low] = carray(_pointer(counts), number, np.uint8)[low:high]
-            elif size == 2:
-                out_counts[at : at + high - low] = carray(_pointer(counts), number, np.uint16)[low:high]
-            else:
-                out_counts[at : at + high - low] = carray(_pointer(counts), number, np.uint32)[low:high]
-        first = ends[k]
 
 
 @njit(**_options)

@@ -5,7 +5,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from sckit.data.loader import batches_by_tokens, detected_in, epoch_batches, shuffle
+from sckit.data.batch import Hiding, Packer
+from sckit.data.loader import batches_by_tokens, detected_in, epoch_batches, packed, shuffle
+from sckit.data.views import ShuffledView
 
 
 @pytest.mark.parametrize("n_folds", [0, 3])
@@ -58,3 +60,17 @@ def test_detected_genes_are_those_of_the_vocabulary_in_the_order_of_the_cells(si
     expected = [(genes[low:high] % 3 != 1).sum() for low, high in pairwise(indptr)]
     assert detected_in(simulated, vocabulary, cells).tolist() == expected
     assert detected_in(simulated, vocabulary, cells[:0]).tolist() == []
+
+
+@pytest.mark.parametrize("is_store", [True, False])
+@pytest.mark.parametrize("job_cells", [1, 30, 1000])
+def test_batches_made_together_are_those_made_one_by_one(simulated, monkeypatch, is_store, job_cells):
+    monkeypatch.setattr("sckit.data.loader._JOB_CELLS", job_cells)
+    view = simulated if is_store else ShuffledView(simulated, 3)
+    packer = Packer(view, np.arange(simulated.n_genes, dtype=np.int32), Hiding(0.3), scored=True, max_genes=20)
+    parts = [part for _, part in epoch_batches(np.arange(100), simulated.obs["n_genes"].to_numpy(), 500, (0, 0))]
+    assert len(parts) > 5
+    for batch, part in zip(packed(packer, parts, 3), parts, strict=True):
+        for name, value in vars(packer(part)).items():
+            np.testing.assert_array_equal(getattr(batch, name), value)
+    assert list(packed(packer, [], 2)) == []

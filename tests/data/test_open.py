@@ -186,6 +186,20 @@ def test_a_broken_head_of_an_array_is_refused(sharded, old, new):
         store.rows(np.array([5]))
 
 
+def test_a_gene_that_the_store_does_not_have_is_refused(sharded):
+    def change(path):
+        genes = np.load(path)
+        genes[-1] = sharded.n_genes
+        np.save(path, genes)
+
+    store = rewrite(sharded, "shards/00001.genes.npy", change)
+    cells = np.arange(store.n_cells)
+    for use in (store.rows, store.located, lambda cells: store.block(cells[0], cells[-1] + 1)):
+        with pytest.raises(DataError, match="shard 1 holds a count of a gene that the store does not have"):
+            use(cells)
+        use(cells[:2])
+
+
 @pytest.mark.parametrize(
     ("column", "values"),
     [

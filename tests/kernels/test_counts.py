@@ -98,8 +98,13 @@ def test_packing_is_the_reference_in_every_type(drawn, key):
     arguments = csr, cells, np.maximum(totals_of(csr), 1), Hide(key, np.full(len(cells), 0.4))
     packed = counts_numba.pack(*arguments, vocabulary=VOCABULARY, max_genes=9)
     assert_same(packed, counts_reference.pack(*arguments, vocabulary=VOCABULARY, max_genes=9))
-    for scored in (0.15, 2.0):
-        assert_same(*(engine.blank(packed, scored) for engine in (counts_numba, counts_reference)))
+    without = counts_numba.pack(*arguments, vocabulary=VOCABULARY, max_genes=9, hashes=False)
+    assert_same(without._replace(uniforms=packed.uniforms), packed)
+    assert len(without.uniforms) == 0
+    for scored in (0.15, None):
+        own = [packed._replace(values=packed.values.copy()) for _ in range(2)]
+        assert_same(*(e.blank(each, scored) for e, each in zip((counts_numba, counts_reference), own, strict=True)))
+        np.testing.assert_array_equal(own[0].values, own[1].values)
 
 
 @pytest.mark.filterwarnings("ignore:divide by zero")

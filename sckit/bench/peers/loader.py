@@ -73,11 +73,8 @@ def of_sckit(layout: str) -> Engine:
     """sckit: finished batches (shuffled, normalised, hidden, packed, visible first), on as many threads as cores."""
 
     def prepared(folder: Path, batch: int) -> Callable[[], Iterator[Loaded]]:
-        from functools import partial
-
-        from sckit.data.ahead import in_threads
         from sckit.data.batch import Batch, Hiding, Packer
-        from sckit.data.loader import epoch_batches
+        from sckit.data.loader import epoch_batches, packed
         from sckit.data.store import open_store
         from sckit.kernels.count_law import counts_of
 
@@ -96,9 +93,8 @@ def of_sckit(layout: str) -> Engine:
             return Loaded(len(batch.cells), len(batch.genes), own)
 
         def begin() -> Iterator[Loaded]:
-            parts = epoch_batches(np.arange(store.n_cells), lengths, tokens, (0, 0))
-            jobs = (partial(packer, cells) for _, cells in parts)
-            return map(loaded, in_threads(jobs, len(os.sched_getaffinity(0))))
+            parts = [cells for _, cells in epoch_batches(np.arange(store.n_cells), lengths, tokens, (0, 0))]
+            return map(loaded, packed(packer, parts, len(os.sched_getaffinity(0))))
 
         return begin
 
