@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file as load_arrays
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from sckit.config import ModelConfig, PretrainConfig, from_dict, read_toml
 from sckit.data.genes import GeneIndex
@@ -166,7 +166,7 @@ def save_model(path: Path, model: Model, score: Mapping[str, Any]) -> None:
     """Write the model, and next to it its shape and score."""
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     with replacing(path / "model.safetensors") as unfinished:
-        save_file(tensors, unfinished)
+        unfinished.write_bytes(save(tensors))  # save_file makes a file of its own, which a kill leaves behind
     write_json(path / "model.json", {"model": asdict(model.config), "score": dict(score)})
 
 
