@@ -14,8 +14,7 @@ import torch
 from sckit.bench import competitors
 from sckit.bench.harness import Contest, OnEvent, Run, Variant, check, measure
 from sckit.data.filters import GeneMoments
-from sckit.data.readers.source import row_sums
-from sckit.data.views import as_matrix, indptr_of
+from sckit.data.views import as_matrix, indptr_of, row_sums
 from sckit.kernels import counts_numba, counts_reference
 from sckit.kernels.counts_reference import Csr, Hide
 from sckit.provenance import measured_on

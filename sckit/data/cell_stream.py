@@ -122,14 +122,19 @@ class CellStream:
 
     def _keep(self, number: int, cell: int, block: CountsBlock, to_vocabulary: np.ndarray) -> KeptCells:
         """Filter one block, which begins at `cell` of its source, and renumber its genes."""
+        from sckit.kernels.clean_numba import taken  # slow to load
+
         stop = cell + len(block.obs)
         codes = self._labelled(number)[cell:stop].copy()
         codes[(codes == KEPT) & ~block.recovered] = self._n_label_reasons + 1
         broken = self._rules.broken(block, self._mito[number])
         codes = np.where((codes == KEPT) & (broken > 0), broken + self._n_label_reasons + 1, codes)
-        kept_entries = np.repeat(codes == KEPT, np.diff(block.indptr))
-        genes = np.where(kept_entries, to_vocabulary[block.genes], np.int32(-1))
-        indptr, genes, counts = tidy(block.indptr, genes, block.counts)
+        entries = taken((block.indptr, block.genes, block.counts), codes == KEPT, to_vocabulary)
+        if entries is None:
+            kept_entries = np.repeat(codes == KEPT, np.diff(block.indptr))
+            genes = np.where(kept_entries, to_vocabulary[block.genes], np.int32(-1))
+            entries = tidy(block.indptr, genes, block.counts)
+        indptr, genes, counts = entries
         lengths = np.diff(indptr)
         codes[(codes == KEPT) & (lengths == 0)] = len(self.reasons)
         kept = np.flatnonzero(codes == KEPT)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from sckit.config.prepare import PrepareConfig
+from sckit.data.ahead import ahead
 from sckit.data.cell_stream import NOT_RECOVERED, CellStream, KeptCells, StreamPosition
 from sckit.data.filters import KEPT, GeneMoments, QualityRules, added_up, drop_counts, highly_variable
 from sckit.data.genes import Vocabulary, join_genes, listed_genes, vocabulary_hash
@@ -31,6 +34,7 @@ from sckit.data.shards import (
     finished_shards,
     read_json,
     reuse_or_begin,
+    tidy,
 )
 from sckit.data.store import Store
 from sckit.errors import DataError
@@ -40,12 +44,6 @@ from sckit.provenance import package_version
 _ENTRIES_PER_SHARD = 2**26
 _SHARDS_PER_SEGMENT = 8
 _CELLS_TO_COMPRESS = 1_000_000
-
-
-def tidy(out: Path) -> None:
-    """Remove the records from a finished store, also those that a kill right after it got its name has left there."""
-    if (out / MANIFEST).is_file():
-        shutil.rmtree(out / WORK, ignore_errors=True)
 
 
 class Preparation:
@@ -148,7 +146,7 @@ class Preparation:
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
         """Read the counts of every segment once: kept cells [S], and sums for the moments of the genes [S, 2, G]."""
         n_cells, sums, moments = [], [], GeneMoments(len(self._shared))
-        for kept in self._read(self._shared, self._start):
+        for kept in self._read(self._shared, self.segments[self.stretch.start]):
             moments.add(kept.indptr, kept.genes, kept.counts, kept.totals)
             self._say(kept.following, "choosing genes")
             if kept.following in self.segments:
@@ -167,10 +165,6 @@ class Preparation:
             self._refuse_empty({"cells outside the filters": self._stream.n_cells})
         return highly_variable(*GeneMoments.of_segments(n_cells, sums).mean_and_variance(), self.config.genes)
 
-    @property
-    def _start(self) -> StreamPosition:
-        return self.segments[self.stretch.start]
-
     def _read(self, vocabulary: Vocabulary, start: StreamPosition) -> Iterator[KeptCells]:
         """Yield the kept cells from `start` to the end of the stretch."""
         stop = self.segments[self.stretch.stop] if self.stretch.stop < len(self.segments) else None
@@ -178,18 +172,26 @@ class Preparation:
 
     def write_shards(self, vocabulary: Vocabulary) -> list[FinishedShard]:
         """Write the shards that are missing; the last entry is the tail of the stream and may have no cells."""
-        fates_shape = (len(self._sources), len(self._stream.reasons) + 1)
         shards = finished_shards(self.folder)
-        start = shards[-1].following if shards else self._start
-        shard = OpenShard(len(vocabulary), fates_shape, self.layout)
+        with closing(
+            ahead(self._filled(vocabulary, shards[-1].following if shards else self.segments[self.stretch.start]))
+        ) as filled:
+            for shard in filled:
+                shards.append(shard.close(self.folder, len(shards)))
+        return shards
+
+    def _filled(self, vocabulary: Vocabulary, start: StreamPosition) -> Generator[OpenShard]:
+        """Yield shards with the cells from `start` on, and the tail of the stream."""
+        new = partial(OpenShard, len(vocabulary), (len(self._sources), len(self._stream.reasons) + 1), self.layout)
+        shard = new()
         for kept in self._read(vocabulary, start):
             shard.add(kept)
             is_full = shard.n_cells >= self.config.cells_per_shard or shard.nonzeros >= _ENTRIES_PER_SHARD
             if is_full or (shard.n_cells and kept.following in self.segments):
-                shards.append(shard.close(self.folder, len(shards)))
-                shard = OpenShard(len(vocabulary), fates_shape, self.layout)
+                yield shard
+                shard = new()
             self._say(kept.following, "writing")
-        return [*shards, shard.close(self.folder, len(shards))]
+        yield shard
 
     def finish(self, vocabulary: Vocabulary, shards: list[FinishedShard]) -> None:
         """Write the tables of cells and genes and the manifest."""
@@ -283,8 +285,7 @@ class Preparation:
         }
 
     def _refuse_empty(self, lost: dict[str, int]) -> None:
-        reasons = ", ".join(f"{n} {reason}" for reason, n in lost.items())
-        advice = "give others"
+        reasons, advice = ", ".join(f"{n} {reason}" for reason, n in lost.items()), "give others"
         if "cells of assay" in reasons:
             advice = "keep them with --assay any"
         elif NOT_RECOVERED in reasons:

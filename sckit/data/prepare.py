@@ -15,8 +15,8 @@ from sckit.config.reading import ReadingConfig
 from sckit.data.census import with_census
 from sckit.data.manifest import MANIFEST
 from sckit.data.parts import merge_parts, part_of, parts_folder, write_part
-from sckit.data.preparation import Preparation, tidy
-from sckit.data.shards import WORK
+from sckit.data.preparation import Preparation
+from sckit.data.shards import WORK, tidy
 from sckit.data.store import Store, open_store, size_bytes
 from sckit.errors import ConfigError, DataError, PartsError, UnreachableError, WriteError
 from sckit.locks import locked

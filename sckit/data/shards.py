@@ -16,12 +16,14 @@ import numpy as np
 from sckit.data.cell_stream import KeptCells, StreamPosition
 from sckit.data.compact import compressed
 from sckit.data.layouts import MAPPED
-from sckit.data.manifest import broken_files, gene_dtype, shard_files
+from sckit.data.manifest import MANIFEST, broken_files, gene_dtype, shard_files
 from sckit.data.views import indptr_of
 from sckit.files import flush, replacing, write_json
 
 WORK = "work"
 """Folder of the records, inside the unfinished store."""
+
+Buffer = bytes | memoryview
 
 _ARRAYS = ("fates", "gene_cells", "rows", "totals", "n_genes")
 
@@ -63,16 +65,18 @@ class OpenShard:
 
     def add(self, kept: KeptCells) -> None:
         """Take in the kept cells of one block."""
+        from sckit.kernels.clean_numba import count_genes  # slow to load
+
         self.n_cells += len(kept.rows)
         self.nonzeros += len(kept.genes)
         self._genes.append(kept.genes.astype(self._gene_dtype))
         self._counts.append(kept.counts.astype(np.min_scalar_type(int(kept.counts.max(initial=0)))))
         self._per_cell.append(np.stack([kept.rows, kept.totals, kept.n_genes, np.diff(kept.indptr)]))
         self._fates[kept.source] += np.bincount(kept.codes, minlength=self._fates.shape[1])
-        self._gene_cells += np.bincount(kept.genes, minlength=len(self._gene_cells))
+        count_genes(kept.genes, self._gene_cells)
         self._following = kept.following
 
-    def _contents(self, lengths: np.ndarray) -> tuple[Iterable[bytes], ...]:
+    def _contents(self, lengths: np.ndarray) -> tuple[Iterable[Buffer], ...]:
         """Return what the files of the shard hold."""
         indptr = _npy([indptr_of(lengths)])
         if self._layout == MAPPED:
@@ -93,6 +97,12 @@ class OpenShard:
         if self.n_cells:
             save_record(folder, number, shard)
         return shard
+
+
+def tidy(out: Path) -> None:
+    """Remove the records from a finished store, also those that a kill right after it got its name has left there."""
+    if (out / MANIFEST).is_file():
+        shutil.rmtree(out / WORK, ignore_errors=True)
 
 
 def reuse_or_begin(folder: Path, plan: dict[str, Any]) -> None:
@@ -132,7 +142,7 @@ def finished_shards(folder: Path) -> list[FinishedShard]:
     return found
 
 
-def _write(path: Path, parts: Iterable[bytes]) -> dict[str, Any]:
+def _write(path: Path, parts: Iterable[Buffer]) -> dict[str, Any]:
     """Write a file; the checksum is of what was handed over, not of what reached the disk."""
     digest, size = hashlib.sha256(), 0
     with path.open("wb") as file:
@@ -144,13 +154,13 @@ def _write(path: Path, parts: Iterable[bytes]) -> dict[str, Any]:
     return {"bytes": size, "sha256": digest.hexdigest()}
 
 
-def _npy(parts: Sequence[np.ndarray]) -> Iterator[bytes]:
+def _npy(parts: Sequence[np.ndarray]) -> Iterator[Buffer]:
     """Yield the joined parts as the file of one array, in the widest of their types."""
     dtype = max((part.dtype for part in parts), key=lambda kind: kind.itemsize)
     header, shape = io.BytesIO(), (sum(map(len, parts)), *parts[0].shape[1:])
     np.lib.format.write_array_header_1_0(header, {"descr": dtype.str, "fortran_order": False, "shape": shape})
     yield header.getvalue()
-    yield from (part.astype(dtype, copy=False).tobytes() for part in parts)
+    yield from (part.astype(dtype, copy=False).data.cast("B") for part in parts if part.size)
 
 
 def _record_path(folder: Path, number: int) -> Path:

@@ -87,6 +87,14 @@ def cell_of_entry(indptr: np.ndarray) -> np.ndarray:
     return np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
 
 
+def row_sums(indptr: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Return the counts of each cell: [C] int64."""
+    filled = np.flatnonzero(np.diff(indptr))  # reduceat gives an empty cell the next cell's first entry
+    sums = np.zeros(len(indptr) - 1, np.int64)
+    sums[filled] = np.add.reduceat(counts, indptr[filled], dtype=np.int64)
+    return sums
+
+
 def as_matrix(csr: Csr, n_genes: int) -> sp.csr_array:
     """Return CSR as a scipy matrix [C, n_genes] that shares its numbers."""
     indptr, genes, values = csr

@@ -55,20 +55,20 @@ def _to_pointer(_context: Any, number: Any) -> Any:
     return types.voidptr(number), emit
 
 
-_pointer: Any = intrinsic(_to_pointer)
+pointer: Any = intrinsic(_to_pointer)
 
 
 @njit(**_options)
 def fetch(at, size, out):
     """Copy not negative integers of `size` bytes from an address into an array."""
     if size == 1:
-        _copy(carray(_pointer(at), len(out), np.uint8), out)
+        _copy(carray(pointer(at), len(out), np.uint8), out)
     elif size == 2:
-        _copy(carray(_pointer(at), len(out), np.uint16), out)
+        _copy(carray(pointer(at), len(out), np.uint16), out)
     elif size == 4:
-        _copy(carray(_pointer(at), len(out), np.uint32), out)
+        _copy(carray(pointer(at), len(out), np.uint32), out)
     else:
-        _copy(carray(_pointer(at), len(out), np.int64), out)
+        _copy(carray(pointer(at), len(out), np.int64), out)
 
 
 @njit(**_options)
@@ -103,9 +103,9 @@ def largest_gene(places):
     for c in range(len(places)):
         at, size, number = places[c, 0], places[c, 2], places[c, 4]
         if size == 2:
-            for gene in carray(_pointer(at), number, np.uint16):
+            for gene in carray(pointer(at), number, np.uint16):
                 largest = max(largest, np.int64(gene))
         else:
-            for gene in carray(_pointer(at), number, np.uint32):
+            for gene in carray(pointer(at), number, np.uint32):
                 largest = max(largest, np.int64(gene))
     return largest

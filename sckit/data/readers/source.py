@@ -15,7 +15,7 @@ import pandas as pd
 from sckit.data.readers.hdf5 import readable
 from sckit.data.readers.log1p import counts_from_log1p, scaled_sums, target_sums
 from sckit.data.readers.names import GeneTable, without_genome
-from sckit.data.views import Csr, as_matrix, cell_of_entry, indptr_of
+from sckit.data.views import Csr, as_matrix, cell_of_entry, indptr_of, row_sums
 from sckit.errors import DataError
 from sckit.kernels.counts_reference import TARGET_SUM
 
@@ -183,24 +183,27 @@ class Source(ABC):
         return min(last, max(int(fits), first + 1))
 
     def _block(self, first: int, indptr: np.ndarray, features: np.ndarray, values: np.ndarray) -> CountsBlock:
+        from sckit.kernels.clean_numba import cleaned  # slow to load
+
         indptr = indptr.astype(np.int64, copy=False)
-        if len(features) and not 0 <= int(features.min()) <= int(features.max()) < len(self._gene_of_feature):
-            worst = features.max() if features.min() >= 0 else features.min()
-            raise DataError(f"{self.path} is corrupt: an entry names feature {worst} of {len(self._gene_of_feature)}.")
-        genes = self._gene_of_feature[features]
         cells = slice(first, first + len(indptr) - 1)
         obs = self.obs.iloc[cells]
         outside = None if self.totals is None else self.totals[cells]
         recovered = np.ones(len(obs), dtype=bool)
-        if self._targets is not None:
-            targets = self._targets[cells]
-            values, outside, recovered = counts_from_log1p(indptr, values, outside, targets, obs.index, self.path)
-        counts = self._whole_counts(values, indptr, obs.index)
-        entries = indptr, genes, counts
-        indptr, genes, counts = tidy(*entries)
-        if self.from_log1p and len(genes) < np.count_nonzero((entries[2] > 0) & (entries[1] >= 0)):
-            raise DataError(f"{self.path} holds two logarithms for one gene of one cell; export it with one.")
-        own = row_sums(indptr, counts)
+        found = None if self.from_log1p else cleaned((indptr, features, values), self._gene_of_feature)
+        if found is not None:
+            (indptr, genes, counts), own = found
+        else:
+            genes = self._genes_of(features)
+            if self._targets is not None:
+                targets = self._targets[cells]
+                values, outside, recovered = counts_from_log1p(indptr, values, outside, targets, obs.index, self.path)
+            counts = self._whole_counts(values, indptr, obs.index)
+            entries = indptr, genes, counts
+            indptr, genes, counts = tidy(*entries)
+            if self.from_log1p and len(genes) < np.count_nonzero((entries[2] > 0) & (entries[1] >= 0)):
+                raise DataError(f"{self.path} holds two logarithms for one gene of one cell; export it with one.")
+            own = row_sums(indptr, counts)
         if outside is not None and ((own > outside) & (outside >= 0)).any():
             row = int(np.argmax((own > outside) & (outside >= 0)))
             raise DataError(
@@ -210,6 +213,12 @@ class Source(ABC):
             )
         n_genes = np.diff(indptr) if self.n_genes is None else self.n_genes[cells]
         return CountsBlock(indptr, genes, counts, obs, own if outside is None else outside, n_genes, recovered)
+
+    def _genes_of(self, features: np.ndarray) -> np.ndarray:
+        if len(features) and not 0 <= int(features.min()) <= int(features.max()) < len(self._gene_of_feature):
+            worst = features.max() if features.min() >= 0 else features.min()
+            raise DataError(f"{self.path} is corrupt: an entry names feature {worst} of {len(self._gene_of_feature)}.")
+        return self._gene_of_feature[features]
 
     def _whole_counts(self, values: np.ndarray, indptr: np.ndarray, cells: Sequence[Any] | pd.Index) -> np.ndarray:
         if values.dtype.kind not in "iufb":
@@ -264,14 +273,6 @@ def nonzero_rows(rows: np.ndarray) -> Csr:
     """Return the nonzero entries of dense rows [C, F]: (indptr, features, values)."""
     cells, features = np.nonzero(rows)
     return indptr_of(np.bincount(cells, minlength=len(rows))), features, rows[cells, features]
-
-
-def row_sums(indptr: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Return the counts of each cell: [C] int64."""
-    filled = np.flatnonzero(np.diff(indptr))  # reduceat gives an empty cell the next cell's first entry
-    sums = np.zeros(len(indptr) - 1, np.int64)
-    sums[filled] = np.add.reduceat(counts, indptr[filled], dtype=np.int64)
-    return sums
 
 
 def _is_no_label(column: pd.Series) -> bool:
