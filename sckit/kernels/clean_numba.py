@@ -1,5 +1,7 @@
 """Counts as files hold them, checked and renumbered, where nothing has to be sorted: the common case, in one pass."""
 
+from typing import NamedTuple
+
 import numpy as np
 from numba import njit
 from numba.np.numpy_support import carray
@@ -9,6 +11,13 @@ from sckit.kernels.located_numba import address, fetch, pointer
 
 _KINDS = ("u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f4", "f8")
 _options = {"nogil": True, "cache": True, "error_model": "numpy"}
+
+
+class Places(NamedTuple):
+    """Where ids stand among those that are known: `table` [width] int32 from the id `first` on, -1 for no place."""
+
+    first: int
+    table: np.ndarray
 
 
 def cleaned(csr: Csr, gene_of_feature: np.ndarray) -> tuple[Csr, np.ndarray] | None:
@@ -50,11 +59,58 @@ def taken(csr: Csr, kept: np.ndarray, gene_of_gene: np.ndarray) -> Csr | None:
     return found[0], found[1][:number], found[2][:number]
 
 
+def grouped(
+    cells: np.ndarray, genes: np.ndarray, values: np.ndarray, of_cell: Places, of_gene: Places, n_cells: int
+) -> Csr | str:
+    """Return entries in any order as CSR, those of a cell in the order in which they come; genes are int32.
+
+    cells, genes: int64 [nnz], the ids of the cell and the gene of each entry; values: [nnz], numbers of this machine.
+    Where an id has no place, return which it is: "cell" or "gene".
+    """
+    bits = values.view(f"u{values.dtype.itemsize}")
+    indptr = np.zeros(n_cells + 1, np.int64)
+    if not _count_cells(cells, *of_cell, indptr):
+        return "cell"
+    found = np.empty(len(genes), np.int32), np.empty_like(bits)
+    if not _group(cells, genes, bits, *of_cell, *of_gene, indptr[:-1].copy(), *found):
+        return "gene"
+    return indptr, found[0], found[1].view(values.dtype)
+
+
 @njit(**_options)
 def count_genes(genes, of_gene):
     """Add the number of entries of each gene to of_gene, int64 [G]."""
     for gene in genes:
         of_gene[gene] += 1
+
+
+@njit(**_options)
+def _count_cells(cells, first, table, indptr):
+    """Fill indptr; return False where a cell has no place."""
+    for number in cells:
+        at = number - first
+        place = table[at] if 0 <= at < len(table) else -1
+        if place < 0:
+            return False
+        indptr[place + 1] += 1
+    for c in range(1, len(indptr)):
+        indptr[c] += indptr[c - 1]
+    return True
+
+
+@njit(**_options)
+def _group(cells, genes, bits, first_cell, cell_table, first_gene, gene_table, following, out_genes, out_bits):
+    """Fill the outputs, the next entry of a cell at `following`; return False where a gene has no place."""
+    for i in range(len(cells)):
+        at = genes[i] - first_gene
+        gene = gene_table[at] if 0 <= at < len(gene_table) else -1
+        if gene < 0:
+            return False
+        cell = cell_table[cells[i] - first_cell]
+        to = following[cell]
+        out_genes[to], out_bits[to] = gene, bits[i]
+        following[cell] = to + 1
+    return True
 
 
 @njit(**_options)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from sckit.data.readers.source import tidy
 from sckit.data.views import row_sums
-from sckit.kernels.clean_numba import cleaned, count_genes, taken
+from sckit.kernels.clean_numba import Places, cleaned, count_genes, grouped, taken
 
 FEATURES = 12
 GENE_OF_FEATURE = np.array([0, 1, 2, -1, 3, 4, 5, 6, -1, 7, 8, 9], np.int32)
@@ -90,3 +90,26 @@ def test_genes_in_another_order_are_left_to_numpy():
     csr = np.array([0, 2]), np.array([0, 1], np.int32), np.array([1, 2], np.uint32)
     assert taken(csr, np.array([True]), np.array([1, 0], np.int32)) is None
     assert taken(csr, np.array([False]), np.array([1, 0], np.int32)) is not None
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int8, np.uint16])
+def test_entries_in_any_order_are_grouped_by_cell(rng, kind):
+    n_cells, first_cell, first_gene = 7, 100, -5
+    cell_table, gene_table = rng.permutation(n_cells).astype(np.int32), rng.permutation(20).astype(np.int32)
+    cells, genes = rng.integers(0, n_cells, 60), rng.integers(0, 20, 60)
+    values = rng.integers(0, 99, 60).astype(kind)
+    places = Places(first_cell, cell_table), Places(first_gene, gene_table)
+    indptr, found_genes, found = grouped(cells + first_cell, genes + first_gene, values, *places, n_cells)
+    order = np.argsort(cell_table[cells], kind="stable")
+    np.testing.assert_array_equal(indptr, np.concatenate([[0], np.cumsum(np.bincount(cell_table[cells], minlength=7))]))
+    np.testing.assert_array_equal(found_genes, gene_table[genes[order]])
+    np.testing.assert_array_equal(found, values[order])
+    assert found.dtype == kind
+
+
+@pytest.mark.parametrize("number", [-1, 0, 3, 4, 2**40])
+def test_ids_without_a_place_are_told(number):
+    some, all_of_them = Places(0, np.array([-1, 0, 1, -1], np.int32)), Places(-1, np.arange(6, dtype=np.int32))
+    wrong, right, values = np.array([1, number]), np.array([1, 2]), np.ones(2)
+    assert grouped(wrong, right, values, some, all_of_them, 6) == "cell"
+    assert grouped(right, wrong, values, all_of_them, some, 6) == "gene"

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -18,8 +18,11 @@ from sckit.data.readers.names import contradictions, gene_table
 from sckit.data.readers.pushdown import ObsQuery
 from sckit.data.readers.remote import Address, attempt, tiledb_config
 from sckit.data.readers.source import DENSE_VALUES, Source, nonzero_rows, other_matrices
-from sckit.data.views import Csr, indptr_of
+from sckit.data.views import Csr
 from sckit.errors import DataError
+
+if TYPE_CHECKING:
+    from sckit.kernels.clean_numba import Places
 
 _CELLS_PER_BLOCK = 1024
 _CELLS_PER_READ = 8192
@@ -112,20 +115,19 @@ class Soma(Source):
         return handle.ms[self._measurement].X[self._layer]
 
     def _sparse_rows(self, handle: Any, first: int, last: int) -> Csr:
+        from sckit.kernels.clean_numba import grouped  # slow to load
+
         ids = self._obs_ids[first:last]
         contiguous = ids[-1] - ids[0] == len(ids) - 1
         wanted = (slice(int(ids[0]), int(ids[-1])) if contiguous else ids,)
         table = attempt(lambda: self._matrix(handle).read(wanted).tables().concat(), self.path)
-        cells = _places(ids, table["soma_dim_0"].to_numpy())
-        genes = _places(self._var_ids, table["soma_dim_1"].to_numpy())
-        if cells is None or genes is None:
-            what = "cell that was not asked for" if cells is None else "gene that var does not have"
+        cells, of_cell = _places(ids, table["soma_dim_0"].to_numpy())
+        genes, of_gene = _places(self._var_ids, table["soma_dim_1"].to_numpy())
+        found = grouped(cells, genes, table["soma_data"].to_numpy(), of_cell, of_gene, len(ids))
+        if isinstance(found, str):
+            what = "cell that was not asked for" if found == "cell" else "gene that var does not have"
             raise DataError(f"{self.path} is corrupt: {self.unit} has an entry for a {what}.")
-        values = table["soma_data"].to_numpy()
-        if (np.diff(cells) < 0).any():
-            order = np.argsort(cells.astype(np.min_scalar_type(len(ids))), kind="stable")  # by radix if it is narrow
-            genes, values = genes[order], values[order]
-        return indptr_of(np.bincount(cells, minlength=len(ids))), genes, values
+        return found
 
     def _dense_rows(self, handle: Any, first: int, last: int) -> Csr:
         ids = self._obs_ids[first:last]
@@ -140,19 +142,17 @@ class Soma(Source):
         return nonzero_rows(np.concatenate(attempt(read, self.path))[:, self._var_ids - self._var_ids[0]])
 
 
-def _places(known: np.ndarray, wanted: np.ndarray) -> np.ndarray | None:
-    """Return where each wanted number stands among the known ones, which rise; None where one is not there."""
+def _places(known: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, Places]:
+    """Return ids [N], and where each stands among the known ones, which rise."""
+    from sckit.kernels.clean_numba import Places  # slow to load
+
     width = int(known[-1] - known[0]) + 1
-    if width > _WIDEST_TABLE:
-        places = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
-        return places if np.array_equal(known[places], wanted) else None
-    at = wanted - known[0]
-    if len(at) and not 0 <= at.min() <= at.max() < width:
-        return None
+    if width > _WIDEST_TABLE:  # places take the part of ids
+        at = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
+        return np.where(known[at] == wanted, at, -1), Places(0, np.arange(len(known), dtype=np.int32))
     table = np.full(width, -1, np.int32)
     table[known - known[0]] = np.arange(len(known))
-    places = table[at]
-    return places if not len(places) or places.min() >= 0 else None
+    return wanted, Places(int(known[0]), table)
 
 
 def _by_join_id(table: pd.DataFrame) -> pd.DataFrame:

@@ -7,6 +7,7 @@ import pytest
 
 from sckit.data.readers.soma import _places
 from sckit.errors import ConfigError, DataError
+from sckit.kernels.clean_numba import Places
 
 N_CELLS, N_GENES = 7, 5
 
@@ -131,21 +132,27 @@ def test_counts_of_cells_that_obs_does_not_have_are_refused(tmp_path, known, ope
         open_source(path)
 
 
+def places(known, wanted):
+    ids, (first, table) = _places(known, wanted)
+    return [int(table[i - first]) if 0 <= i - first < len(table) else -1 for i in ids.tolist()]
+
+
 @pytest.mark.parametrize("step", [1, 7, 2**40])
 def test_join_ids_are_found_however_far_they_lie_apart(step):
     known = np.array([2, 3, 5]) * step
-    np.testing.assert_array_equal(_places(known, known[[2, 0, 0, 1]]), [2, 0, 0, 1])
-    assert not len(_places(known, known[:0]))
-    for other in (0, 4 * step, 6 * step):
-        assert _places(known, np.array([known[1], other])) is None
+    assert places(known, known[[2, 0, 0, 1]]) == [2, 0, 0, 1]
+    assert places(known, known[:0]) == []
+    assert places(known, np.array([known[1], 0, 4 * step, 6 * step])) == [1, -1, -1, -1]
 
 
 def test_entries_of_a_cell_that_was_not_asked_for_are_refused(tmp_path, known, open_source, monkeypatch):
     source = open_source(write_sparse(tmp_path / "x", known, list("ABCDE")))
     found = np.array([0, 3, 140_000_000_000_000])  # as TileDB gives from a damaged fragment
-    assert _places(np.arange(5), found) is None
+    assert places(np.arange(5), found) == [0, 3, -1]
+    cells = Places(3, np.arange(2, dtype=np.int32))
     monkeypatch.setattr(
-        "sckit.data.readers.soma._places", lambda known, wanted: None if len(known) == N_CELLS else wanted
+        "sckit.data.readers.soma._places",
+        lambda known, wanted: (wanted, cells) if len(known) == N_CELLS else _places(known, wanted),
     )
     with pytest.raises(DataError, match="is corrupt: X layer 'data' has an entry for a cell that was not asked for"):
         list(source.blocks())
