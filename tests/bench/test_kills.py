@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # a dozen processes, one after the other
+
 ROOT = Path(__file__).parents[2]
 DISTURB = """
 import json, sys
