@@ -17,6 +17,15 @@ NO_CHOSEN_GENE = "cells without a count in the kept genes"
 NOT_RECOVERED = "cells whose counts log1p does not tell (fewer than 20 genes, or one smallest value)"
 
 
+def remedy(reasons: str) -> str:
+    """Say what to do where no cell is left, for these reasons."""
+    if "cells of assay" in reasons:
+        return "keep them with --assay any"
+    if NOT_RECOVERED in reasons:
+        return "give the totals with --totals"
+    return "loosen the filters" if any(word in reasons for word in ("fewer", "more", "outside")) else "give others"
+
+
 @dataclass(frozen=True)
 class StreamPosition:
     """Where in the sources reading goes on: a cell of one of them."""

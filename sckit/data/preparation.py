@@ -16,7 +16,7 @@ import pandas as pd
 
 from sckit.config.prepare import PrepareConfig
 from sckit.data.ahead import ahead
-from sckit.data.cell_stream import NOT_RECOVERED, CellStream, KeptCells, StreamPosition
+from sckit.data.cell_stream import CellStream, KeptCells, StreamPosition, remedy
 from sckit.data.filters import KEPT, GeneMoments, QualityRules, added_up, drop_counts, highly_variable
 from sckit.data.genes import Vocabulary, join_genes, listed_genes, vocabulary_hash
 from sckit.data.labels import cells_by_assay
@@ -92,7 +92,7 @@ class Preparation:
         """The segments that this preparation reads; by default all."""
         self.rows = np.zeros(0, np.int64)
         """[C] int64: row of each cell of the finished store among the cells of all inputs."""
-        self._lines_not_found = 0
+        self._lines_not_found, self._is_ended = 0, False
         small = self._stream.n_cells < _CELLS_TO_COMPRESS
         self.layout = config.layout if config.layout != "auto" else MAPPED if small else COMPACT
 
@@ -173,11 +173,13 @@ class Preparation:
     def write_shards(self, vocabulary: Vocabulary) -> list[FinishedShard]:
         """Write the shards that are missing; the last entry is the tail of the stream and may have no cells."""
         shards = finished_shards(self.folder)
-        with closing(
-            ahead(self._filled(vocabulary, shards[-1].following if shards else self.segments[self.stretch.start]))
-        ) as filled:
-            for shard in filled:
-                shards.append(shard.close(self.folder, len(shards)))
+        start = shards[-1].following if shards else self.segments[self.stretch.start]
+        with closing(ahead(self._filled(vocabulary, start))) as filled:
+            try:
+                for shard in filled:
+                    shards.append(shard.close(self.folder, len(shards)))
+            finally:  # what fills shards on another thread ends with the block that it reads
+                self._is_ended = True
         return shards
 
     def _filled(self, vocabulary: Vocabulary, start: StreamPosition) -> Generator[OpenShard]:
@@ -185,6 +187,8 @@ class Preparation:
         new = partial(OpenShard, len(vocabulary), (len(self._sources), len(self._stream.reasons) + 1), self.layout)
         shard = new()
         for kept in self._read(vocabulary, start):
+            if self._is_ended:
+                return
             shard.add(kept)
             is_full = shard.n_cells >= self.config.cells_per_shard or shard.nonzeros >= _ENTRIES_PER_SHARD
             if is_full or (shard.n_cells and kept.following in self.segments):
@@ -285,15 +289,9 @@ class Preparation:
         }
 
     def _refuse_empty(self, lost: dict[str, int]) -> None:
-        reasons, advice = ", ".join(f"{n} {reason}" for reason, n in lost.items()), "give others"
-        if "cells of assay" in reasons:
-            advice = "keep them with --assay any"
-        elif NOT_RECOVERED in reasons:
-            advice = "give the totals with --totals"
-        elif any(word in reasons for word in ("fewer", "more", "outside")):
-            advice = "loosen the filters"
+        reasons = ", ".join(f"{n} {reason}" for reason, n in lost.items())
         n_cells = self._stream.n_cells + sum(sum(source.left_out.values()) for source in self._sources)
-        raise DataError(f"No cell is left of {n_cells}: {reasons}; {advice}.")
+        raise DataError(f"No cell is left of {n_cells}: {reasons}; {remedy(reasons)}.")
 
     def _say(self, position: StreamPosition, what: str) -> None:
         done = self._stream.cells_before(position)

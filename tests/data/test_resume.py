@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import anndata
@@ -14,6 +15,7 @@ import pytest
 import scipy.sparse
 
 from sckit.config.prepare import PrepareConfig
+from sckit.data.preparation import Preparation
 from sckit.data.prepare import prepare
 from sckit.data.shards import OpenShard
 from sckit.data.store import open_store
@@ -114,6 +116,7 @@ def test_a_killed_prepare_continues_byte_for_byte(tmp_path, rng, write_h5ad, fol
 MEASURE = """
 import sys
 from sckit.config.prepare import PrepareConfig
+from sckit.data.preparation import Preparation
 from sckit.data.prepare import prepare
 report = prepare([sys.argv[1]], sys.argv[2], config=PrepareConfig(cells_per_shard=8192)).report
 print(report["peak_rss_bytes"], report["cells"])
@@ -176,6 +179,30 @@ def test_a_kill_at_an_odd_moment_is_gone_on_from(tmp_path, monkeypatch, moment, 
     prepare([source], tmp_path / "s.sckit", config=config)
     prepare([source], tmp_path / "straight.sckit", config=config)
     assert folder_bytes(tmp_path / "s.sckit") == folder_bytes(tmp_path / "straight.sckit")
+
+
+def test_an_interrupt_while_a_shard_is_written_ends_the_reading(tmp_path, monkeypatch, write_h5ad):
+    source, real, read = write_h5ad(tmp_path / "x.h5ad"), Preparation._read, []
+
+    def slow(self, vocabulary, start):
+        first = next(iter(real(self, vocabulary, start)))
+        yield first
+        nothing = {name: getattr(first, name)[:0] for name in ("codes", "rows", "genes", "counts", "totals", "n_genes")}
+        for _ in range(300):
+            time.sleep(0.01)
+            read.append(replace(first, indptr=first.indptr[:1], **nothing))
+            yield read[-1]
+
+    def interrupted(*_):
+        while not read:  # the next shard is being filled
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Preparation, "_read", slow)
+    monkeypatch.setattr("sckit.data.preparation.OpenShard.close", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prepare([source], tmp_path / "s.sckit", config=PrepareConfig(cells_per_shard=4))
+    assert 1 <= len(read) < 100
 
 
 def test_a_kill_right_after_a_store_got_its_name_leaves_nothing_to_clear_up(
