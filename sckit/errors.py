@@ -51,6 +51,10 @@ class StoppedError(SckitError):
     exit_code = 143
 
 
+class Terminated(BaseException):
+    """SIGTERM has come. As KeyboardInterrupt, it is no error that anything on the way may take for one of a file."""
+
+
 def no_room(error: BaseException) -> bool:
     """Return whether a file could not be written because the disk, a quota or a limit on the size of files is full."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sckit.config.options import Option, options, sentences
-from sckit.errors import LostProcessError, SckitError, StoppedError, WriteError, no_room, said
+from sckit.errors import LostProcessError, SckitError, StoppedError, Terminated, WriteError, no_room, said
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -92,12 +92,11 @@ def _ended_by_signals() -> Iterator[None]:
         return
 
     def stop(_number: int, _frame: FrameType | None) -> None:
-        message = "stopped by SIGTERM."
-        raise StoppedError(message)
+        raise Terminated
 
     def dropped(unraisable: Any) -> None:
         """Send a signal again: Python drops what its handler raises in a callback, such as those of h5py."""
-        numbers = {StoppedError: signal.SIGTERM, KeyboardInterrupt: signal.SIGINT}
+        numbers = {Terminated: signal.SIGTERM, KeyboardInterrupt: signal.SIGINT}
         if (number := numbers.get(unraisable.exc_type)) is None:
             report(unraisable)
         else:
@@ -107,6 +106,9 @@ def _ended_by_signals() -> Iterator[None]:
     sys.unraisablehook = dropped
     try:
         yield
+    except Terminated:
+        message = "stopped by SIGTERM."
+        raise StoppedError(message) from None
     finally:
         signal.signal(signal.SIGTERM, before)
         sys.unraisablehook = report
@@ -119,7 +121,7 @@ def goes_on(how: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"; {how}") from None
-    except StoppedError:
+    except (StoppedError, Terminated):
         raise StoppedError(f"stopped by SIGTERM; {how}.") from None
 
 

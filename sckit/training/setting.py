@@ -17,7 +17,7 @@ from sckit.data.manifest import MANIFEST
 from sckit.data.prepare import open_or_prepare
 from sckit.data.split import HELD_OUT, TRAIN, VALIDATION, run_vocabulary, split_cells
 from sckit.data.store import Store
-from sckit.errors import ConfigError, DataError, StoppedError, WriteError, no_room
+from sckit.errors import ConfigError, DataError, StoppedError, Terminated, WriteError, no_room
 from sckit.files import checksum, flush, system_errors, to_json, write_json
 from sckit.model.closed_forms import ClosedForms
 from sckit.training.baselines import cross_fits, offset_forms
@@ -70,7 +70,7 @@ def removed_or_resumed(path: Path, *, remove: bool = True) -> Iterator[None]:
             if not any((path / name).is_file() for name in ("config.toml", FOLDS)):  # it is no run yet
                 how = "run the command again"
             raise
-    except StoppedError as error:
+    except (StoppedError, Terminated) as error:
         raise StoppedError(f"stopped before training began; {how}.") from error
     except WriteError as error:
         raise WriteError(path, error.error, how) from error
