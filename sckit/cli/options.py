@@ -59,6 +59,8 @@ def command_of(*configs: type | tuple[Any, ...]) -> Callable[[Command], Callable
             except KeyboardInterrupt as error:
                 typer.echo(f"Interrupted{error}.", err=True)
                 raise typer.Exit(130) from None
+            except Terminated:
+                raise _failed(StoppedError("stopped by SIGTERM."), debug=debug) from None
             except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
                 raise
             except Exception as error:
@@ -106,9 +108,6 @@ def _ended_by_signals() -> Iterator[None]:
     sys.unraisablehook = dropped
     try:
         yield
-    except Terminated:
-        message = "stopped by SIGTERM."
-        raise StoppedError(message) from None
     finally:
         signal.signal(signal.SIGTERM, before)
         sys.unraisablehook = report

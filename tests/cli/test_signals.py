@@ -8,12 +8,26 @@ import pytest
 from typer.testing import CliRunner
 
 from sckit.cli.app import app
+from sckit.errors import DataError
 
 
 def end_by(number):
     def end(*arguments, **options):
         os.kill(os.getpid(), number)
         signal.sigtimedwait([], 1)  # a moment for the signal to be heard
+
+    return end
+
+
+def end_in_a_reader_by(number):
+    """Where any error is taken for one of a file."""
+
+    def end(*arguments, **options):
+        try:
+            end_by(number)()
+        except Exception as error:
+            message = "the file cannot be read."
+            raise DataError(message) from error
 
     return end
 
@@ -32,7 +46,7 @@ def end_in_a_callback_by(number):
     return end
 
 
-@pytest.mark.parametrize("end", [end_by, end_in_a_callback_by])
+@pytest.mark.parametrize("end", [end_by, end_in_a_reader_by, end_in_a_callback_by])
 @pytest.mark.parametrize(
     ("number", "code", "sentence"),
     [
@@ -52,6 +66,13 @@ def test_a_signal_is_one_sentence(monkeypatch, tmp_path, end, number, code, sent
     assert result.exit_code == code
     assert result.stderr.strip().splitlines()[-1] == sentence
     assert "Traceback" not in result.stderr
+
+
+def test_a_signal_outside_of_what_says_how_to_go_on_is_a_sentence_too(monkeypatch, tmp_path):
+    monkeypatch.setattr("sckit.data.store.open_store", end_by(signal.SIGTERM))
+    result = CliRunner().invoke(app, ["info", str(tmp_path / "s.sckit")])
+    assert result.exit_code == 143
+    assert result.stderr.strip().splitlines() == ["Error: stopped by SIGTERM."]
 
 
 def test_the_signal_means_what_it_did_afterwards(tmp_path):
