@@ -7,7 +7,7 @@ from numba import njit
 from numba.np.numpy_support import carray
 
 from sckit.kernels.counts_reference import Csr
-from sckit.kernels.located_numba import address, fetch, pointer
+from sckit.kernels.located_numba import address, copy_numbers, fetch, pointer
 
 _KINDS = ("u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f4", "f8")
 _options = {"nogil": True, "cache": True, "error_model": "numpy"}
@@ -30,7 +30,9 @@ def cleaned(csr: Csr, gene_of_feature: np.ndarray) -> tuple[Csr, np.ndarray] | N
     """
     indptr, features, values = csr[0], *map(np.ascontiguousarray, csr[1:])
     kind, lengths = values.dtype.str[1:], np.diff(indptr)
-    native = features.dtype.isnative and values.dtype.isnative and features.dtype.kind in "iu"
+    # `fetch` takes negative features for large ones, which in 1 or 2 bytes may be features that there are.
+    known = features.dtype.kind == "u" or features.dtype in (np.int32, np.int64)
+    native = known and features.dtype.isnative and values.dtype.isnative
     whole = indptr[0] == 0 and indptr[-1] == len(features) == len(values) and bool((lengths >= 0).all())
     if not (native and whole and kind in _KINDS):
         return None
@@ -114,35 +116,29 @@ def _group(cells, genes, bits, first_cell, cell_table, first_gene, gene_table, f
 
 
 @njit(**_options)
-def _copy(numbers, out):
-    for i in range(len(out)):
-        out[i] = numbers[i]
-
-
-@njit(**_options)
 def _fetch_values(at, kind, out):
     """Copy numbers of a kind from an address into float64, which holds all whole numbers that are counts."""
     number = len(out)
     if kind == 0:
-        _copy(carray(pointer(at), number, np.uint8), out)
+        copy_numbers(carray(pointer(at), number, np.uint8), out)
     elif kind == 1:
-        _copy(carray(pointer(at), number, np.uint16), out)
+        copy_numbers(carray(pointer(at), number, np.uint16), out)
     elif kind == 2:
-        _copy(carray(pointer(at), number, np.uint32), out)
+        copy_numbers(carray(pointer(at), number, np.uint32), out)
     elif kind == 3:
-        _copy(carray(pointer(at), number, np.uint64), out)
+        copy_numbers(carray(pointer(at), number, np.uint64), out)
     elif kind == 4:
-        _copy(carray(pointer(at), number, np.int8), out)
+        copy_numbers(carray(pointer(at), number, np.int8), out)
     elif kind == 5:
-        _copy(carray(pointer(at), number, np.int16), out)
+        copy_numbers(carray(pointer(at), number, np.int16), out)
     elif kind == 6:
-        _copy(carray(pointer(at), number, np.int32), out)
+        copy_numbers(carray(pointer(at), number, np.int32), out)
     elif kind == 7:
-        _copy(carray(pointer(at), number, np.int64), out)
+        copy_numbers(carray(pointer(at), number, np.int64), out)
     elif kind == 8:
-        _copy(carray(pointer(at), number, np.float32), out)
+        copy_numbers(carray(pointer(at), number, np.float32), out)
     else:
-        _copy(carray(pointer(at), number, np.float64), out)
+        copy_numbers(carray(pointer(at), number, np.float64), out)
 
 
 @njit(**_options)

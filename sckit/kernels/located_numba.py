@@ -37,7 +37,7 @@ def located(csr: Csr) -> Located:
 
 
 def places_of(entries: np.ndarray | tuple[int, ...], begin: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """Return the places of cells that begin and end [C] within entries of an `address`, one or one for each: [C, 4]."""
+    """Return `places` of cells that begin and end [C] within entries of an `address`: one for all, or [C, 4]."""
     addresses = np.broadcast_to(np.asarray(entries, np.int64), (len(begin), 4))
     places = np.empty((len(begin), 5), np.int64)
     places[:, :4] = addresses
@@ -62,19 +62,20 @@ pointer: Any = intrinsic(_to_pointer)
 def fetch(at, size, out):
     """Copy not negative integers of `size` bytes from an address into an array."""
     if size == 1:
-        _copy(carray(pointer(at), len(out), np.uint8), out)
+        copy_numbers(carray(pointer(at), len(out), np.uint8), out)
     elif size == 2:
-        _copy(carray(pointer(at), len(out), np.uint16), out)
+        copy_numbers(carray(pointer(at), len(out), np.uint16), out)
     elif size == 4:
-        _copy(carray(pointer(at), len(out), np.uint32), out)
+        copy_numbers(carray(pointer(at), len(out), np.uint32), out)
     else:
-        _copy(carray(pointer(at), len(out), np.int64), out)
+        copy_numbers(carray(pointer(at), len(out), np.int64), out)
 
 
 @njit(**_options)
-def _copy(integers, out):
-    for i in range(len(out)):  # compilers make vectors of this loop, and not of what numba makes of `out[:] = integers`
-        out[i] = integers[i]
+def copy_numbers(numbers, out):
+    """Copy numbers into an array of another type."""
+    for i in range(len(out)):  # compilers make vectors of this loop, and not of what numba makes of `out[:] = numbers`
+        out[i] = numbers[i]
 
 
 @njit(**_options)

@@ -41,6 +41,7 @@ def read(values, *bounds):
     return np.concatenate([listed.finish(*listed.start(low, high)) for low, high in bounds])
 
 
+@pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_parts_of_a_list_are_what_hdf5_reads(file, rng, inflated, kind, shuffle):
@@ -82,6 +83,16 @@ def test_chunks_that_were_never_written_or_skip_a_filter_are_read_by_hdf5(file, 
     assert len(inflated) == 1
 
 
+@pytest.fixture(params=["isal", "zlib"])
+def library(request, monkeypatch):
+    """What inflates: zlib where there is no isal."""
+    if request.param == "zlib":
+        monkeypatch.setattr(chunks, "isal_zlib", None)
+    elif chunks.isal_zlib is None:
+        pytest.skip("isal is not installed")
+
+
+@pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("content", [b"x", b"no deflated bytes", b"too few"])
 def test_a_damaged_chunk_is_an_error(file, tmp_path, content):
     values = file.create_dataset("a", data=np.arange(300), chunks=(100,), compression="gzip", shuffle=True)

@@ -56,6 +56,8 @@ def test_what_is_no_count_is_left_to_numpy(value, kind):
         pytest.param([0, 3], [0, 1, 1], [1, 1, 1], id="twice"),
         pytest.param([0, 3], [0, 1, FEATURES], [1, 1, 1], id="too-large"),
         pytest.param([0, 3], [0, 1, -1], [1, 1, 1], id="negative"),
+        pytest.param([0, 3], np.array([0, 1, 2], np.int8), [1, 1, 1], id="where-a-negative-feature-looks-like-255"),
+        pytest.param([0, 3], np.array([0, 1, 2], np.int16), [1, 1, 1], id="or-like-65535"),
         pytest.param([0, 3], np.array([0, 1, 2], ">i4"), [1, 1, 1], id="other-byte-order"),
         pytest.param([0, 3], [0, 1, 2], np.array([1, 1, 1], ">f4"), id="values-in-other-byte-order"),
         pytest.param([0, 3], [0, 1, 2], np.array([1, 1, 1], np.float16), id="float16"),
