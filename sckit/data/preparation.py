@@ -33,8 +33,8 @@ from sckit.data.shards import (
     fingerprint,
     finished_shards,
     read_json,
+    remove_records,
     reuse_or_begin,
-    tidy,
 )
 from sckit.data.store import Store
 from sckit.errors import DataError
@@ -123,7 +123,7 @@ class Preparation:
             self.out.replace(replaced)
         self.folder.replace(self.out)
         flush(self.out.parent)
-        tidy(self.out)
+        remove_records(self.out)
         if replaced.exists():
             shutil.rmtree(replaced)
 

@@ -16,7 +16,7 @@ from sckit.data.census import with_census
 from sckit.data.manifest import MANIFEST
 from sckit.data.parts import merge_parts, part_of, parts_folder, write_part
 from sckit.data.preparation import Preparation
-from sckit.data.shards import WORK, tidy
+from sckit.data.shards import WORK, remove_records
 from sckit.data.store import Store, open_store, size_bytes
 from sckit.errors import ConfigError, DataError, PartsError, UnreachableError, WriteError
 from sckit.locks import locked
@@ -51,7 +51,7 @@ def prepare(
     started_s = time.perf_counter()
     out = Path(out)
     with _lock_of(out):
-        tidy(out)
+        remove_records(out)
         refuse_existing(out, overwrite=overwrite)
         work = Preparation(*with_census(inputs, config or PrepareConfig()), out, on_event)
         with _kept_when_worth_it(work):
@@ -144,7 +144,7 @@ def open_or_prepare(
     config = PrepareConfig(**asdict(replace(reading, assay=reading.assay or assay)))
     if (out / MANIFEST).is_file():  # of an earlier process, which was killed after it had written the store
         with _lock_of(out):
-            tidy(out)
+            remove_records(out)
         store = open_store(out)
     else:
         store = prepare(data, out, config=config, on_event=on_event)

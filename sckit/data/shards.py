@@ -99,7 +99,7 @@ class OpenShard:
         return shard
 
 
-def tidy(out: Path) -> None:
+def remove_records(out: Path) -> None:
     """Remove the records from a finished store, also those that a kill right after it got its name has left there."""
     if (out / MANIFEST).is_file():
         shutil.rmtree(out / WORK, ignore_errors=True)

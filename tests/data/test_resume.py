@@ -209,7 +209,7 @@ def test_a_kill_right_after_a_store_got_its_name_leaves_nothing_to_clear_up(
     tmp_path, monkeypatch, write_h5ad, folder_bytes
 ):
     source = write_h5ad(tmp_path / "x.h5ad")
-    _kill_before(monkeypatch, "sckit.data.preparation.tidy")
+    _kill_before(monkeypatch, "sckit.data.preparation.remove_records")
     with pytest.raises(Killed):
         prepare([source], tmp_path / "s.sckit")
     assert open_store(tmp_path / "s.sckit").n_cells == 23
