@@ -29,7 +29,8 @@ from sckit.data.store import open_store
 store = open_store(sys.argv[1])
 cells, vocabulary = np.arange(store.n_cells), np.arange(store.n_genes, dtype=np.int32)
 packer = Packer(store, vocabulary, Hiding("uniform"))
-parts = [part for _, part in epoch_batches(cells, detected_in(store, vocabulary, cells), 32768, (0,))]
+lengths = detected_in(store, vocabulary, cells)
+parts = [part for _, part in epoch_batches(cells, store.chunks(cells), lengths, 32768, (0,))]
 seen = sum(len(batch.cells) for batch in packed(packer, parts, 1))
 assert seen == store.n_cells
 """

@@ -183,8 +183,16 @@ def pack_numpy(csr: Csr, totals: np.ndarray, vocabulary: np.ndarray, key: int, r
     order[np.repeat((offsets - before)[:-1], visible) + np.arange(len(shown))] = shown
     order[np.repeat(before[1:], np.diff(offsets) - visible) + np.arange(len(hidden))] = hidden
     values = _log_values(counts.take(at), offsets, totals).astype(np.float32)
-    packed = gene.take(at.take(order)), values.take(order), u.astype(np.float32).take(order)
-    return packed, offsets, visible, 0
+    smallest = np.full(len(totals), np.inf, np.float32)
+    seen = visible > 0
+    smallest[seen] = np.minimum.reduceat(values.take(shown), before[:-1][seen])
+    values = values.take(order)
+    is_hidden = (u < rate).take(order)
+    targets = np.flatnonzero(is_hidden)
+    truth = values.take(targets)
+    values[targets] = 0
+    tokens = gene.take(at.take(order)), values, is_hidden
+    return *tokens, offsets, visible, smallest, np.zeros(len(totals)), targets, truth
 
 
 def halve_numpy(csr: Csr, generator: np.random.Generator) -> Csr:

@@ -5,8 +5,9 @@ nothing depends on what else is in the batch, on the order of the cells or on wh
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from sckit.data.store import Store
 from sckit.data.views import CountsView, cell_of_entry, indptr_of
 from sckit.errors import ConfigError
 from sckit.kernels.count_law import counts_of
-from sckit.kernels.counts_numba import blank, pack, smallest_visible
+from sckit.kernels.counts_numba import pack
 from sckit.kernels.counts_reference import TARGET_SUM, Hide
 from sckit.kernels.hashing import entry_uniform, mix
 from sckit.kernels.located_numba import Located, located
@@ -55,17 +56,6 @@ class Hiding:
             draw = entry_uniform(self.key, cells, np.full(len(cells), _RATE_DRAW))
             return np.where(draw < WHOLE_SHARE, 1.0, (1.0 - draw) / (1.0 - WHOLE_SHARE))
         return np.full(len(cells), float(self.mask_rate))
-
-
-@dataclass(frozen=True, kw_only=True)
-class HidingOthers(Hiding):
-    """The same in all cells of a batch but the first ones, which show all of their values."""
-
-    whole: int
-
-    def rates(self, cells: np.ndarray) -> np.ndarray:
-        """Share hidden in each cell, float64 [C]."""
-        return np.where(np.arange(len(cells)) < self.whole, 0.0, super().rates(cells))
 
 
 @dataclass(frozen=True)
@@ -152,47 +142,52 @@ class Packer:
 
     def __call__(self, cells: np.ndarray) -> Batch:
         """Pack the cells (int64 [C]) into one batch."""
-        return self._packed(cells, self._located(cells))
+        return self.several([cells])[0]
 
     def several(self, parts: Sequence[np.ndarray]) -> list[Batch]:
         """Pack each part of the cells into a batch, which takes less time than one after the other."""
-        places, held = self._located(np.concatenate(parts))
-        ends = indptr_of([len(part) for part in parts])
-        return [
-            self._packed(part, Located(places[first:last], held))
-            for part, first, last in zip(parts, ends[:-1], ends[1:], strict=True)
-        ]
+        return self._packed(parts, self.hiding.rates(np.concatenate(parts)))
 
-    def _located(self, cells: np.ndarray) -> Located:
-        """Return where the counts of the cells lie."""
-        return self.view.located(cells) if isinstance(self.view, Store) else located(self.view.rows(cells))
-
-    def _packed(self, cells: np.ndarray, source: Located) -> Batch:
+    def _packed(self, parts: Sequence[np.ndarray], rates: np.ndarray) -> list[Batch]:
+        """Pack each part of the cells into a batch; rates: share hidden in each cell of all parts."""
+        cells = np.concatenate(parts)
         totals = self.view.totals(cells)
-        hide = Hide(self.hiding.key, self.hiding.rates(cells))
-        options = {"vocabulary": self.vocabulary, "max_genes": self.max_genes, "hashes": self.scored}
-        packed = pack(source, cells, totals, hide, **options)
-        hidden, targets, truth = blank(packed, SCORED_SHARE if self.scored else None)
-        values, offsets, visible = packed.values, packed.offsets, packed.visible
-        keys = visible if self.context == "visible" else np.diff(offsets)
-        batch = Batch(
-            cells=cells,
-            genes=packed.genes,
-            values=values,
-            hidden=hidden,
-            offsets=offsets,
-            keys=keys,
-            targets=targets,
-            truth=truth,
-            n_detected=keys.astype(np.int64),
-            totals=totals.astype(np.float64),
-            log_total=np.log(totals) if self.known_depth else revealed_log_total(values, offsets, visible),
-            context=self.context,
-            cut=packed.cut,
-        )
+        places, held = self.view.located(cells) if isinstance(self.view, Store) else located(self.view.rows(cells))
+        options = {"vocabulary": self.vocabulary, "max_genes": self.max_genes}
+        options["scored"] = SCORED_SHARE if self.scored else 1.0
+        spans = [slice(first, last) for first, last in pairwise(indptr_of([len(part) for part in parts]).tolist())]
+        packed = [
+            pack(Located(places[own], held), cells[own], totals[own], Hide(self.hiding.key, rates[own]), **options)
+            for own in spans
+        ]
+        if self.known_depth:
+            log_totals = np.log(totals)
+        else:
+            log_totals = revealed_log_total(
+                *(np.concatenate([getattr(one, name) for one in packed]) for name in ("smallest", "visible"))
+            )
+        batches = []
+        for own, one in zip(spans, packed, strict=True):
+            keys = one.visible if self.context == "visible" else np.diff(one.offsets)
+            batch = Batch(
+                cells=cells[own],
+                genes=one.genes,
+                values=one.values,
+                hidden=one.hidden,
+                offsets=one.offsets,
+                keys=keys,
+                targets=one.targets,
+                truth=one.truth,
+                n_detected=keys.astype(np.int64),
+                totals=totals[own].astype(np.float64),
+                log_total=log_totals[own],
+                context=self.context,
+                cut=int(one.left_out.sum()),
+            )
+            batches.append(batch)
         if self.neighbours is None or self.context == "visible":
-            return batch
-        return self._with_neighbours(batch, self.neighbours)
+            return batches
+        return [self._with_neighbours(batch, self.neighbours) for batch in batches]
 
     def _with_neighbours(self, batch: Batch, neighbours: Neighbours) -> Batch:
         """Add what the neighbours of its cells show; those that are not shown whole hide what this packer hides."""
@@ -201,8 +196,8 @@ class Packer:
         if groups is not None:
             whole &= groups[found] != groups[batch.cells][:, None]
         parts = np.unique(found[(found >= 0) & whole]), np.unique(found[(found >= 0) & ~whole])
-        hiding = HidingOthers(**asdict(self.hiding), whole=len(parts[0]))
-        others = replace(self, neighbours=None, scored=False, hiding=hiding)(np.concatenate(parts))
+        rates = np.concatenate([np.zeros(len(parts[0])), self.hiding.rates(parts[1])])
+        (others,) = replace(self, neighbours=None, scored=False)._packed([np.concatenate(parts)], rates)
         at, hiding_at = (np.searchsorted(part, found) for part in parts)
         places = np.where(found < 0, -1, np.where(whole, at, len(parts[0]) + hiding_at))
         return replace(batch, around=_tokens_around(batch, places, others))
@@ -232,14 +227,14 @@ def _tokens_around(batch: Batch, places: np.ndarray, others: Batch) -> Around:
     return Around(others, order, offsets.astype(np.int32), (batch.keys + more).astype(np.int32))
 
 
-def revealed_log_total(values: np.ndarray, offsets: np.ndarray, visible: np.ndarray) -> np.ndarray:
+def revealed_log_total(smallest: np.ndarray, visible: np.ndarray) -> np.ndarray:
     """Return the log of each cell's total counts as its visible values give it away, else NaN; float64 [C].
 
-    A count of one has the value v = log1p(10,000 / total), and the smallest of a few visible values is nearly always
-    a one; with fewer than eight visible values nothing is concluded.
+    smallest: float32 [C], of the visible values; visible: [C], how many there are. A count of one has the value
+    v = log1p(10,000 / total), and the smallest of a few visible values is nearly always a one; with fewer than eight
+    visible values nothing is concluded.
     """
     log_total = np.full(len(visible), np.nan)
     known = visible >= _MIN_VISIBLE_FOR_TOTAL
-    smallest = smallest_visible(values, offsets, visible)[known].astype(np.float64)
-    log_total[known] = np.log(TARGET_SUM) - np.log(np.expm1(smallest))
+    log_total[known] = np.log(TARGET_SUM) - np.log(np.expm1(smallest[known].astype(np.float64)))
     return log_total

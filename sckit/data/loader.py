@@ -12,7 +12,7 @@ from sckit.data.batch import Batch, Packer
 from sckit.data.views import CountsView, in_blocks, indptr_of
 
 _BLOCK_CELLS = 4096  # that are counted at once
-_BLOCK, _BUFFER = 64, 64  # neighbouring cells in a block, blocks that are mixed
+_STRETCH_CELLS = 4096  # that are mixed, of as many chunks as they are in
 _JOB_CELLS = 1024  # that a thread packs at a time, in as many batches as they are in
 
 Parts = list[tuple[int | None, np.ndarray]]
@@ -20,15 +20,21 @@ Parts = list[tuple[int | None, np.ndarray]]
 
 
 def epoch_batches(
-    cells: np.ndarray, lengths: np.ndarray, tokens: int, seed: tuple[int, ...], folds: np.ndarray | None = None
+    cells: np.ndarray,
+    chunks: np.ndarray,
+    lengths: np.ndarray,
+    tokens: int,
+    seed: tuple[int, ...],
+    folds: np.ndarray | None = None,
 ) -> Parts:
     """Return the training batches of one epoch, the same for the same seed.
 
-    cells: [C], rising; lengths: [cells of the store], tokens of each; folds: [C], fold of each of the cells. Where
-    there are folds, a batch has cells of one, and the batches of all folds are mixed as far as the cells are.
+    cells: [C], rising; chunks: [C], rising, the chunk of the store that each lies in; lengths: [cells of the store],
+    tokens of each; folds: [C], fold of each of the cells. Where there are folds, a batch has cells of one, and the
+    batches of all folds are mixed as far as the cells are.
     """
     generator = np.random.default_rng(seed)
-    order = shuffle(np.arange(len(cells)), generator)
+    order = shuffle(chunks, generator)
     if folds is None:
         return [(None, part) for part in batches_by_tokens(cells[order], lengths, tokens)]
     found: Parts = []
@@ -38,7 +44,7 @@ def epoch_batches(
         parts = batches_by_tokens(cells[order[places]], lengths, tokens)
         found += [(fold, part) for part in parts]
         ends += places[np.cumsum([len(part) for part in parts]) - 1].tolist()
-    stretch = np.array(ends) // (_BLOCK * _BUFFER)  # whose blocks are in memory at the same time
+    stretch = np.array(ends) // _STRETCH_CELLS  # whose chunks are in memory at the same time
     mixed = generator.permutation(len(found))
     return [found[i] for i in mixed[np.argsort(stretch[mixed], kind="stable")].tolist()]
 
@@ -63,15 +69,18 @@ def batches_by_tokens(cells: np.ndarray, lengths: np.ndarray, tokens: int) -> li
     return np.split(cells, np.flatnonzero(edges[1:] != edges[:-1]) + 1) if len(cells) else []
 
 
-def shuffle(cells: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Return the cells in a random order that reads the store in stretches.
+def shuffle(chunks: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Return the places 0..C of cells in a random order that reads the store in stretches.
 
-    Blocks of 64 neighbouring cells are permuted, then the cells within every 64 of these blocks.
+    chunks: [C], rising. The chunks are permuted, then the cells within every 4,096 cells of that order, cut between
+    chunks, so that a chunk is decoded for one stretch alone.
     """
-    blocks = np.array_split(cells, max(1, -(-len(cells) // _BLOCK)))
-    blocks = [blocks[i] for i in generator.permutation(len(blocks))]
-    groups = [np.concatenate(blocks[i : i + _BUFFER]) for i in range(0, len(blocks), _BUFFER)]
-    return np.concatenate([generator.permutation(group) for group in groups])
+    found = np.split(np.arange(len(chunks)), np.flatnonzero(np.diff(chunks)) + 1)
+    found = [found[i] for i in generator.permutation(len(found))]
+    sizes = [len(chunk) for chunk in found]
+    stretch = np.repeat(indptr_of(sizes)[:-1] // _STRETCH_CELLS, sizes)
+    parts = np.split(np.concatenate(found), np.flatnonzero(np.diff(stretch)) + 1)
+    return np.concatenate([generator.permutation(part) for part in parts])
 
 
 def detected_in(view: CountsView, vocabulary: np.ndarray, cells: np.ndarray) -> np.ndarray:

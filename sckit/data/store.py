@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from sckit.data.cell_table import CellTable
-from sckit.data.compact import CompactShard, Decoded
+from sckit.data.compact import CHUNK_CELLS, CompactShard, Decoded
 from sckit.data.genes import vocabulary_hash
 from sckit.data.labels import Labels
 from sckit.data.layouts import COMPACT, VERSIONS, DamagedError, MappedShard, Shard
@@ -143,6 +143,12 @@ class Store:
             places[positions] = found.places
             held.append(found.held)
         return Located(places, held)
+
+    def chunks(self, cells: np.ndarray) -> np.ndarray:
+        """Return the number [C] of the chunk that each cell lies in: up to 64 neighbours, of one shard."""
+        numbers, local = self._shards_of(cells)
+        before = indptr_of([-(-shard["cells"] // CHUNK_CELLS) for shard in self.manifest["shards"]])
+        return before[numbers] + local // CHUNK_CELLS
 
     def _shards_of(self, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the number of each cell's shard and its row there, int64 [C]."""

@@ -129,31 +129,22 @@ def _leave_out(genes, key, threshold, numbers):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _pack(
-    places,
-    cells,
-    totals,
-    key,
-    rates,
-    vocabulary,
-    thresholds,
-    out_gene,
-    out_value,
-    out_u,
-    offsets,
-    visible,
-):
-    """Fill the outputs cell by cell, and return how many entries were cut from cells over max_genes.
+def _pack(places, cells, totals, key, rates, below, vocabulary, thresholds, genes, values, hidden, of_cells, found):
+    """Fill the outputs cell by cell, and return the numbers of tokens and of targets.
 
-    Loops that do one thing each, because compilers make vectors of all but the last. out_u may be empty.
+    Loops that do one thing each, because compilers make vectors of all but one. of_cells: offsets, visible, smallest
+    and left_out; found: targets and truth. A target is a hidden token whose hash is less than `below`.
     """
-    left_out = 0
+    offsets, visible, smallest, left_out = of_cells
+    targets, truth = found
     longest = 0
     for c in range(len(cells)):
         longest = max(longest, places[c, 4])
     stored, counted = np.empty(longest, np.int32), np.empty(longest, np.uint32)
     of_gene, of_value, of_u = np.empty(longest, np.int32), np.empty(longest, np.float32), np.empty(longest)
-    table = np.empty(_TABLED)
+    ordered, table = np.empty(longest, np.float32), np.empty(_TABLED)
+    bits, smallest_bits = ordered.view(np.int32), smallest.view(np.int32)  # in the order of values, which are above 0
+    n_targets = 0
     for c in range(len(cells)):
         of_genes, of_counts, gene_bytes, count_bytes, number = places[c]
         own_genes, own_counts = stored[:number], counted[:number]
@@ -165,7 +156,7 @@ def _pack(
         for i in range(number):
             of_gene[i] = vocabulary[own_genes[i]]
         if thresholds[c] < 1.0:
-            left_out += _leave_out(own_genes, _cell_key(key + np.uint64(1), cells[c]), thresholds[c], of_gene)
+            left_out[c] = _leave_out(own_genes, _cell_key(key + np.uint64(1), cells[c]), thresholds[c], of_gene)
         scale = TARGET_SUM / totals[c]
         _table(scale, table)
         for i in range(number):
@@ -175,18 +166,37 @@ def _pack(
         for i in range(number):
             known += of_gene[i] >= 0
             shown += (of_gene[i] >= 0) & (of_u[i] >= rate)
-        visible[c], offsets[c + 1] = shown, offsets[c] + known
-        at, hidden = offsets[c], offsets[c] + shown  # where the next token goes
+        first = offsets[c]
+        visible[c], offsets[c + 1] = shown, first + known
+        at, at_hidden = 0, shown  # where the next token of the cell goes
         for i in range(number):
             if of_gene[i] >= 0:
                 is_hidden = of_u[i] < rate
-                to = hidden if is_hidden else at
-                out_gene[to], out_value[to] = of_gene[i], of_value[i]
-                if len(out_u):
-                    out_u[to] = of_u[i]
-                hidden += is_hidden
+                to = at_hidden if is_hidden else at
+                genes[first + to], ordered[to] = of_gene[i], of_value[i]
+                at_hidden += is_hidden
                 at += not is_hidden
-    return left_out
+        for j in range(shown):
+            values[first + j], hidden[first + j] = ordered[j], False
+        for j in range(shown, known):
+            values[first + j], hidden[first + j] = 0, True
+        lowest = smallest_bits[c]
+        for j in range(shown):
+            lowest = min(lowest, bits[j])
+        smallest_bits[c] = lowest
+        if below >= 1.0:
+            for j in range(known - shown):
+                targets[n_targets + j], truth[n_targets + j] = first + shown + j, ordered[shown + j]
+            n_targets += known - shown
+        else:
+            j = shown
+            for i in range(number):
+                if of_gene[i] >= 0 and of_u[i] < rate:
+                    if of_u[i] < below:
+                        targets[n_targets], truth[n_targets] = first + j, ordered[j]
+                        n_targets += 1
+                    j += 1
+    return offsets[-1], n_targets
 
 
 def pack(
@@ -197,72 +207,26 @@ def pack(
     *,
     vocabulary: np.ndarray,
     max_genes: int,
-    hashes: bool = True,
+    scored: float = 1.0,
 ) -> Packed:
     """Pack the detected genes of some cells into one row of tokens, visible ones first within each cell.
 
     source: their counts, as CSR or where they lie; cells: [C], numbers of the cells, part of the hash; totals: [C],
     what the counts of a cell are divided by; vocabulary: [genes of the store], the number of the model's gene or -1;
-    hashes: whether they are returned. A cell with more than max_genes tokens keeps a random max_genes of them. The hash
-    takes the store's gene numbers, so two models with different vocabularies hide the same entries.
+    scored: hidden tokens with a hash below it are targets. A cell with more than max_genes tokens keeps a random
+    max_genes of them. The hash takes the store's gene numbers, so two models with different vocabularies hide the same
+    entries.
     """
     (key, rates), source = hide, source if isinstance(source, Located) else located(source)
-    size = int(source.places[:, 4].sum())
-    out = np.empty(size, np.int32), np.empty(size, np.float32), np.empty(size if hashes else 0, np.float32)
-    offsets, visible = np.zeros(len(cells) + 1, np.int32), np.zeros(len(cells), np.int32)
+    size, n = int(source.places[:, 4].sum()), len(cells)
+    tokens = np.empty(size, np.int32), np.empty(size, np.float32), np.empty(size, bool)
+    of_cells = np.zeros(n + 1, np.int32), np.zeros(n, np.int32), np.full(n, np.inf, np.float32), np.zeros(n, np.int32)
+    found = np.empty(size, np.int64), np.empty(size, np.float32)
     # A key of its own: by the hash that hides, a cut cell would lose its visible entries first.
     thresholds = _thresholds(source, cells, (key + 1) % 2**64, vocabulary, max_genes)
-    inputs = source.places, cells, totals, np.uint64(key), rates, vocabulary, thresholds
-    left_out = _pack(*inputs, *out, offsets, visible)
-    genes, values, uniforms = (x[: offsets[-1]] for x in out)
-    return Packed(genes, values, uniforms, offsets, visible, int(left_out))
-
-
-@njit(cache=True, nogil=True)
-def _blank(values, uniforms, offsets, visible, below, hidden, targets, truth):
-    """Fill the outputs, and return the number of targets."""
-    found = 0
-    for c in range(len(visible)):
-        for j in range(offsets[c] + visible[c], offsets[c + 1]):
-            hidden[j] = True
-            targets[found], truth[found] = j, values[j]
-            found += len(uniforms) == 0 or uniforms[j] < below
-            values[j] = 0
-    return found
-
-
-def blank(packed: Packed, scored: float | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Make the values of hidden tokens 0, in place, and return (hidden, targets, truth).
-
-    Targets, int64 [M] ascending, are the hidden tokens whose hash is below `scored`, or all of them; truth, float32
-    [M], their values.
-    """
-    size = len(packed.values)
-    hidden, room = np.zeros(size, bool), size - int(packed.visible.sum())
-    room += 1  # one more is written before it is known whether it is a target
-    targets, truth = np.empty(room, np.int64), np.empty(room, np.float32)
-    uniforms, below = (packed.uniforms[:0], 0.0) if scored is None else (packed.uniforms, scored)
-    found = _blank(packed.values, uniforms, packed.offsets, packed.visible, np.float32(below), hidden, targets, truth)
-    return hidden, targets[:found], truth[:found]
-
-
-@njit(cache=True, nogil=True)
-def _smallest(bits, offsets, visible, out):
-    for c in range(len(visible)):
-        smallest = out[c]
-        for value in bits[offsets[c] : offsets[c] + visible[c]]:
-            smallest = min(smallest, value)
-        out[c] = smallest
-
-
-def smallest_visible(values: np.ndarray, offsets: np.ndarray, visible: np.ndarray) -> np.ndarray:
-    """Return the smallest of the visible values of each cell, float32 [C], infinite where there are none.
-
-    values: float32 [T], not negative, so that the order of their bits, which compilers make vectors of, is theirs.
-    """
-    out = np.full(len(visible), np.inf, np.float32)
-    _smallest(values.view(np.int32), offsets, visible, out.view(np.int32))
-    return out
+    inputs = source.places, cells, totals, np.uint64(key), rates, float(scored), vocabulary, thresholds
+    n_tokens, n_targets = _pack(*inputs, *tokens, of_cells, found)
+    return Packed(*(x[:n_tokens] for x in tokens), *of_cells, *(x[:n_targets] for x in found))
 
 
 @njit(cache=True, nogil=True)

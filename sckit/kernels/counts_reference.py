@@ -26,11 +26,14 @@ class Packed(NamedTuple):
     """Detected genes of C cells as one row of T tokens, the visible ones first within each cell."""
 
     genes: np.ndarray  # int32 [T], numbers in the model
-    values: np.ndarray  # float32 [T], log1p of counts per 10,000
-    uniforms: np.ndarray  # float32 [T], the hash that decides what is hidden; empty where it is not asked for
+    values: np.ndarray  # float32 [T], log1p of counts per 10,000; 0 where hidden
+    hidden: np.ndarray  # bool [T]
     offsets: np.ndarray  # int32 [C + 1]
     visible: np.ndarray  # int32 [C], number of visible tokens
-    cut: int  # entries left out of cells over max_genes
+    smallest: np.ndarray  # float32 [C], of the visible values; infinite where there are none
+    left_out: np.ndarray  # int32 [C], entries of cells over max_genes
+    targets: np.ndarray  # int64 [M], hidden tokens to predict, rising
+    truth: np.ndarray  # float32 [M], their values
 
 
 class Half(NamedTuple):
@@ -59,11 +62,19 @@ def cut(csr: Csr, cells: np.ndarray, key: int, *, vocabulary: np.ndarray, max_ge
 
 
 def pack(
-    csr: Csr, cells: np.ndarray, totals: np.ndarray, hide: Hide, *, vocabulary: np.ndarray, max_genes: int
+    csr: Csr,
+    cells: np.ndarray,
+    totals: np.ndarray,
+    hide: Hide,
+    *,
+    vocabulary: np.ndarray,
+    max_genes: int,
+    scored: float = 1.0,
 ) -> Packed:
     """Pack the detected genes, visible ones first; arguments and results as in `counts_numba.pack`."""
     indptr, genes, counts = csr
-    tokens, lengths, visible, left_out = [(genes[:0], np.zeros(0), np.zeros(0))], [], [], 0
+    tokens = [(genes[:0], np.zeros(0), np.zeros(0), np.zeros(0, bool))]
+    smallest, left_out = np.full(len(cells), np.inf), np.zeros(len(cells), np.int32)
     for c in range(len(cells)):
         span = slice(indptr[c], indptr[c + 1])
         known = vocabulary[genes[span]] >= 0
@@ -71,29 +82,27 @@ def pack(
         if len(stored) > max_genes:
             u = entry_uniform((hide.key + 1) % 2**64, cells[c], stored)
             chosen = np.sort(np.argsort(u, kind="stable")[:max_genes])
-            left_out += len(stored) - max_genes
+            left_out[c] = len(stored) - max_genes
             stored, count = stored[chosen], count[chosen]
         u = entry_uniform(hide.key, cells[c], stored)
-        gene = vocabulary[stored]
-        order = np.argsort(u < hide.rates[c], kind="stable")
+        hidden = u < hide.rates[c]
         value = np.log1p(count * (TARGET_SUM / totals[c]))
-        tokens.append((gene[order], value[order], u[order]))
-        lengths.append(len(gene))
-        visible.append(int((u >= hide.rates[c]).sum()))
-    gene, value, u = (np.concatenate(x) for x in zip(*tokens, strict=True))
-    offsets = _before(np.array(lengths, np.int64)).astype(np.int32)
-    tokens = gene.astype(np.int32), value.astype(np.float32), u.astype(np.float32)
-    return Packed(*tokens, offsets, np.array(visible, np.int32), left_out)
-
-
-def blank(packed: Packed, scored: float | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Blank the hidden tokens and list the targets; arguments and results as in `counts_numba.blank`."""
-    first_hidden = packed.offsets[:-1] + packed.visible
-    hidden = np.arange(len(packed.genes)) >= np.repeat(first_hidden, np.diff(packed.offsets))
-    targets = np.flatnonzero(hidden if scored is None else hidden & (packed.uniforms < np.float32(scored)))
-    truth = packed.values[targets]
-    packed.values[hidden] = 0
-    return hidden, targets, truth
+        smallest[c] = value[~hidden].min(initial=np.inf)
+        order = np.argsort(hidden, kind="stable")
+        tokens.append((vocabulary[stored][order], value[order], u[order], hidden[order]))
+    gene, value, u, hidden = (np.concatenate(x) for x in zip(*tokens, strict=True))
+    targets = np.flatnonzero(hidden & (u < scored))
+    return Packed(
+        genes=gene.astype(np.int32),
+        values=np.where(hidden, 0, value).astype(np.float32),
+        hidden=hidden,
+        offsets=_before(np.array([len(own) for own, *_ in tokens[1:]], np.int64)).astype(np.int32),
+        visible=np.array([np.sum(~own) for *_, own in tokens[1:]], np.int32),
+        smallest=smallest.astype(np.float32),
+        left_out=left_out,
+        targets=targets,
+        truth=value[targets].astype(np.float32),
+    )
 
 
 def halve(

@@ -20,6 +20,7 @@ class Starts:
 
     def __init__(self, run: Run, model: Model, device: torch.device) -> None:
         self._model, self.offsets, self.train = model, offset_forms(run), run.cells(TRAIN)
+        self._chunks = run.store.chunks(self.train)
         self._fits = cross_fits(run) if model.config.start == "offset" else None
         if self._fits is not None:
             self._whole = {name: getattr(model.linear, name).clone() for name in CROSS_FITTED}
@@ -44,7 +45,8 @@ class Starts:
 
     def batches(self, lengths: np.ndarray, tokens: int, seed: tuple[int, int]) -> Parts:
         """Return the training batches of an epoch; arguments as in `epoch_batches`."""
-        return epoch_batches(self.train, lengths, tokens, seed, None if self._fits is None else self._fits.fold)
+        folds = None if self._fits is None else self._fits.fold
+        return epoch_batches(self.train, self._chunks, lengths, tokens, seed, folds)
 
     def _validation(self, run: Run) -> Parts:
         """Return the validation cells; where folds are whole groups, by fold, so that they stand for new groups."""

@@ -93,7 +93,8 @@ def of_sckit(layout: str) -> Engine:
             return Loaded(len(batch.cells), len(batch.genes), own)
 
         def begin() -> Iterator[Loaded]:
-            parts = [cells for _, cells in epoch_batches(np.arange(store.n_cells), lengths, tokens, (0, 0))]
+            cells = np.arange(store.n_cells)
+            parts = [part for _, part in epoch_batches(cells, store.chunks(cells), lengths, tokens, (0, 0))]
             return map(loaded, packed(packer, parts, len(os.sched_getaffinity(0))))
 
         return begin
