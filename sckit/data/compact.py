@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -13,14 +13,13 @@ import pyarrow as pa
 from sckit.data.layouts import DamagedError, Entries, check, check_indptr, mapped, mapped_bytes
 from sckit.data.views import indptr_of
 
-if TYPE_CHECKING:
-    from sckit.kernels.located_numba import Located
-
 CHUNK_CELLS = 64
 _COLUMNS = 5  # of the table of chunks: ends of gaps and of counts, bytes of gaps unpacked, largest count, sum
 _LEVEL = 1  # of zstd: higher levels save nothing
-_TOGETHER = 2**22  # entries of the chunks of one part
 _MOST_BYTES = 6  # of an unpacked entry
+
+Key = tuple[int, int]
+"""The number of a shard and of a chunk in it."""
 
 
 class Chunk(NamedTuple):
@@ -38,40 +37,49 @@ class Decoded:
         """room: how many entries are held, besides those that threads still use."""
         self.room = room
         self._lock = Lock()
-        self._held: dict[tuple[CompactShard, int], Chunk] = {}
-        self._claimed: set[tuple[CompactShard, int]] = set()
+        self._held: dict[Key, Chunk] = {}
+        self._claimed: set[Key] = set()
         self._entries = 0
 
-    def find(self, shard: CompactShard, chunks: list[int]) -> list[Chunk | None]:
-        """Return chunks that are held, None for others."""
+    def chunks(self, keys: list[Key], decode: Callable[[Key], Chunk]) -> list[Chunk]:
+        """Return chunks, decoded; those that another thread has claimed come last, when they mostly are there."""
         with self._lock:
-            return [self._held.get((shard, chunk)) for chunk in chunks]
+            found = {key: self._held.get(key) for key in keys}
+        claimed = []
+        for key in keys:
+            if found[key] is None:
+                if self._claim(key):
+                    found[key] = self._keep(key, decode(key))
+                else:
+                    claimed.append(key)
+        for key in claimed:
+            found[key] = self._held.get(key) or self._keep(key, decode(key))
+        return [each for each in found.values() if each is not None]
 
-    def claim(self, shard: CompactShard, chunk: int) -> bool:
+    def _claim(self, key: Key) -> bool:
         """Return whether a chunk is for the caller to decode: it is not held, and no other thread has claimed it."""
         with self._lock:
-            if (shard, chunk) in self._held or (shard, chunk) in self._claimed:
+            if key in self._held or key in self._claimed:
                 return False
-            self._claimed.add((shard, chunk))
+            self._claimed.add(key)
             return True
 
-    def keep(self, shard: CompactShard, chunk: int, decoded: Chunk) -> None:
+    def _keep(self, key: Key, decoded: Chunk) -> Chunk:
         """Hold a chunk, and let the oldest ones go."""
         with self._lock:
-            self._claimed.discard((shard, chunk))
-            if (shard, chunk) not in self._held:
-                self._held[shard, chunk] = decoded
+            self._claimed.discard(key)
+            if key not in self._held:
+                self._held[key] = decoded
                 self._entries += len(decoded.genes)
             while self._entries > self.room and len(self._held) > 1:
                 self._entries -= len(self._held.pop(next(iter(self._held))).genes)
+        return decoded
 
 
 class CompactShard:
     """A shard in chunks of 64 cells: the gaps between genes, compressed with zstd, and the counts in half a byte."""
 
-    def __init__(
-        self, paths: list[Path], manifest_entry: dict[str, Any], gene_dtype: np.dtype, n_genes: int, decoded: Decoded
-    ) -> None:
+    def __init__(self, paths: list[Path], manifest_entry: dict[str, Any], gene_dtype: np.dtype, n_genes: int) -> None:
         """Read where the chunks lie. Raises DamagedError."""
         self.indptr, self._table = (mapped(path) for path in paths[:2])
         check_indptr(self.indptr, manifest_entry)
@@ -80,7 +88,7 @@ class CompactShard:
         self._bounds = np.concatenate(([0], self._table[:, :2].ravel()))  # of gaps and counts of all chunks
         self._bytes = mapped_bytes(paths[2]) if self._bounds[-1] else np.empty(0, np.uint8)
         check(bool((np.diff(self._bounds) >= 0).all()) and self._bounds[-1] == len(self._bytes))
-        self._gene_dtype, self._n_genes, self._decoded = gene_dtype, n_genes, decoded
+        self._gene_dtype, self._n_genes = gene_dtype, n_genes
         self._codec = pa.Codec("zstd")
 
     def entries(self, first: int, last: int) -> Entries:
@@ -89,7 +97,7 @@ class CompactShard:
         for chunk in range(first // CHUNK_CELLS, -(-last // CHUNK_CELLS)):
             begin = chunk * CHUNK_CELLS
             low, high = self.indptr[[max(first, begin), min(last, begin + CHUNK_CELLS)]] - self.indptr[begin]
-            parts.append([array[low:high] for array in self._decode(chunk)])
+            parts.append([array[low:high] for array in self.decode(chunk)])
         if len(parts) == 1:
             return parts[0][0], parts[0][1]
         genes, counts = (
@@ -97,48 +105,8 @@ class CompactShard:
         )
         return np.concatenate(genes), np.concatenate(counts)
 
-    def located(self, cells: np.ndarray) -> Iterator[tuple[np.ndarray, Located]]:
-        """Yield the cells [C] in parts: which of them, and where their entries lie in chunks that are decoded.
-
-        A chunk is decoded once for this call and the next ones, in this thread and others. Raises DamagedError.
-        """
-        from sckit.kernels.located_numba import Located, places_of  # slow to load
-
-        used, own = np.unique(cells // CHUNK_CELLS, return_inverse=True)
-        begins = self.indptr[used * CHUNK_CELLS]
-        sizes = self.indptr[np.minimum((used + 1) * CHUNK_CELLS, len(self.indptr) - 1)] - begins
-        low, high = self.indptr[cells] - begins[own], self.indptr[cells + 1] - begins[own]
-        parts = np.cumsum(sizes) // _TOGETHER
-        for part in np.unique(parts):
-            chunks, places = np.flatnonzero(parts == part), np.flatnonzero(parts[own] == part)
-            held = self._decoded_chunks(used[chunks].tolist())
-            entries = np.array([chunk.place for chunk in held])[own[places] - chunks[0]]
-            yield places, Located(places_of(entries, low[places], high[places]), held)
-
-    def _decoded_chunks(self, chunks: list[int]) -> list[Chunk]:
-        """Return chunks, decoded; those that another thread has claimed come last, when they mostly are there."""
-        found = dict(zip(chunks, self._decoded.find(self, chunks), strict=True))
-        claimed = []
-        for chunk in chunks:
-            if found[chunk] is None:
-                if self._decoded.claim(self, chunk):
-                    found[chunk] = self._kept(chunk)
-                else:
-                    claimed.append(chunk)
-        for chunk, held in zip(claimed, self._decoded.find(self, claimed), strict=True):
-            found[chunk] = held or self._kept(chunk)
-        return [each for each in found.values() if each is not None]
-
-    def _kept(self, chunk: int) -> Chunk:
-        """Decode a chunk and hold it."""
-        from sckit.kernels.located_numba import address  # slow to load
-
-        genes, counts = self._decode(chunk)
-        decoded = Chunk(genes, counts, address(genes, counts))
-        self._decoded.keep(self, chunk, decoded)
-        return decoded
-
-    def _decode(self, chunk: int) -> Entries:
+    def decode(self, chunk: int) -> Entries:
+        """Return the entries of a chunk. Raises DamagedError."""
         from sckit.kernels.packing_numba import unpack_entries  # slow to load
 
         first, last = chunk * CHUNK_CELLS, min((chunk + 1) * CHUNK_CELLS, len(self.indptr) - 1)

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-
-if TYPE_CHECKING:
-    from sckit.kernels.located_numba import Located
 
 MAPPED, COMPACT = "mapped", "compact"
 VERSIONS = {MAPPED: 1, COMPACT: 2}
@@ -35,10 +31,6 @@ class Shard(Protocol):
         """Return the entries of cells first..last, counts in an unsigned type that holds them."""
         ...
 
-    def located(self, cells: np.ndarray) -> Iterator[tuple[np.ndarray, Located]]:
-        """Yield which of the cells [C] a part has, as positions among them, and where their entries lie."""
-        ...
-
 
 class DamagedError(Exception):
     """The files of a shard are not what `prepare` wrote; the text says what is wrong, after "the shard"."""
@@ -50,29 +42,21 @@ class MappedShard:
     def __init__(self, paths: list[Path], manifest_entry: dict[str, Any], gene_dtype: np.dtype, n_genes: int) -> None:
         """Map the arrays. Raises DamagedError."""
         self._n_genes = n_genes
-        self.indptr, self._genes, self._counts = (mapped(path) for path in paths)
+        self.indptr, self.genes, self.counts = (mapped(path) for path in paths)
         check_indptr(self.indptr, manifest_entry)
         shape = (manifest_entry["nonzeros"],)
-        check((self._genes.shape, self._counts.shape, self._genes.dtype) == (shape, shape, gene_dtype))
-        check(self._counts.dtype in (np.uint8, np.uint16, np.uint32))
+        check((self.genes.shape, self.counts.shape, self.genes.dtype) == (shape, shape, gene_dtype))
+        check(self.counts.dtype in (np.uint8, np.uint16, np.uint32))
 
     def entries(self, first: int, last: int) -> Entries:
         """Return views of the entries of cells first..last. Raises DamagedError."""
         low, high = int(self.indptr[first]), int(self.indptr[last])
-        genes = self._genes[low:high]
-        self._check_genes(int(genes.min(initial=0)), int(genes.max(initial=0)))
-        return genes, self._counts[low:high]
+        genes = self.genes[low:high]
+        self.check_genes(int(genes.min(initial=0)), int(genes.max(initial=0)))
+        return genes, self.counts[low:high]
 
-    def located(self, cells: np.ndarray) -> Iterator[tuple[np.ndarray, Located]]:
-        """Yield all of the cells [C], and where their entries lie. Raises DamagedError."""
-        from sckit.kernels.located_numba import Located, address, largest_gene, places_of  # slow to load
-
-        entries = self._genes, self._counts
-        places = places_of(address(*entries), self.indptr[cells], self.indptr[cells + 1])
-        self._check_genes(0, int(largest_gene(places)))
-        yield np.arange(len(cells)), Located(places, entries)
-
-    def _check_genes(self, smallest: int, largest: int) -> None:
+    def check_genes(self, smallest: int, largest: int) -> None:
+        """Raise DamagedError where these are no numbers of genes."""
         if not 0 <= smallest <= max(largest, 0) < self._n_genes:
             message = "holds a count of a gene that the store does not have"
             raise DamagedError(message)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +11,9 @@ import numpy as np
 import pandas as pd
 
 from sckit.data.cell_table import CellTable
-from sckit.data.compact import CHUNK_CELLS, CompactShard, Decoded
 from sckit.data.genes import vocabulary_hash
 from sckit.data.labels import Labels
-from sckit.data.layouts import COMPACT, VERSIONS, DamagedError, MappedShard, Shard
+from sckit.data.layouts import VERSIONS
 from sckit.data.manifest import (
     FORMAT,
     MANIFEST,
@@ -23,8 +21,8 @@ from sckit.data.manifest import (
     gene_dtype,
     is_manifest,
     layout_of,
-    shard_files,
 )
+from sckit.data.stored_shards import stored_shards
 from sckit.data.views import Csr, indptr_of
 from sckit.errors import DataError
 
@@ -48,9 +46,7 @@ class Store:
         self.report = report or {}
         self.input_rows = input_rows
         """[C] int64: row of each cell among those of the inputs, rising; None where the store was opened."""
-        self._starts = indptr_of([shard["cells"] for shard in manifest["shards"]])  # [shards + 1]
-        self._shards: dict[int, Shard] = {}
-        self._decoded = Decoded()
+        self.shards = stored_shards(path, manifest)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the path alone, so that a worker process opens the files itself."""
@@ -118,15 +114,9 @@ class Store:
         """
         from sckit.kernels.located_numba import copy_cells  # slow to load
 
-        numbers, local = self._shards_of(cells)
-        lengths = np.zeros(len(local), np.int64)
-        for number in np.unique(numbers).tolist():
-            places = np.flatnonzero(numbers == number)
-            bounds = self._shard(number).indptr
-            lengths[places] = bounds[local[places] + 1] - bounds[local[places]]
-        indptr = indptr_of(lengths)
+        indptr = indptr_of(self.shards.lengths(cells))
         genes, counts = np.empty(indptr[-1], gene_dtype(self.n_genes)), np.empty(indptr[-1], np.uint32)
-        for places, found in self._located(numbers, local):
+        for places, found in self.shards.located(cells):
             copy_cells(found.places, indptr[places], genes, counts)
         return indptr, genes, counts
 
@@ -137,36 +127,11 @@ class Store:
         """
         from sckit.kernels.located_numba import Located  # slow to load
 
-        numbers, local = self._shards_of(cells)
-        places, held = np.empty((len(local), 5), np.int64), []
-        for positions, found in self._located(numbers, local):
+        places, held = np.empty((len(cells), 5), np.int64), []
+        for positions, found in self.shards.located(cells):
             places[positions] = found.places
             held.append(found.held)
         return Located(places, held)
-
-    def chunks(self, cells: np.ndarray) -> np.ndarray:
-        """Return the number [C] of the chunk that each cell lies in: up to 64 neighbours, of one shard."""
-        numbers, local = self._shards_of(cells)
-        before = indptr_of([-(-shard["cells"] // CHUNK_CELLS) for shard in self.manifest["shards"]])
-        return before[numbers] + local // CHUNK_CELLS
-
-    def _shards_of(self, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the number of each cell's shard and its row there, int64 [C]."""
-        cells = np.asarray(cells, dtype=np.int64)
-        if len(cells) and not 0 <= int(cells.min()) <= int(cells.max()) < self.n_cells:
-            raise IndexError(f"cells must be in 0..{self.n_cells - 1}, not {cells.min()}..{cells.max()}")
-        numbers = np.searchsorted(self._starts, cells, side="right") - 1
-        return numbers, cells - self._starts[numbers]
-
-    def _located(self, numbers: np.ndarray, local: np.ndarray) -> Iterator[tuple[np.ndarray, Located]]:
-        """Yield cells in parts: which of them, and where their entries lie."""
-        for number in np.unique(numbers).tolist():
-            places = np.flatnonzero(numbers == number)
-            try:
-                for part, found in self._shard(number).located(local[places]):
-                    yield places[part], found
-            except DamagedError as error:
-                raise self._corrupt(number, error) from error
 
     def block(self, start: int, stop: int) -> Csr:
         """Read cells start..stop in store order.
@@ -176,17 +141,19 @@ class Store:
         """
         if not 0 <= start <= stop <= self.n_cells:
             raise IndexError(f"cells {start}..{stop} are not within 0..{self.n_cells}")
-        number = max(int(np.searchsorted(self._starts, start, side="right")) - 1, 0)
-        if start == stop or stop > self._starts[number + 1]:
+        if start == stop:
+            return self.rows(np.arange(0))
+        (number, last_number), (first, last) = (x.tolist() for x in self.shards.find(np.array([start, stop - 1])))
+        if number != last_number:
             return self.rows(np.arange(start, stop))
-        first, last = start - int(self._starts[number]), stop - int(self._starts[number])
-        shard = self._shard(number)
-        try:
-            genes, counts = shard.entries(first, last)
-        except DamagedError as error:
-            raise self._corrupt(number, error) from error
-        indptr = shard.indptr[first : last + 1]
+        with self.shards.opened(number) as shard:
+            genes, counts = shard.entries(first, last + 1)
+        indptr = shard.indptr[first : last + 2]
         return indptr - indptr[0], genes, counts
+
+    def chunks(self, cells: np.ndarray) -> np.ndarray:
+        """Return the number of the chunk that each cell lies in, int64 [C]: up to 64 neighbours, of one shard."""
+        return self.shards.chunks(cells)
 
     def verify(self) -> None:
         """Read every file again; raise `DataError` with the name of the first whose checksum is not the one written."""
@@ -194,25 +161,6 @@ class Store:
             raise DataError(f"{self.path / name} {problem}; the store is broken, prepare it again.")
         if vocabulary_hash(self.genes["id"], self.genes["symbol"]) != self.manifest["vocabulary_sha256"]:
             raise DataError(f"{self.path} has another gene list than its manifest says; prepare it again.")
-
-    def _shard(self, number: int) -> Shard:
-        if number not in self._shards:
-            entry, dtype, layout = self.manifest["shards"][number], gene_dtype(self.n_genes), layout_of(self.manifest)
-            assert layout is not None
-            paths = [self.path / name for name in shard_files(number, layout)]
-            try:
-                shard = (
-                    CompactShard(paths, entry, dtype, self.n_genes, self._decoded)
-                    if layout == COMPACT
-                    else MappedShard(paths, entry, dtype, self.n_genes)
-                )
-            except DamagedError as error:
-                raise self._corrupt(number, error) from error
-            self._shards.setdefault(number, shard)  # another thread may have been faster
-        return self._shards[number]
-
-    def _corrupt(self, number: int, error: DamagedError) -> DataError:
-        return DataError(f"{self.path} is corrupt: shard {number} {error}; prepare it again.")
 
 
 def open_store(path: Path | str) -> Store:
@@ -275,7 +223,8 @@ def _median_genes(store: Store) -> float:
     """Return the median number of detected genes of the cells, from how many cells have each number."""
     cells = np.zeros(store.n_genes + 1, np.int64)
     for number in range(len(store.manifest["shards"])):
-        detected = np.bincount(np.diff(store._shard(number).indptr), minlength=len(cells))
+        with store.shards.opened(number) as shard:
+            detected = np.bincount(np.diff(shard.indptr), minlength=len(cells))
         if len(detected) > len(cells):
             raise DataError(f"{store.path} is corrupt: a cell has more genes than there are; prepare it again.")
         cells += detected

@@ -79,6 +79,23 @@ def copy_numbers(numbers, out):
 
 
 @njit(**_options)
+def spans(shards, numbers, local, chunk_cells, out):
+    """Find cells among the entries of their chunks in one pass.
+
+    shards: int64 [shards, 2], address of the int64 bounds of the cells of each, and how many cells it has; numbers,
+    local: int64 [C], shard of each cell and its row there; chunk_cells: how many cells a chunk has; out: int64 [3, C],
+    where each cell begins and ends in its chunk, and the entries of that.
+    """
+    for c in range(len(numbers)):
+        cells = shards[numbers[c], 1]
+        bounds = carray(pointer(shards[numbers[c], 0]), cells + 1, np.int64)
+        first = local[c] // chunk_cells * chunk_cells
+        begin = bounds[first]
+        out[0, c], out[1, c] = bounds[local[c]] - begin, bounds[local[c] + 1] - begin
+        out[2, c] = bounds[min(first + chunk_cells, cells)] - begin
+
+
+@njit(**_options)
 def copy_cells(places, to, genes, counts):
     """Copy the entries of cells in one call, because each call waits for the lock of Python.
 

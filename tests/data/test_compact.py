@@ -64,9 +64,9 @@ def test_both_layouts_give_the_same_blocks(both, start, stop):
 @pytest.mark.parametrize("room", [4_500, 8_000, 2**25], ids=["one-chunk", "two-chunks", "all"])
 def test_threads_share_what_is_decoded(both, compact, room, monkeypatch):
     store, decoded = open_store(compact.path), []
-    store._decoded.room = room  # chunks have 2,000 to 4,500 entries
-    whole = CompactShard._decode
-    monkeypatch.setattr(CompactShard, "_decode", lambda self, chunk: decoded.append(chunk) or whole(self, chunk))
+    store.shards.decoded.room = room  # chunks have 2,000 to 4,500 entries
+    whole = CompactShard.decode
+    monkeypatch.setattr(CompactShard, "decode", lambda self, chunk: decoded.append(chunk) or whole(self, chunk))
     generator = np.random.default_rng(1)
     asked = [generator.integers(0, CELLS, 40) for _ in range(30)]
     with ThreadPoolExecutor(3) as threads:
@@ -82,14 +82,14 @@ def test_threads_share_what_is_decoded(both, compact, room, monkeypatch):
 
 def test_a_call_that_was_interrupted_leaves_the_next_one_its_chunks(both, compact, monkeypatch):
     with monkeypatch.context() as interrupted:
-        interrupted.setattr(CompactShard, "_decode", lambda _self, _chunk: (_ for _ in ()).throw(KeyboardInterrupt))
+        interrupted.setattr(CompactShard, "decode", lambda _self, _chunk: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             compact.rows(np.arange(150))
     np.testing.assert_array_equal(compact.rows(np.arange(150))[2], both[0].rows(np.arange(150))[2])
 
 
 def test_a_call_for_many_cells_is_cut(both, compact, monkeypatch):
-    monkeypatch.setattr("sckit.data.compact._TOGETHER", 3_000)  # chunks have 2,000 to 4,500 entries
+    monkeypatch.setattr("sckit.data.stored_shards._TOGETHER", 3_000)  # chunks have 2,000 to 4,500 entries
     cells = np.random.default_rng(0).permutation(150)
     for of_mapped, of_compact in zip(both[0].rows(cells), compact.rows(cells), strict=True):
         np.testing.assert_array_equal(of_compact, of_mapped)
