@@ -113,7 +113,7 @@ def test_packages_stay_small_enough_to_be_known():
     """A budget is raised in the commit of the capability that needs it, with the reason; no idea is cut over files."""
     for package in {package_of(path) for path in SOURCES}:
         paths = [path for path in SOURCES if package_of(path) == package]
-        limit = {"bench": 2550, "kernels": 4170, "data": 4100, "perturbation": 2770}.get(package, 2500)
+        limit = {"bench": 2550, "kernels": 4170, "data": 4120, "perturbation": 2770}.get(package, 2500)
         inner = {name: [path for path in paths if name in path.parts] for name in ("readers", "simulate")}
         assert lines(set(paths).difference(*inner.values())) <= limit, package
         for name, within in inner.items():
@@ -121,7 +121,7 @@ def test_packages_stay_small_enough_to_be_known():
     core = [path for path in SOURCES if str(path.relative_to(PACKAGE).with_suffix("")) in CORE]
     assert len(core) == len(CORE)
     assert lines(core) <= 2910
-    assert lines(path for path in SOURCES if package_of(path) not in ("kernels", "bench")) <= 21320
+    assert lines(path for path in SOURCES if package_of(path) not in ("kernels", "bench")) <= 21340
 
 
 def test_a_bare_kernels_is_not_ours():

@@ -148,6 +148,12 @@ class Packer:
         """Pack each part of the cells into a batch, which takes less time than one after the other."""
         return self._packed(parts, self.hiding.rates(np.concatenate(parts)))
 
+    def entries(self, cells: np.ndarray) -> int:
+        """Return how many entries there are to pack, at most where the view does not know it without reading."""
+        if isinstance(self.view, Store):
+            return int(self.view.shards.lengths(cells).sum())
+        return len(cells) * self.max_genes
+
     def _packed(self, parts: Sequence[np.ndarray], rates: np.ndarray) -> list[Batch]:
         """Pack each part of the cells into a batch; rates: share hidden in each cell of all parts."""
         cells = np.concatenate(parts)

@@ -1,9 +1,8 @@
 """Which cells go into which batch: a shuffled order that reads the store in stretches, cut into batches by tokens."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from functools import partial
-from itertools import pairwise
 
 import numpy as np
 
@@ -13,7 +12,7 @@ from sckit.data.views import CountsView, in_blocks, indptr_of
 
 _BLOCK_CELLS = 4096  # that are counted at once
 _STRETCH_CELLS = 4096  # that are mixed, of as many chunks as they are in
-_JOB_CELLS = 1024  # that a thread packs at a time, in as many batches as they are in
+_JOB_ENTRIES = 2**23  # that a thread packs at a time, if they are not of fewer cells than a stretch
 
 Parts = list[tuple[int | None, np.ndarray]]
 """Rows of the store, each part with the number of the fold that its cells are of, or None."""
@@ -51,12 +50,19 @@ def epoch_batches(
 
 def packed(packer: Packer, parts: Sequence[np.ndarray], threads: int) -> Generator[Batch]:
     """Yield each part of the cells as a batch, in order, while threads pack the next ones."""
-    edges = np.cumsum([len(part) for part in parts]) // _JOB_CELLS
-    firsts = np.flatnonzero(np.diff(edges, prepend=-1)).tolist()
-    jobs = (partial(packer.several, parts[i:j]) for i, j in pairwise([*firsts, len(parts)]))
-    with closing(in_threads(jobs, threads)) as made:
+    with closing(in_threads(_jobs(packer, parts), threads)) as made:
         for batches in made:
             yield from batches
+
+
+def _jobs(packer: Packer, parts: Sequence[np.ndarray]) -> Iterator[Callable[[], list[Batch]]]:
+    """Yield what threads have to do, each about a stretch, so that two of them seldom need the same chunks."""
+    first = cells = entries = 0
+    for last, part in enumerate(parts, 1):
+        cells, entries = cells + len(part), entries + packer.entries(part)
+        if cells >= _STRETCH_CELLS or entries >= _JOB_ENTRIES or last == len(parts):
+            yield partial(packer.several, parts[first:last])
+            first, cells, entries = last, 0, 0
 
 
 def batches_by_tokens(cells: np.ndarray, lengths: np.ndarray, tokens: int) -> list[np.ndarray]:

@@ -226,7 +226,9 @@ def pack(
     thresholds = _thresholds(source, cells, (key + 1) % 2**64, vocabulary, max_genes)
     inputs = source.places, cells, totals, np.uint64(key), rates, float(scored), vocabulary, thresholds
     n_tokens, n_targets = _pack(*inputs, *tokens, of_cells, found)
-    return Packed(*(x[:n_tokens] for x in tokens), *of_cells, *(x[:n_targets] for x in found))
+    genes, values, hidden = (x[:n_tokens] for x in tokens)
+    targets, truth = (x[:n_targets] for x in found)
+    return Packed(genes, values, hidden, *of_cells, targets, truth)
 
 
 @njit(cache=True, nogil=True)

@@ -68,9 +68,10 @@ def test_detected_genes_are_those_of_the_vocabulary_in_the_order_of_the_cells(si
 
 
 @pytest.mark.parametrize("is_store", [True, False])
-@pytest.mark.parametrize("job_cells", [1, 30, 1000])
-def test_batches_made_together_are_those_made_one_by_one(simulated, monkeypatch, is_store, job_cells):
-    monkeypatch.setattr("sckit.data.loader._JOB_CELLS", job_cells)
+@pytest.mark.parametrize(("job_cells", "job_entries"), [(1, 10**6), (30, 10**6), (1000, 10**6), (1000, 900)])
+def test_batches_made_together_are_those_made_one_by_one(simulated, monkeypatch, is_store, job_cells, job_entries):
+    monkeypatch.setattr("sckit.data.loader._STRETCH_CELLS", job_cells)
+    monkeypatch.setattr("sckit.data.loader._JOB_ENTRIES", job_entries)
     view = simulated if is_store else ShuffledView(simulated, 3)
     packer = Packer(view, np.arange(simulated.n_genes, dtype=np.int32), Hiding(0.3), scored=True, max_genes=20)
     cells, lengths = np.arange(100), simulated.obs["n_genes"].to_numpy()
