@@ -150,7 +150,7 @@ def _problem(name: str, answer: dict[str, Any]) -> str:
 def _row(op: str, case: str, engine: Engine, answers: list[dict[str, Any]]) -> Row:
     seconds = median(answer["seconds"] for answer in answers)
     speeds = {
-        f"{short}_per_s": answers[0][name] / seconds if name in answers[0] else None
+        f"{short}_per_s": median(answer[name] / answer["seconds"] for answer in answers) if name in answers[0] else None
         for short, name in (("nnz", "nonzeros"), ("cells", "cells"), ("tokens", "tokens"))
     }
     shares = [answer["share_of_peak"] for answer in answers if "share_of_peak" in answer]
@@ -164,16 +164,16 @@ def print_race(document: dict[str, Any], console: Console) -> None:
     table = Table(title=document["command"])
     for column in ("case", "engine", "role"):
         table.add_column(column)
-    for column in ("million nonzeros/s", "cells/s", "of peak", "MB", "s", "time of sckit / time"):
+    for column in ("million nonzeros/s", "cells/s", "of peak", "MB", "s", "speed / sckit's"):
         table.add_column(column, justify="right")
     rows, own = document["rows"], {}
     for row in rows:
         if row["role"] == "sckit":
-            own.setdefault(row["case"], row["median_s"])
+            own.setdefault(row["case"], row["nnz_per_s"])
     for row in sorted(rows, key=lambda row: (row["case"], row["median_s"])):
         share = f"{row['share_of_peak']:.0%}" if row["share_of_peak"] is not None else ""
-        ratio = f"{own[row['case']] / row['median_s']:.2f}" if row["case"] in own else ""
-        figures = f"{row['nnz_per_s'] / 1e6:,.1f}", f"{row['cells_per_s']:,.0f}", share
+        ratio = f"{row['nnz_per_s'] / own[row['case']]:.2f}" if row["case"] in own else ""
+        figures = f"{row['nnz_per_s'] / 1e6:,.3g}", f"{row['cells_per_s']:,.0f}", share
         memory = f"{row['peak_rss_bytes'] / 1e6:,.0f}", f"{row['median_s']:.3g}", ratio
         style = "bold" if row["role"] == "sckit" else None
         table.add_row(row["case"], row["engine"], row["role"], *figures, *memory, style=style)
