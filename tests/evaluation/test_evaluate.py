@@ -202,6 +202,7 @@ def test_a_run_that_was_not_trained_to_its_end_says_so(run, evaluation, tmp_path
     assert note.endswith(f"`sckit pretrain --resume {copy}`")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dispersion", [0.0, 0.3])
 def test_the_truth_of_simulated_data_reaches_what_is_attainable(tmp_path, dispersion):
     data = SimulateConfig(cells=800, genes=300, libraries=1, dispersion=dispersion)

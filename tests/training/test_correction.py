@@ -109,6 +109,7 @@ def fit(stub, draws, *, cells=3e3, steps=300, check=None):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("effect", "least"), [(0.5, 0.8), (0.0, None)])
 def test_a_planted_correction_is_found_and_none_where_there_is_none(effect, least):
     stub, new = Planted(), planted(effect=effect, seed=1)[0]
@@ -121,6 +122,7 @@ def test_a_planted_correction_is_found_and_none_where_there_is_none(effect, leas
     assert not any(p.requires_grad for p in stub.correction.parameters())
 
 
+@pytest.mark.slow
 def test_a_gene_of_few_cells_is_penalised_more():
     sizes = {}
     for cells in (10.0, 1e6):
