@@ -6,6 +6,7 @@ that were held out.
 """
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,13 @@ def found(data: str, setting: str) -> dict[str, Any]:
         facts["best"] = best["predictor"], row_of(result, best["predictor"])["r2_gene_mean"]
         facts |= {"trees": difference(row_of(result, TREES)["minus_best"]), loss: difference(best)}
         less = next(row for row in result["evaluation"]["differences"] if row["other"] == TREES)
-        facts |= {f"{loss} less trees": difference(less), f"{loss} hours": result["training_s"] / 3600}
+        facts |= {f"{loss} less trees": difference(less), f"{loss} hours": hours(result["training"])}
     return facts
+
+
+def hours(networks: list[dict[str, Any]]) -> float:
+    """Return what it took to train them: the median is taken for each, because some had to wait for other work."""
+    return len(networks) * statistics.median(network["wall_s"] for network in networks) / 3600
 
 
 def difference(row: dict[str, Any]) -> tuple[float, float, float]:
@@ -61,9 +67,16 @@ def difference(row: dict[str, Any]) -> tuple[float, float, float]:
 
 def table() -> str:
     """Return the table in Markdown."""
-    columns = "trees", *LOSSES, *(f"{loss} less trees" for loss in LOSSES)
-    names = "trees", "network", "network, count loss", "network less trees", "count network less trees"
-    lines = [f"| data | hidden | best linear baseline | {' | '.join(names)} |", "|" + "---|" * (3 + len(names))]
+    names = {
+        "trees": "trees", "squared": "network", "count": "network, count loss",
+        "squared less trees": "network less trees", "count less trees": "count network less trees",
+    }  # fmt: skip
+    everything = [found(data, setting) for data in DATA for setting in SETTINGS]
+    columns = [column for column in names if any(column in facts for facts in everything)]
+    lines = [
+        f"| data | hidden | best linear baseline | {' | '.join(names[c] for c in columns)} |",
+        "|" + "---|" * (3 + len(columns)),
+    ]
     for data, name in DATA.items():
         for setting, hidden in SETTINGS.items():
             if facts := found(data, setting):
@@ -71,8 +84,8 @@ def table() -> str:
                 less = [with_interval(*facts[one], digits=4, signed=True) if one in facts else "" for one in columns]
                 cells = [name, hidden, best, *less]
                 lines.append(f"| {' | '.join(cells)} |")
-    hours = {loss: [found(data, "all-hidden").get(f"{loss} hours", 0.0) for data in DATA] for loss in LOSSES}
-    each = (f"{loss} loss {sum(of):.1f} hours" for loss, of in hours.items())
+    spent = {loss: [found(data, "all-hidden").get(f"{loss} hours", 0.0) for data in DATA] for loss in LOSSES}
+    each = (f"{loss} loss {sum(of):.1f} hours" for loss, of in spent.items() if any(of))
     return "\n".join([*lines, "", f"Training: {', '.join(each)} of one core."])
 
 
@@ -84,8 +97,9 @@ def draw(path: Path) -> None:
     with mpl.rc_context(FONT):
         figure = Figure(figsize=(9.2, 3.9), layout="constrained")
         panels = figure.subplots(1, len(SETTINGS), sharey=True)
+        there = {data: name for data, name in DATA.items() if found(data, "all-hidden")}
         for panel, (setting, hidden) in zip(panels, SETTINGS.items(), strict=True):
-            of_data = [found(data, setting) for data in DATA]
+            of_data = [found(data, setting) for data in there]
             for place, (name, colour, marker) in enumerate(
                 [("trees", GREY, "s"), ("squared", VERMILLION, "o"), ("count", ORANGE, "o")]
             ):
@@ -94,9 +108,11 @@ def draw(path: Path) -> None:
                 for height, value, low, high in rows:
                     panel.plot([low, high], [height, height], color=colour, lw=1.6)
                     panel.plot(value, height, marker, color=colour, ms=5)
-                panel.plot([], [], marker, color=colour, ms=5, label=label)
+                if rows:
+                    panel.plot([], [], marker, color=colour, ms=5, label=label)
             panel.axvline(0, color="black", lw=0.7, zorder=0)
-            panel.set_yticks([-i for i in range(len(DATA))], [name.replace(", ", "\n", 1) for name in DATA.values()])
+            panel.set_yticks([-i for i in range(len(there))], [name.replace(", ", "\n", 1) for name in there.values()])
+            panel.locator_params(axis="x", nbins=4)
             panel.set_title(hidden, loc="left")
             panel.set_xlabel("R² less that of the best linear baseline")
             clean(panel, "x")
