@@ -1,22 +1,28 @@
-"""Write a store with many cells and few counts: `python bench/large_store.py --cells 30000000 --out large.sckit`.
+"""Measure a store with many cells and few counts: `python bench/large_store.py --cells 30000000 --out large.sckit`.
 
 Its obs table has columns such as those of the CELLxGENE Census, and all of its shards have the same counts, as links to
-the files of one. It shows what opening a store and reading its labels cost; the counts mean nothing.
+the files of one. It shows what opening a store, reading its labels and the order of an epoch cost; the counts mean
+nothing. Appends the seconds and the anonymous memory of each to results/large-store.jsonl.
 """
 
 import argparse
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from memory import measure
 
+from sckit.bench.report import append_rows
 from sckit.config.prepare import PrepareConfig
 from sckit.data.genes import vocabulary_hash
 from sckit.data.manifest import MANIFEST, write_rows, write_table
 from sckit.data.prepare import prepare
+from sckit.data.store import open_store
 from sckit.files import to_json, write_json
+from sckit.provenance import commit, environment
 
 GENES, PER_SHARD, ROWS = 2000, 32_768, 2**17
 """Genes, cells of a shard, and cells whose labels are made at a time."""
@@ -25,17 +31,51 @@ _SIZES = {"dataset_id": 1500, "donor_id": 20_000, "assay": 25, "cell_type": 900,
 _SIZES |= {"development_stage": 200, "sex": 3, "tissue_general": 60, "suspension_type": 2}
 
 
+_SPLIT = """
+import sys
+from sckit.config import PretrainConfig
+from sckit.data.split import split_cells
+from sckit.data.store import open_store
+
+split_cells(open_store(sys.argv[1]), PretrainConfig(group="donor_id"))
+"""
+_ORDER = """
+import sys
+import numpy as np
+from sckit.data.loader import epoch_batches
+from sckit.data.store import open_store
+
+store = open_store(sys.argv[1])
+cells = np.arange(store.n_cells)
+lengths = store.cells.numbers("n_genes").astype(np.int32)
+assert sum(len(part) for _, part in epoch_batches(cells, store.chunks(cells), lengths, 32_768, (0, 0))) == len(cells)
+"""
+
+
 def main() -> None:
-    """Write one shard as `sckit prepare` does, link it as often as there are shards, and write the labels."""
+    """Write the store unless it is there, and measure what it costs in processes of their own."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cells", type=int, default=30_000_000)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    write_large(arguments.out, arguments.cells)
+    if not arguments.out.exists():
+        write_large(arguments.out, arguments.cells)
+    out, cells = str(arguments.out), open_store(arguments.out).n_cells
+    for what, words in {
+        "sckit info": [sys.executable, "-m", "sckit", "info", out],
+        "split by a column": [sys.executable, "-c", _SPLIT, out],
+        "order of the first epoch": [sys.executable, "-c", _ORDER, out],
+    }.items():
+        line = {"what": what, "cells": cells} | measure(words) | {"commit": commit(), "environment": environment()}
+        print(line)
+        append_rows({"rows": [line]}, Path(__file__).parent / "results" / "large-store.jsonl")
 
 
 def write_large(out: Path, cells: int) -> None:
-    """Write a store of this many cells, rounded up to whole shards."""
+    """Write one shard as `sckit prepare` does, link it as often as there are shards, and write the labels.
+
+    The store has this many cells, rounded up to whole shards.
+    """
     one = prepare([_one_shard(out)], out, config=PrepareConfig(cells_per_shard=PER_SHARD, layout="mapped"))
     shards, (first,) = -(-cells // PER_SHARD), one.manifest["shards"]
     entries = [first]

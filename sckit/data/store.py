@@ -152,7 +152,7 @@ class Store:
         return indptr - indptr[0], genes, counts
 
     def chunks(self, cells: np.ndarray) -> np.ndarray:
-        """Return the number of the chunk that each cell lies in, int64 [C]: up to 64 neighbours, of one shard."""
+        """Return the number of the chunk that each cell lies in, int32 [C]: up to 64 neighbours, of one shard."""
         return self.shards.chunks(cells)
 
     def verify(self) -> None:

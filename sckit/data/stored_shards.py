@@ -73,9 +73,9 @@ class StoredShards(ABC, Generic[S]):
         return numbers, cells - self._starts[numbers]
 
     def chunks(self, cells: np.ndarray) -> np.ndarray:
-        """Return the number of the chunk that each cell lies in, int64 [C]: up to 64 neighbours, of one shard."""
+        """Return the number of the chunk that each cell lies in, int32 [C]: up to 64 neighbours, of one shard."""
         numbers, local = self.find(cells)
-        return self._chunks_before[numbers] + local // CHUNK_CELLS
+        return (self._chunks_before[numbers] + local // CHUNK_CELLS).astype(np.int32)
 
     def lengths(self, cells: np.ndarray) -> np.ndarray:
         """Return the number of entries of each cell, int64 [C]."""
