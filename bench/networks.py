@@ -113,6 +113,7 @@ def draw(path: Path) -> None:
             panel.axvline(0, color="black", lw=0.7, zorder=0)
             panel.set_yticks([-i for i in range(len(there))], [name.replace(", ", "\n", 1) for name in there.values()])
             panel.locator_params(axis="x", nbins=4)
+            panel.set_ylim(0.5 - len(there), 0.6)
             panel.set_title(hidden, loc="left")
             panel.set_xlabel("R² less that of the best linear baseline")
             clean(panel, "x")
