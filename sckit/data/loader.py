@@ -11,8 +11,8 @@ from sckit.data.batch import Batch, Packer
 from sckit.data.views import CountsView, in_blocks, indptr_of
 
 _BLOCK_CELLS = 4096  # that are counted at once
-_STRETCH_CELLS = 4096  # that are mixed, of as many chunks as they are in
-_JOB_ENTRIES = 2**23  # that a thread packs at a time, if they are not of fewer cells than a stretch
+_STRETCH_CELLS = 4096  # that are mixed
+_JOB_ENTRIES = 2**23  # a thread packs a stretch at a time, or about as many entries
 
 Parts = list[tuple[int | None, np.ndarray]]
 """Rows of the store, each part with the number of the fold that its cells are of, or None."""
