@@ -97,11 +97,13 @@ class Soma(Source):
         return _open(self.path, self._config)
 
     def _read(self, handle: Any, first: int, last: int) -> Csr:
-        """Cut the block out of what was read, and read more at a time than one block where that is not too much."""
+        """Cut the block out of what was read, and read several at a time where that is not too much."""
         if self._dense:
             return self._dense_rows(handle, first, last)
         if self._read_ahead is None or not self._read_ahead[0] <= first <= last <= self._read_ahead[1]:
-            stop = min(max(last, first + self._cells_per_read), self.n_cells)
+            size = max(1, last - first)
+            blocks = max(1, self._cells_per_read // size)  # whole ones, so that no cell is read twice
+            stop = min(first + blocks * size, self.n_cells)
             indptr, genes, values = self._sparse_rows(handle, first, stop)
             fits = int(_ENTRIES_PER_READ / max(len(genes) / (stop - first), 1))
             self._cells_per_read = int(np.clip(fits, _CELLS_PER_BLOCK, _CELLS_PER_READ))

@@ -137,6 +137,22 @@ def places(known, wanted):
     return [int(table[i - first]) if 0 <= i - first < len(table) else -1 for i in ids.tolist()]
 
 
+@pytest.mark.parametrize("cells_per_read", [1, 3, 5, 100])
+def test_no_cell_is_read_twice(tmp_path, known, dense, open_source, monkeypatch, cells_per_read):
+    source, read = open_source(write_sparse(tmp_path / "x", known, list("ABCDE"))), []
+    monkeypatch.setattr("sckit.data.readers.soma._CELLS_PER_READ", cells_per_read)
+    monkeypatch.setattr("sckit.data.readers.soma._CELLS_PER_BLOCK", cells_per_read)
+    whole = type(source)._sparse_rows
+    monkeypatch.setattr(
+        type(source), "_sparse_rows", lambda self, handle, *cells: read.append(cells) or whole(self, handle, *cells)
+    )
+    source._cells_per_read = cells_per_read
+    blocks = list(source.blocks(cells_per_block=2))
+    assert [len(block.indptr) - 1 for block in blocks] == [2, 2, 2, 1]
+    assert [cell for first, last in read for cell in range(first, last)] == list(range(N_CELLS))
+    np.testing.assert_array_equal(dense(source), known)
+
+
 @pytest.mark.parametrize("step", [1, 7, 2**40])
 def test_join_ids_are_found_however_far_they_lie_apart(step):
     known = np.array([2, 3, 5]) * step
