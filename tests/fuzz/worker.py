@@ -105,7 +105,7 @@ def main() -> None:
 
 
 def _enter(place: Path) -> Path:
-    """Make the folder of a case anew and work in it."""
+    """Make an empty folder for a case and work in it."""
     shutil.rmtree(place, ignore_errors=True)
     (place / "tmp").mkdir(parents=True)
     os.chdir(place)
