@@ -61,6 +61,11 @@ def test_both_layouts_give_the_same_blocks(both, start, stop):
         np.testing.assert_array_equal(of_compact, of_mapped)
 
 
+def test_a_chunk_lies_in_one_shard(both):
+    for store in both:
+        assert store.chunks(np.array([0, 63, 64, 99, 100, 149])).tolist() == [0, 0, 1, 1, 2, 2]
+
+
 @pytest.mark.parametrize("room", [4_500, 8_000, 2**25], ids=["one-chunk", "two-chunks", "all"])
 def test_threads_share_what_is_decoded(both, compact, room, monkeypatch):
     store, decoded = open_store(compact.path), []

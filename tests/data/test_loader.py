@@ -48,7 +48,7 @@ def test_shuffle_mixes_chunks_within_stretches(rng, in_chunk):
     chunks = np.arange(20_000) // in_chunk
     order = shuffle(chunks, rng)
     np.testing.assert_array_equal(np.sort(order), np.arange(20_000))
-    assert np.mean(np.diff(chunks[order]) == 0) < 0.05
+    assert np.mean(np.abs(np.diff(order)) < 64) < 0.05  # whether chunks hold many cells that are wanted, or few
 
 
 @pytest.mark.parametrize("cells", [[], [3], [3, 4, 5]], ids=["none", "one", "three"])
