@@ -83,10 +83,11 @@ def shuffle(chunks: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """
     found = np.split(np.arange(len(chunks)), np.flatnonzero(np.diff(chunks)) + 1)
     found = [found[i] for i in generator.permutation(len(found))]
-    sizes = [len(chunk) for chunk in found]
-    stretch = np.repeat(indptr_of(sizes)[:-1] // _STRETCH_CELLS, sizes)
-    parts = np.split(np.concatenate(found), np.flatnonzero(np.diff(stretch)) + 1)
-    return np.concatenate([generator.permutation(part) for part in parts])
+    starts = indptr_of([len(chunk) for chunk in found])[:-1]
+    order = np.concatenate(found)
+    for stretch in np.split(order, starts[1:][np.diff(starts // _STRETCH_CELLS) > 0]):
+        generator.shuffle(stretch)  # in its place in the order
+    return order
 
 
 def detected_in(view: CountsView, vocabulary: np.ndarray, cells: np.ndarray) -> np.ndarray:
